@@ -1,0 +1,42 @@
+# Two commands do everything on a fresh machine: `make serve` and `make test`. Both install into .venv first.
+
+PYTHON ?= python3
+PORT ?= 8080
+VENV := .venv
+STAMP := $(VENV)/.installed
+
+.PHONY: install serve up test lint bench lock clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[ray,dev]"
+	touch $@
+
+serve: install  ## the Ray Serve application with the demo fraud model
+	$(VENV)/bin/tabpfn-serve serve --port $(PORT)
+
+up: install  ## the same application under uvicorn, without Ray
+	$(VENV)/bin/tabpfn-serve up --port $(PORT)
+
+test: install
+	$(VENV)/bin/python -m pytest
+
+lint: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+RESULTS := benchmarks/results
+
+bench: install  ## the numbers in the README: the engine in process, then load over HTTP on a server of its own
+	$(VENV)/bin/python -m benchmarks.offline.engine --json $(RESULTS)/offline-engine.json --plot $(RESULTS)/offline-engine.png
+	$(VENV)/bin/python -m benchmarks.online.demo --edge serve --rate 20 40 80 160 240 --duration 25 --json $(RESULTS)/online-load.json --plot $(RESULTS)/online-load.png
+
+lock: install  ## pin what is installed now; run it in a fresh environment after changing pyproject.toml
+	$(VENV)/bin/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,1 @@
+"""The engine alone, in this process: no server, no queue."""

@@ -1,0 +1,108 @@
+"""The native door: `POST /v1/models/{model}/predict` and the list of models.
+
+The handlers are raw Starlette ones behind FastAPI routes (`RawRoute`): FastAPI documents them and reads nothing, so a
+request is decoded once, by msgspec. Every prediction request is counted exactly once, whatever becomes of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from serve.api import openapi
+from serve.api.decode import check_media_type, decode_query
+from serve.api.disconnect import run_while_connected
+from serve.api.problems import CALLER_ERRORS, INTERNAL_ERROR, respond
+from serve.api.schemas import ModelList, Query, describe_model, encode_answer, summarise
+from serve.core import Prediction
+from serve.predictor import Predictor, ServedModel
+
+UNKNOWN_MODEL_LABEL = "unknown"
+"""The metrics' `model` where no known model was asked for, so that callers cannot invent series."""
+
+_CLIENT_CLOSED_REQUEST = 499
+_JSON = "application/json"
+
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class RawRoute(APIRoute):
+    """A route whose endpoint takes the request and gives the response, with nothing of FastAPI's in between."""
+
+    def get_route_handler(self) -> Handler:
+        handler: Handler = self.endpoint
+        return handler
+
+
+class NativeDoor:
+    """The handlers. Errors of `predict` are answered here, since they are counted; the others' by the app."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+        self._metrics = predictor.metrics
+
+    def mount(self, app: FastAPI) -> None:
+        self._add(app, "POST", openapi.PREDICT_PATH, self.predict, openapi.PREDICT)
+        self._add(app, "GET", "/v1/models", self.list_models, openapi.LIST_MODELS)
+        self._add(app, "GET", "/v1/models/{model}", self.describe_model, openapi.DESCRIBE_MODEL)
+
+    def _add(self, app: FastAPI, method: str, path: str, handler: Handler, docs: openapi.Document) -> None:
+        app.router.add_api_route(
+            path, handler, methods=[method], route_class_override=RawRoute, response_class=Response, **docs
+        )
+
+    async def predict(self, request: Request) -> Response:
+        arrived = time.perf_counter()
+        name, outcome = UNKNOWN_MODEL_LABEL, INTERNAL_ERROR
+        request_id: str = request.state.request_id
+        try:
+            model = self._predictor.model(request.path_params["model"])
+            name = model.definition.name
+            check_media_type(request.headers)
+            query = decode_query(await request.body())
+            prediction = await run_while_connected(self._predict(model, query), request.receive)
+            total_s = time.perf_counter() - arrived
+            content = encode_answer(model, prediction, request_id, 1e3 * total_s)
+            outcome = "ok"
+            self._metrics.request_seconds.labels(name).observe(total_s)
+            return Response(content, media_type=_JSON)
+        except CALLER_ERRORS as error:
+            outcome = error.code
+            return respond(error, request_id)
+        except ClientDisconnect:
+            outcome = "client_disconnected"
+            return Response(status_code=_CLIENT_CLOSED_REQUEST)  # nobody reads it
+        except asyncio.CancelledError:  # the server gave up on the connection
+            outcome = "cancelled"
+            raise
+        finally:
+            self._metrics.requests.labels(name, outcome).inc()
+
+    async def _predict(self, model: ServedModel, query: Query) -> Prediction:
+        if query.records is not msgspec.UNSET:
+            return await self._predictor.predict_records(model, query.records)
+        assert query.columns is not msgspec.UNSET
+        assert query.data is not msgspec.UNSET, "decode_query lets one form through"
+        return await self._predictor.predict_table(model, query.columns, query.data)
+
+    async def list_models(self, _: Request) -> Response:
+        models = ModelList([summarise(model) for model in self._predictor.models()])
+        return Response(msgspec.json.encode(models), media_type=_JSON)
+
+    async def describe_model(self, request: Request) -> Response:
+        settings = self._predictor.settings
+        description = describe_model(
+            self._predictor.model(request.path_params["model"]),
+            max_rows=settings.batching.max_batch_rows,
+            device=self._predictor.device,
+        )
+        return Response(msgspec.json.encode(description), media_type=_JSON)

@@ -1,0 +1,108 @@
+"""Every setting: frozen, one class per owner, unknown keys are errors. Each description says how to choose the value.
+
+The environment and files are read by the command line and the Ray edge only; below them settings are arguments.
+`docs/settings.md` is written from these descriptions (`tests/test_docs.py` compares).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve.core import DevicePattern
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EngineSettings(_Settings):
+    """Owner: `engine/`."""
+
+    device: str = Field(
+        "cpu",
+        pattern=DevicePattern,
+        description="Where models run: `cpu` or one named GPU, `cuda:0`. Never guessed: a fitted context belongs to "
+        "the kind of device that built it.",
+    )
+    num_threads: int = Field(
+        1,
+        ge=1,
+        description="Threads of torch on the CPU. 1 is steady beside other work; threads that wait for each other on "
+        "busy cores can be a hundred times slower. Raise it for full-size checkpoints on cores of their own.",
+    )
+    inference_precision: str = Field(
+        "float32",
+        pattern="^(float32|auto)$",
+        description="`float32` answers the same on every CPU; `auto` lets tabpfn choose (bfloat16 on CPUs and "
+        "GPUs that have it: faster for large checkpoints, answers differ by about 1e-3).",
+    )
+    parity_tolerance: float = Field(
+        1e-5,
+        gt=0,
+        description="Largest difference in the start-up check between a canary row alone, batched and as the library "
+        "answers it. Beyond it the start fails. About 1e-2 suits `auto` precision.",
+    )
+
+
+class BatchingSettings(_Settings):
+    """Owner: `batching/`."""
+
+    max_batch_rows: int = Field(
+        256,
+        ge=1,
+        le=32_768,
+        description="Most query rows in one forward pass, and in one request. Raise it until a full batch takes about "
+        "half of your latency target.",
+    )
+    max_queue_delay_ms: float = Field(
+        0.0,
+        ge=0,
+        description="Most a request may wait for company while the device is idle, counted from its arrival. 0 never "
+        "waits and still batches whatever queued while the device was busy, which suits nearly every load.",
+    )
+    max_ongoing_requests: int = Field(
+        512,
+        ge=1,
+        description="Admitted requests, queued and in flight together; one more is refused with 429 at once. Latency "
+        "target divided by the time of a full batch, times the requests in it, is a good value.",
+    )
+
+
+class ApiSettings(_Settings):
+    """Owner: `api/`."""
+
+    max_body_bytes: int = Field(
+        8 * 2**20,
+        ge=1_024,
+        description="Largest request body; a larger one is refused with 413 before it is read whole.",
+    )
+    drain_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        description="Most that a shutdown waits for admitted requests. Keep it below the orchestrator's kill timeout.",
+    )
+
+
+class StoreSettings(_Settings):
+    """Owner: `store/`."""
+
+    model_repository: Path | None = Field(
+        None,
+        description="Folder of models, `NAME/VERSION/manifest.json`. Empty serves the demo model inside the package.",
+    )
+    allow_non_commercial: bool = Field(
+        False,
+        description="Serve checkpoints whose licence forbids commercial use (TabPFN 2.5 and newer). Set it only where "
+        "the use is research or evaluation.",
+    )
+
+
+class ServerSettings(_Settings):
+    """Everything one replica is told; also the `args` of `serve_config.yaml`."""
+
+    engine: EngineSettings = Field(default_factory=EngineSettings, description="The device and how it computes.")
+    batching: BatchingSettings = Field(default_factory=BatchingSettings, description="Batch and queue limits.")
+    api: ApiSettings = Field(default_factory=ApiSettings, description="HTTP limits and shutdown.")
+    store: StoreSettings = Field(default_factory=StoreSettings, description="Where models come from.")

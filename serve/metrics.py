@@ -1,0 +1,87 @@
+"""Every metric of a replica: name, unit, buckets, in one table.
+
+Prometheus conventions: base units (seconds, rows), `_total` for counters. One `Metrics` owns one registry, so that
+two servers in one process (tests) do not share numbers.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_SECONDS = (
+    0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075,
+    0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0,
+)  # fmt: skip
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+
+class Metrics:
+    """The table. `model` is a label only where a model is known to exist, so callers cannot invent series."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "tabpfn_requests",
+            "Prediction requests by outcome: `ok` or the error's code.",
+            ("model", "outcome"),
+            registry=self.registry,
+        )
+        self.request_seconds = Histogram(
+            "tabpfn_request_seconds",
+            "Arrival to answer, answered requests.",
+            ("model",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.queue_seconds = Histogram(
+            "tabpfn_queue_seconds",
+            "Admission to start of the batch, per request.",
+            ("model",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.batch_seconds = Histogram(
+            "tabpfn_batch_seconds",
+            "Time of one batch on the device.",
+            ("model",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.batch_rows = Histogram(
+            "tabpfn_batch_rows",
+            "Query rows in one batch.",
+            ("model",),
+            buckets=_ROWS,
+            registry=self.registry,
+        )
+        self.batch_requests = Histogram(
+            "tabpfn_batch_requests",
+            "Requests in one batch.",
+            ("model",),
+            buckets=_ROWS,
+            registry=self.registry,
+        )
+        self.queued_requests = Gauge(
+            "tabpfn_queued_requests",
+            "Requests admitted and waiting for a batch.",
+            registry=self.registry,
+        )
+        self.queued_rows = Gauge("tabpfn_queued_rows", "Rows of those requests.", registry=self.registry)
+        self.in_flight_requests = Gauge(
+            "tabpfn_in_flight_requests",
+            "Requests in the batch on the device.",
+            registry=self.registry,
+        )
+        self.ready = Gauge(
+            "tabpfn_ready", "1 once every model is warmed up, 0 before and while draining.", registry=self.registry
+        )
+        self.model_info = Gauge(
+            "tabpfn_model_info",
+            "1 for each model served.",
+            ("model", "version", "checkpoint", "device"),
+            registry=self.registry,
+        )
+
+    def render(self) -> bytes:
+        """The text exposition format."""
+        return generate_latest(self.registry)

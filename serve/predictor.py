@@ -1,0 +1,145 @@
+"""One replica without its HTTP: find the model, encode, admit, batch, answer; start, drain, close.
+
+What is always true:
+- nothing is answered before every model is fitted, warmed up and has passed its parity check (`start`);
+- a request is encoded alone, so its own fault is found before it can meet another caller's rows;
+- after `drain` began nothing new is admitted, and everything admitted gets its outcome.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from serve.batching import Batcher
+from serve.config import ServerSettings
+from serve.core import Engine, FittedContext, Matrix, ModelDefinition, Prediction, ServerState
+from serve.engine.parity import canary_rows, check_parity
+from serve.engine.warmup import row_buckets, warm_up
+from serve.errors import Draining, InvalidInput, NotReady, TooLarge, UnknownModel
+from serve.metrics import Metrics
+from serve.store import ModelStore
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model that is ready to answer."""
+
+    definition: ModelDefinition
+    fitted: FittedContext
+
+
+class Predictor:
+    """Owns the engine, the batcher and the served models of one replica. Lives on one event loop."""
+
+    def __init__(self, store: ModelStore, engine: Engine, settings: ServerSettings, metrics: Metrics) -> None:
+        self.settings = settings
+        self.metrics = metrics
+        self._store = store
+        self._engine = engine
+        self._batcher = Batcher(engine, settings.batching, metrics)
+        self._models: dict[str, ServedModel] = {}
+        self._state = ServerState.STARTING
+
+    @property
+    def state(self) -> ServerState:
+        return self._state
+
+    @property
+    def device(self) -> str:
+        """Where the models run."""
+        return self._engine.device
+
+    @property
+    def is_ready(self) -> bool:
+        """Requests are answered: started, not draining, and the batching task is alive."""
+        return self._state is ServerState.READY and not self._batcher.failed
+
+    @property
+    def failed(self) -> bool:
+        """The batcher died of a bug of ours: nothing is answered any more, the replica should be replaced."""
+        return self._batcher.failed
+
+    async def start(self) -> None:
+        """Fit, warm up and check every model of the store. Raises StartupError; the replica must then not serve."""
+        await self._batcher.start()
+        for name in self._store.names():
+            definition = self._store.load(name)
+            self._models[name] = await self._batcher.run_on_device(partial(self._prepare, definition))
+            self.metrics.model_info.labels(
+                name, definition.version, definition.checkpoint_name, self._engine.device
+            ).set(1)
+        self._state = ServerState.READY
+        self.metrics.ready.set(1)
+
+    def _prepare(self, definition: ModelDefinition) -> ServedModel:
+        fitted = self._engine.fit(definition)
+        rows = canary_rows(fitted.encode_context())
+        warm_up(self._engine, fitted, rows, row_buckets(self.settings.batching.max_batch_rows))
+        worst = check_parity(self._engine, fitted, rows, self.settings.engine.parity_tolerance)
+        _log.info("model %s: canary rows alone, batched and uncached agree within %.1e", definition.name, worst)
+        _log.info("model %s version %s is ready on %s", definition.name, definition.version, self._engine.device)
+        return ServedModel(definition, fitted)
+
+    def models(self) -> list[ServedModel]:
+        """Every served model, by name. Raises NotReady before the start is done."""
+        self._require_started()
+        return [self._models[name] for name in sorted(self._models)]
+
+    def model(self, name: str) -> ServedModel:
+        """Raises NotReady, UnknownModel."""
+        self._require_started()
+        try:
+            return self._models[name]
+        except KeyError:
+            raise UnknownModel(f"no model named {name!r}; GET /v1/models lists what is served") from None
+
+    async def predict_records(self, model: ServedModel, records: Sequence[Mapping[str, Any]]) -> Prediction:
+        """Answer one request of records. Raises InvalidInput, TooLarge, Overloaded, Draining, EngineError."""
+        self._check_rows(len(records))
+        return await self._predict(model, model.fitted.encode_records(records))
+
+    async def predict_table(
+        self, model: ServedModel, columns: Sequence[str], data: Sequence[Sequence[Any]]
+    ) -> Prediction:
+        """The same for column names and rows of cells."""
+        self._check_rows(len(data))
+        return await self._predict(model, model.fitted.encode_table(columns, data))
+
+    async def _predict(self, model: ServedModel, rows: Matrix) -> Prediction:
+        return await self._batcher.submit(model.fitted, rows, model=model.definition.name)
+
+    def _check_rows(self, num_rows: int) -> None:
+        if self._state is not ServerState.READY:
+            raise Draining("this replica is shutting down; send the request again, another one will take it")
+        if num_rows == 0:
+            raise InvalidInput("the request holds no row", code="no_rows")
+        most = self.settings.batching.max_batch_rows
+        if num_rows > most:
+            raise TooLarge(f"{num_rows} rows in one request; at most {most} are answered at once, send them in parts")
+
+    def _require_started(self) -> None:
+        if self._state is ServerState.STARTING:
+            raise NotReady("models are being loaded and warmed up")
+
+    async def drain(self) -> None:
+        """Admit nothing new and wait for what was admitted, at most `drain_timeout_s`. May be called more than once."""
+        if self._state in (ServerState.STARTING, ServerState.READY):
+            self._state = ServerState.DRAINING
+            self.metrics.ready.set(0)
+        await self._batcher.drain(self.settings.api.drain_timeout_s)
+
+    async def close(self) -> None:
+        """Fail what a drain left, stop the device thread and free the device."""
+        if self._state is ServerState.CLOSED:
+            return
+        self._state = ServerState.CLOSED
+        self.metrics.ready.set(0)
+        await self._batcher.close()
+        await asyncio.to_thread(self._engine.close)

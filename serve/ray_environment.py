@@ -1,0 +1,50 @@
+"""What Ray is told by its environment, which it reads once, while it is imported: set all this before `import ray`.
+
+A variable that the operator has set already is left alone, unless it belongs to the one launch (ports, files).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, MutableMapping
+
+RAY_ENVIRONMENT: Mapping[str, str] = {
+    # Everything of Ray on 127.0.0.1. Only with this does `get_node_ip_address` return the loopback on Linux (the name
+    # tells where Ray itself uses it); every other way is turned into the interface's address.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Behind the loopback still a token, Ray's default for new clusters; said here, since the default also warns.
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # One hop: HAProxy straight to the replica, whose only event loop is ours. docs/operations.md has the numbers.
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    # A caller who stalls in the middle of a request is cut off; the default is an hour.
+    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
+    # The launcher calls the replicas from a plain thread; no request goes by a handle.
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1",
+    # A replica that is replaced stays reachable this long after it was taken out of HAProxy's list. The default, 30 s,
+    # is for load balancers outside; ours hears of it within a second.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
+    # Ray writes to its own files in /tmp/ray/session_latest/logs; the terminal is for our one line.
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_DEDUP_LOGS": "0",
+}
+
+
+def drain_environment(drain_s: float) -> dict[str, str]:
+    """What must not cut a shutdown short that takes `drain_s` in all."""
+    return {
+        # While HAProxy finishes its last requests it answers no health check; at the third in a row that fails, twice
+        # this period after the first, Ray would kill it and start another.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": str(max(10, math.ceil(drain_s / 2))),
+        # When HAProxy gives up on its last connections by itself.
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(max(120, math.ceil(drain_s))),
+    }
+
+
+def set_environment(environment: MutableMapping[str, str], drain_s: float, own: Mapping[str, str]) -> None:
+    """Add what is missing of the defaults, and set `own`, which belongs to this one launch, in any case."""
+    for name, value in {**RAY_ENVIRONMENT, **drain_environment(drain_s)}.items():
+        environment.setdefault(name, value)
+    environment.update(own)

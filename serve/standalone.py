@@ -1,0 +1,124 @@
+"""The ASGI app under uvicorn, in this process: `tabpfn-serve up`. Nothing of Ray.
+
+Theory of operation
+-------------------
+The port is bound before the models are loaded, so that a busy port is found at once, but nobody listens on it until
+every model has passed its checks: a caller is refused by the kernel, never kept waiting by it.
+
+SIGTERM or SIGINT ends the server in this order:
+
+1. Close the door: no new connection, idle ones are closed, busy ones are closed after their answer (uvicorn).
+2. Requests that are inside are served as ever, for `GRACE_S`. Nearly always all are answered by then.
+3. Drain: a request that is still only arriving gets 503, whatever was admitted is answered, for at most
+   `drain_timeout_s`; what then remains is failed with 503 too, so that even that caller gets its outcome.
+4. Close the engine; exit with 0.
+
+A second SIGINT skips the waiting. A stop that is asked for before the server was ready ends it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+
+import uvicorn
+import uvloop
+from fastapi import FastAPI
+
+from serve.api import create_app
+from serve.assembly import assemble
+from serve.config import ServerSettings
+from serve.predictor import Predictor
+
+GRACE_S = 1.0
+"""How long requests already inside may still be admitted after the door closed."""
+
+_LAST_BYTES_S = 5
+"""After the drain: for callers who read slowly."""
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def run(settings: ServerSettings, sock: socket.socket, on_ready: Callable[[Predictor], None]) -> None:
+    """Serve on a bound socket until SIGTERM or SIGINT. Raises StartupError; `on_ready` is called when it serves."""
+    predictor = assemble(settings)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(predictor, sock, on_ready))
+
+
+async def _serve(predictor: Predictor, sock: socket.socket, on_ready: Callable[[Predictor], None]) -> None:
+    app = create_app(predictor)
+    # The lifespan is entered here and not by uvicorn, so that an error of the start comes out as itself.
+    async with contextlib.AsyncExitStack() as life:
+        with _stop_requests() as stop:
+            starting = asyncio.ensure_future(life.enter_async_context(app.router.lifespan_context(app)))
+            asked = asyncio.ensure_future(stop.wait())
+            await asyncio.wait((starting, asked), return_when=asyncio.FIRST_COMPLETED)
+            asked.cancel()
+            if stop.is_set():
+                os._exit(0)  # nobody was let in, and a model being fitted cannot be interrupted otherwise
+            await starting
+            await _Server(_config(app, predictor.settings), predictor, on_ready).serve(sockets=[sock])
+
+
+def _config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        loop="none",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=math.ceil(GRACE_S + settings.api.drain_timeout_s) + _LAST_BYTES_S,
+    )
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[asyncio.Event]:
+    """An event that is set by SIGTERM or SIGINT. While uvicorn serves it has the signals, and gives them back."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for signum in _STOP_SIGNALS:
+        loop.add_signal_handler(signum, stop.set)
+    try:
+        yield stop
+    finally:
+        for signum in _STOP_SIGNALS:
+            loop.remove_signal_handler(signum)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server with our steps 2 and 3 in its shutdown."""
+
+    def __init__(self, config: uvicorn.Config, predictor: Predictor, on_ready: Callable[[Predictor], None]) -> None:
+        super().__init__(config)
+        self._predictor = predictor
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_ready(self._predictor)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        all_left = asyncio.Event()
+        draining = asyncio.create_task(self._drain(all_left))
+        try:
+            await super().shutdown(sockets)
+        finally:
+            all_left.set()
+            await draining
+
+    async def _drain(self, all_left: asyncio.Event) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GRACE_S):
+                await all_left.wait()
+        if not self.force_exit:
+            await self._predictor.drain()
+        await self._predictor.close()

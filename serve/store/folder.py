@@ -1,0 +1,154 @@
+"""A model repository in a local folder: `NAME/VERSION/manifest.json` with a Parquet context beside it.
+
+Nothing is trusted: digests are compared before a byte is parsed, weights are safetensors (no pickle), a licence that
+forbids commercial use needs the operator's word, and whatever is wrong names the file.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from serve.config import StoreSettings
+from serve.core import Column, Context, EnsembleOptions, ModelDefinition, Scalar, Task
+from serve.errors import InvalidModel, UnknownModel
+from serve.store.manifest import MANIFEST, FileEntry, Manifest
+
+EMBEDDED = Path(__file__).parent / "embedded"
+
+
+class FolderStore:
+    """`ModelStore` on a folder; the demo model inside the package where no folder is set."""
+
+    def __init__(self, settings: StoreSettings) -> None:
+        self._settings = settings
+        self._root = (settings.model_repository or EMBEDDED).resolve()
+
+    def names(self) -> list[str]:
+        if not self._root.is_dir():
+            raise InvalidModel(f"model repository {self._root} is not a folder")
+        names = sorted({path.parent.parent.name for path in self._root.glob(f"*/*/{MANIFEST}")})
+        if not names:
+            raise InvalidModel(f"model repository {self._root} holds no model (NAME/VERSION/{MANIFEST})")
+        return names
+
+    def load(self, name: str) -> ModelDefinition:
+        folder = self._newest(name)
+        manifest = _read_manifest(folder, name)
+        checkpoint = _verified(folder, manifest.checkpoint)
+        if checkpoint.suffix != ".safetensors":
+            raise InvalidModel(f"{checkpoint}: only safetensors checkpoints are served (a pickle can run code)")
+        if manifest.checkpoint.non_commercial and not self._settings.allow_non_commercial:
+            raise InvalidModel(
+                f"{folder / MANIFEST}: checkpoint {manifest.checkpoint.name!r} is licensed for non-commercial use "
+                f"({manifest.checkpoint.licence}); set store.allow_non_commercial if yours is such a use"
+            )
+        return ModelDefinition(
+            name=manifest.name,
+            version=manifest.version,
+            description=manifest.description,
+            context=_read_context(_verified(folder, manifest.context), manifest),
+            checkpoint_path=str(checkpoint),
+            checkpoint_name=manifest.checkpoint.name,
+            licence=manifest.checkpoint.licence,
+            options=EnsembleOptions(**manifest.options.model_dump()),
+            example=manifest.example,
+        )
+
+    def _newest(self, name: str) -> Path:
+        versions = [path.parent for path in self._root.glob(f"*/*/{MANIFEST}") if path.parent.parent.name == name]
+        if not versions:
+            raise UnknownModel(f"model repository {self._root} has no model {name!r}")
+        return max(versions, key=lambda folder: int(folder.name) if folder.name.isdigit() else -1)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_manifest(folder: Path, name: str) -> Manifest:
+    path = folder / MANIFEST
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise InvalidModel(f"{path}: {place}: {first['msg']}") from error
+    if (manifest.name, manifest.version) != (name, folder.name):
+        raise InvalidModel(
+            f"{path} says {manifest.name!r} version {manifest.version!r}, but lies in {name}/{folder.name}"
+        )
+    return manifest
+
+
+def _verified(folder: Path, entry: FileEntry) -> Path:
+    """The file's absolute path, its digest compared."""
+    path = (folder / entry.path).resolve()
+    if not path.is_file():
+        raise InvalidModel(f"{folder / MANIFEST} names {entry.path}, which is not there ({path})")
+    digest = sha256_of(path)
+    if digest != entry.sha256:
+        raise InvalidModel(f"{path} has sha256 {digest}, the manifest says {entry.sha256}")
+    return path
+
+
+def _read_context(path: Path, manifest: Manifest) -> Context:
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise InvalidModel(f"{path} is not a readable Parquet file: {error}") from error
+    wanted = [column.name for column in manifest.columns]
+    absent = [name for name in (*wanted, manifest.target) if name not in table.column_names]
+    if absent:
+        raise InvalidModel(f"{path} lacks the column(s) {', '.join(absent)}")
+    cells = {name: [_scalar(cell) for cell in table.column(name).to_pylist()] for name in wanted}
+    target = _read_target(path, table.column(manifest.target).to_pylist(), manifest)
+    return Context(
+        task=manifest.task,
+        columns=tuple(Column(entry.name, entry.kind, entry.description) for entry in manifest.columns),
+        cells=cells,
+        target=target,
+        class_priors=manifest.class_priors,
+    )
+
+
+def _read_target(path: Path, values: list[Any], manifest: Manifest) -> list[str] | list[float]:
+    for row, value in enumerate(values):
+        if value is None or (isinstance(value, float) and not math.isfinite(value)):
+            raise InvalidModel(f"{path}: row {row} has no {manifest.target}")
+    if manifest.task is Task.REGRESSION:
+        return [float(value) for value in values]
+    labels = [_label(path, row, value) for row, value in enumerate(values)]
+    if len(set(labels)) < 2:
+        raise InvalidModel(f"{path}: {manifest.target} has a single class; classification needs two or more")
+    return labels
+
+
+def _label(path: Path, row: int, value: Any) -> str:
+    """A class as the answers will name it: a string, or a whole number without its decimals."""
+    if isinstance(value, float) and not value.is_integer():
+        raise InvalidModel(f"{path}: row {row}: {value} is no class; classes are strings or whole numbers")
+    return str(int(value)) if isinstance(value, bool | float) else str(value)
+
+
+def _scalar(cell: Any) -> Scalar:
+    """A Parquet cell as JSON would have brought it."""
+    if isinstance(cell, datetime.datetime):
+        return cell.isoformat()
+    if isinstance(cell, datetime.date):
+        return datetime.datetime.combine(cell, datetime.time()).isoformat()
+    if isinstance(cell, decimal.Decimal):
+        return float(cell)
+    if isinstance(cell, float) and math.isnan(cell):
+        return None
+    return cell  # type: ignore[no-any-return]  # the row encoder judges what is left

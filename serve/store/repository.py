@@ -1,0 +1,17 @@
+"""The contract of a model repository."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from serve.core import ModelDefinition
+
+
+class ModelStore(Protocol):
+    """Names the models to be served and hands over one version of each, verified."""
+
+    def names(self) -> list[str]:
+        """The models, sorted. Raises InvalidModel if the repository cannot be read or is empty."""
+
+    def load(self, name: str) -> ModelDefinition:
+        """The newest version of a model. Raises InvalidModel naming the file at fault, UnknownModel."""

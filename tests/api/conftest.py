@@ -1,0 +1,62 @@
+"""A real Predictor over FakeEngine, behind the real app (pieces: `api_harness.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+from api_harness import Gate, MakePredictor, Serving, TwoModels, client_of
+
+from serve.api import create_app
+from serve.config import ApiSettings, BatchingSettings, ServerSettings
+from serve.core import Engine
+from serve.engine.fake import FakeEngine
+from serve.metrics import Metrics
+from serve.predictor import Predictor
+
+
+@pytest.fixture
+def make_predictor() -> MakePredictor:
+    def make(
+        engine: Engine | None = None, *, max_body_bytes: int = 20_000, max_ongoing_requests: int = 512
+    ) -> Predictor:
+        settings = ServerSettings(
+            batching=BatchingSettings(max_batch_rows=64, max_ongoing_requests=max_ongoing_requests),
+            api=ApiSettings(max_body_bytes=max_body_bytes),
+        )
+        return Predictor(TwoModels(), engine or FakeEngine(), settings, Metrics())
+
+    return make
+
+
+@pytest.fixture
+def unstarted() -> Callable[[Predictor], httpx.AsyncClient]:
+    """A client of an app whose lifespan has not begun."""
+    return client_of
+
+
+@pytest.fixture
+def serving() -> Serving:
+    @asynccontextmanager
+    async def serve(predictor: Predictor) -> AsyncIterator[httpx.AsyncClient]:
+        app = create_app(predictor)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+        ):
+            yield client
+
+    return serve
+
+
+@pytest.fixture
+async def client(make_predictor: MakePredictor, serving: Serving) -> AsyncIterator[httpx.AsyncClient]:
+    async with serving(make_predictor()) as client:
+        yield client
+
+
+@pytest.fixture
+def gate() -> Gate:
+    return Gate()

@@ -1,0 +1,122 @@
+"""A batcher over FakeEngine, its callers, and a gate that holds the device. For the tests of this folder.
+
+A `Gate` holds every batch on the device until the test lets it through, so each state is entered, not waited for.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import numpy as np
+
+from serve.batching import Batcher
+from serve.config import BatchingSettings
+from serve.core import Batch, Matrix, Prediction
+from serve.engine.fake import FakeContext, FakeEngine, fake_answer
+from serve.metrics import Metrics
+
+A, B = FakeContext(), FakeContext()
+TIMEOUT_S = 10.0
+"""Of a test that hangs; never of one that passes."""
+
+
+class Gate:
+    """Holds batches on the device; made on the test's event loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._entered: asyncio.Queue[Batch] = asyncio.Queue()
+        self._passes = threading.Semaphore(0)
+
+    def __call__(self, batch: Batch) -> None:
+        self._loop.call_soon_threadsafe(self._entered.put_nowait, batch)
+        assert self._passes.acquire(timeout=TIMEOUT_S)
+
+    async def entered(self) -> Batch:
+        """Wait until a batch is on the device; each batch once."""
+        return await asyncio.wait_for(self._entered.get(), TIMEOUT_S)
+
+    def let_through(self, num_batches: int = 1) -> None:
+        self._passes.release(num_batches)
+
+    def open(self) -> None:
+        self.let_through(100_000)
+
+
+class Harness:
+    """A started batcher, and requests whose every row is different."""
+
+    def __init__(self, batcher: Batcher, metrics: Metrics) -> None:
+        self.batcher = batcher
+        self.metrics = metrics
+        self._num_rows = 0
+
+    def rows(self, num_rows: int = 1) -> Matrix:
+        start, self._num_rows = self._num_rows, self._num_rows + num_rows
+        return np.arange(3 * start, 3 * self._num_rows, dtype=np.float64).reshape(num_rows, 3)
+
+    def request(self, num_rows: int = 1, context: FakeContext = A) -> "Ask":
+        return Ask(self.batcher, context, self.rows(num_rows))
+
+    def value(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(f"tabpfn_{name}", labels) or 0.0
+
+
+class Ask:
+    """One caller."""
+
+    def __init__(self, batcher: Batcher, context: FakeContext, rows: Matrix) -> None:
+        self.context, self.rows = context, rows
+        self.task = asyncio.create_task(batcher.submit(context, rows, model="m"))
+
+    async def answered(self) -> Prediction:
+        """The answer, checked to be that of this caller's rows."""
+        prediction = await asyncio.wait_for(asyncio.shield(self.task), TIMEOUT_S)
+        np.testing.assert_allclose(prediction.outputs, fake_answer(Batch(self.context, self.rows)), rtol=1e-12)
+        return prediction
+
+    async def failed(self) -> BaseException:
+        await asyncio.wait([self.task], timeout=TIMEOUT_S)
+        assert self.task.done()
+        error = self.task.exception()
+        assert error is not None
+        return error
+
+
+@asynccontextmanager
+async def serving(
+    engine: FakeEngine, clock: Callable[[], float] = time.monotonic, **batching: float
+) -> AsyncIterator[Harness]:
+    metrics = Metrics()
+    batcher = Batcher(engine, BatchingSettings.model_validate(batching), metrics, clock)
+    await batcher.start()
+    try:
+        yield Harness(batcher, metrics)
+    finally:
+        await asyncio.wait_for(batcher.close(), TIMEOUT_S)
+        assert _is_empty(metrics)
+
+
+def _is_empty(metrics: Metrics) -> bool:
+    names = ("queued_requests", "queued_rows", "in_flight_requests")
+    return all(metrics.registry.get_sample_value(f"tabpfn_{name}") == 0 for name in names)
+
+
+async def turns(num: int = 5) -> None:
+    """Let everything that is ready on the loop run."""
+    for _ in range(num):
+        await asyncio.sleep(0)
+
+
+class WrongEngine(FakeEngine):
+    """Answers too little, too much, too narrow or nothing."""
+
+    def __init__(self, spoil: Callable[[Matrix], object]) -> None:
+        super().__init__()
+        self.spoil: Callable[[Matrix], object] | None = spoil
+
+    def predict(self, batch: Batch) -> Matrix:
+        answer = super().predict(batch)
+        return answer if self.spoil is None else self.spoil(answer)  # type: ignore[return-value]

@@ -1,0 +1,222 @@
+"""Whoever fails or goes away harms nobody else. "fault n" is row n of the table in notes/style.md, section 4."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from batcher_harness import TIMEOUT_S, A, Ask, B, Gate, WrongEngine, serving, turns
+from hypothesis import given, settings
+
+from serve.core import Batch, Matrix, Prediction
+from serve.engine.fake import FakeEngine
+from serve.errors import EngineError, InvalidInput
+
+
+async def test_bad_input_is_refused_before_it_meets_a_batch() -> None:
+    """fault 6"""
+    gate = Gate()
+    async with serving(FakeEngine(gate=gate)) as harness:
+
+        async def post(record: dict[str, object]) -> Prediction:
+            rows = A.encode_records([record])
+            return await harness.batcher.submit(A, rows, model="m")
+
+        good: dict[str, object] = {"a": 1, "b": 2, "c": 3}
+        keeper = harness.request()
+        await gate.entered()
+        tasks = [asyncio.create_task(post(record)) for record in (good, {**good, "b": "x"}, good)]
+        await turns()
+        assert harness.value("queued_requests") == 2
+        gate.open()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        await keeper.answered()
+        assert isinstance(outcomes[1], InvalidInput)
+        assert [getattr(outcome, "batch_rows", None) for outcome in outcomes] == [2, None, 2]
+
+
+async def test_engine_fault_is_shared_by_its_batch_only(caplog: pytest.LogCaptureFixture) -> None:
+    """fault 6"""
+    gate = Gate()
+    poison = 0.5
+
+    def fail(batch: Batch) -> None:
+        gate(batch)
+        if poison in batch.rows:
+            raise RuntimeError("secret of the device")
+
+    async with serving(FakeEngine(gate=fail)) as harness:
+        before = harness.request()
+        await gate.entered()
+        shared = [harness.request(), Ask(harness.batcher, A, np.full((1, 3), poison)), harness.request()]
+        await turns()
+        gate.open()
+        await before.answered()
+        errors = [await ask.failed() for ask in shared]
+        assert all(isinstance(error, EngineError) for error in errors)
+        assert len(set(map(id, errors))) == 3
+        assert not any("secret" in f"{error!r} {error.__cause__!r}" for error in errors)
+        await harness.request().answered()
+    records = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert len(records) == 1
+    assert "secret of the device" in caplog.text
+    assert "Traceback" in caplog.text
+
+
+@pytest.mark.parametrize("fault", [SystemExit(3), KeyboardInterrupt(), StopIteration(), asyncio.CancelledError()])
+async def test_faults_that_cannot_cross_a_future_are_engine_faults_too(fault: BaseException) -> None:
+    faults = [fault]
+
+    def fail(_: Batch) -> None:
+        if faults:
+            raise faults.pop()
+
+    async with serving(FakeEngine(gate=fail)) as harness:
+        assert isinstance(await harness.request().failed(), EngineError)
+        await harness.request().answered()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda answer: answer[:-1],
+        lambda answer: np.concatenate([answer, answer[:1]]),
+        lambda answer: answer[:, :1],
+        lambda answer: answer.tolist(),
+        lambda _: None,
+    ],
+    ids=["short", "long", "narrow", "list", "none"],
+)
+async def test_answer_of_a_wrong_shape_is_nobodys(
+    spoil: Callable[[Matrix], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    """fault 8"""
+    engine = WrongEngine(spoil)
+    async with serving(engine, max_queue_delay_ms=3_600_000, max_batch_rows=3) as harness:
+        asks = [harness.request(), harness.request(2)]
+        for ask in asks:
+            assert isinstance(await ask.failed(), EngineError)
+        assert "the engine answered" in caplog.text
+        engine.spoil = None
+        await harness.request(3).answered()
+
+
+async def test_answer_does_not_alias_the_engines_memory() -> None:
+    buffer = np.zeros((1, 2))
+
+    def reuse(answer: Matrix) -> Matrix:
+        buffer[:] = answer
+        return buffer
+
+    async with serving(WrongEngine(reuse)) as harness:
+        first, second = harness.request(), None
+        await asyncio.wait([first.task])
+        second = harness.request()
+        await second.answered()
+        await first.answered()
+
+
+@pytest.mark.parametrize("cancelled", range(3))
+async def test_cancelled_on_the_device_leaves_its_batch_mates(cancelled: int) -> None:
+    """fault 1"""
+    gate = Gate()
+    async with serving(FakeEngine(gate=gate), max_queue_delay_ms=3_600_000, max_batch_rows=6) as harness:
+        asks = [harness.request(num_rows) for num_rows in (1, 2, 3)]
+        await gate.entered()
+        asks[cancelled].task.cancel()
+        gate.let_through()
+        for index, ask in enumerate(asks):
+            if index != cancelled:
+                assert (await ask.answered()).batch_rows == 6
+        assert asks[cancelled].task.cancelled()
+
+
+async def test_cancelled_in_the_queue_is_not_computed() -> None:
+    """fault 1"""
+    gate = Gate()
+    async with serving(FakeEngine(gate=gate)) as harness:
+        keeper = harness.request()
+        await gate.entered()
+        asks = [harness.request() for _ in range(3)]
+        await turns()
+        asks[1].task.cancel()
+        await turns()
+        assert harness.value("queued_requests") == 2
+        gate.open()
+        assert [(await ask.answered()).batch_rows for ask in (keeper, asks[0], asks[2])] == [1, 2, 2]
+
+
+async def test_cancelled_at_the_moment_of_the_cut_is_not_computed() -> None:
+    """fault 1: the batcher has its turn before the cancelled task has its own."""
+    computed: list[int] = []
+    async with serving(FakeEngine(gate=lambda batch: computed.append(len(batch.rows)))) as harness:
+        ask = harness.request(2)
+        await asyncio.sleep(0)
+        ask.task.cancel()
+        await asyncio.wait([ask.task])
+        await harness.request().answered()
+    assert computed == [1]
+
+
+Step = tuple[str, int]
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("submit"), st.integers(1, 4)),
+        st.tuples(st.just("cancel"), st.integers(0, 30)),
+        st.tuples(st.just("let_through"), st.integers(1, 2)),
+        st.tuples(st.just("finish"), st.just(0)),
+        st.tuples(st.just("turn"), st.integers(1, 4)),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(steps=STEPS, delay_ms=st.sampled_from([0, 1]), fault_every=st.sampled_from([0, 3]))
+def test_cancel_any_subset_at_any_moment(steps: list[Step], delay_ms: float, fault_every: int) -> None:
+    """faults 1 and 7: everyone has one outcome, its own; nothing is left behind."""
+    asyncio.run(_cancel_any_subset(steps, delay_ms, fault_every))
+
+
+async def _cancel_any_subset(steps: list[Step], delay_ms: float, fault_every: int) -> None:
+    gate = Gate()
+    num_batches = 0
+
+    def pass_or_fail(batch: Batch) -> None:
+        nonlocal num_batches
+        num_batches += 1
+        gate(batch)
+        assert len(batch.rows) <= 6
+        if fault_every and num_batches % fault_every == 0:
+            raise RuntimeError("a fault that is planned")
+
+    async with serving(FakeEngine(gate=pass_or_fail), max_batch_rows=6, max_queue_delay_ms=delay_ms) as harness:
+        asks: list[Ask] = []
+        cancelled: set[Ask] = set()
+        for verb, number in steps:
+            if verb == "submit":
+                asks.append(harness.request(number, (A, B)[len(asks) % 2]))
+            elif verb == "cancel" and number < len(asks):
+                asks[number].task.cancel()
+                cancelled.add(asks[number])
+            elif verb == "let_through":
+                gate.let_through(number)
+            elif verb == "finish":
+                gate.let_through()
+                await harness.batcher.run_on_device(lambda: None)  # comes after the batch that is on the device
+            else:
+                await turns(number)
+        gate.open()
+        for ask in asks:
+            await asyncio.wait([ask.task], timeout=TIMEOUT_S)
+            assert ask.task.done(), "every admitted request has an outcome"
+            if ask.task.cancelled():
+                assert ask in cancelled
+            elif isinstance(ask.task.exception(), EngineError):
+                assert fault_every
+            else:
+                await ask.answered()
+        await asyncio.wait_for(harness.batcher.drain(TIMEOUT_S), TIMEOUT_S)
+        assert harness.value("queued_requests") == harness.value("in_flight_requests") == 0

@@ -1,0 +1,89 @@
+"""Plots come from a run's JSON alone."""
+
+from __future__ import annotations
+
+import copy
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.machine import commit, describe, envelope, machine, write_json
+from benchmarks.report import DPI, SIZE_INCHES, main, plot
+
+
+def load_result(rate: float, **changes: Any) -> dict[str, Any]:
+    latency = {"n": 400, "mean_ms": 9.0, "max_ms": 80.0}
+    for percent, value in ((50, 8.0), (90, 20.0), (99, 60.0)):
+        latency |= {f"p{percent}_ms": value + rate / 10, f"p{percent}_reliable": percent < 99}
+    return {
+        "rate": rate, "scheduled": int(rate * 20), "ok_per_s": rate, "goodput_per_s": rate * 0.9, "latency": latency,
+        "batch_rows": {"per_row": 5.0, "per_request": 5.0, "per_batch": 3.0, "max": 9.0}, "void": False, **changes,
+    }  # fmt: skip
+
+
+def load_run() -> dict[str, Any]:
+    config = {"model": "fraud", "deadline_ms": 100.0, "duration": 20.0}
+    return envelope("online-load", config, [load_result(rate) for rate in (20.0, 80.0, 40.0)], server={})
+
+
+def engine_run() -> dict[str, Any]:
+    times = {"ours_ms": 5.0, "library_ms": 5.5, "uncached_ms": 60.0, "speedup": 1.1, "speedup_uncached": 12.0}
+    results = [{"case": case, "rows": rows, **times} for case in ("fraud", "other") for rows in (1, 8, 100)]
+    return envelope("offline-engine", {}, results)
+
+
+def size_of(png: Path) -> tuple[int, int]:
+    data = png.read_bytes()
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = struct.unpack(">II", data[16:24])
+    return width, height
+
+
+@pytest.mark.parametrize("run", [load_run(), engine_run()], ids=lambda run: run["kind"])
+def test_a_plot_is_drawn_from_the_json(run: dict[str, Any], tmp_path: Path) -> None:
+    to_json, to_png = tmp_path / "run.json", tmp_path / "deep" / "run.png"
+    write_json(run, to_json)
+    main([str(to_json), str(to_png)])
+    assert size_of(to_png) == tuple(round(inches * DPI) for inches in SIZE_INCHES)
+    assert to_png.stat().st_size > 10_000
+
+
+def test_a_rate_without_answers_is_left_out_of_the_lines(tmp_path: Path) -> None:
+    run = copy.deepcopy(load_run())
+    silent = run["results"][0]
+    silent["latency"] |= {"p50_ms": None, "p90_ms": None, "p99_ms": None}
+    silent["batch_rows"]["per_batch"] = None
+    silent["void"] = True
+    plot(run, tmp_path / "run.png")
+    assert size_of(tmp_path / "run.png") == (990, 990)
+
+
+def test_an_unknown_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no plot"):
+        plot({"kind": "other"}, tmp_path / "run.png")
+
+
+def test_a_number_that_is_none_is_null_and_nan_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json({"value": float("nan")}, tmp_path / "run.json")
+    write_json({"value": None}, tmp_path / "run.json")
+    assert json.loads((tmp_path / "run.json").read_text()) == {"value": None}
+
+
+def test_the_machine_is_told_without_its_name() -> None:
+    facts = machine()
+    assert facts["usable_cores"] >= 1
+    assert facts["memory_bytes"] > 2**28
+    assert "host" not in " ".join(facts)
+    assert facts["cpu"] in describe(facts)
+    gpu = {"name": "GPU X", "memory": "1", "driver": "2"}
+    assert describe({**facts, "gpus": [gpu, gpu]}).endswith("cores, 2 x GPU X")
+
+
+def test_the_commit_is_a_hash_or_null() -> None:
+    found = commit()
+    assert set(found) == {"commit", "dirty"}
+    assert found["commit"] is None or (len(found["commit"]) == 40 and isinstance(found["dirty"], bool))

@@ -1,0 +1,213 @@
+"""The docs say what the code does. `python tests/test_docs.py` writes the tables of docs/settings.md anew."""
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from annotated_types import Ge, Gt, Le
+from prometheus_client.metrics import MetricWrapperBase
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from tabpfn.checkpoint import Checkpoint
+
+from serve.config import EngineSettings, ServerSettings, StoreSettings
+from serve.core import Batch, ColumnKind, Task
+from serve.engine.engine import TabPFNEngine
+from serve.metrics import Metrics
+from serve.store import FolderStore
+from serve.store.folder import EMBEDDED
+from serve.store.manifest import CheckpointEntry, Manifest, OptionsEntry
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+SETTINGS = DOCS / "settings.md"
+TABLES_FOLLOW = "<!-- What follows is written from serve/config.py: python tests/test_docs.py -->\n"
+
+
+def read(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def table_rows(markdown: str) -> list[list[str]]:
+    """Cells of every row, of all tables, whose first cell is code."""
+    return [
+        [cell.strip() for cell in line.strip("|").split(" | ")] for line in markdown.split("\n") if line[:3] == "| `"
+    ]
+
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+
+def render_settings() -> str:
+    """One table per class of `ServerSettings`."""
+    parts = []
+    for owner, group in ServerSettings.model_fields.items():
+        parts.append(f"\n## `{owner}`\n\n{group.description}\n\n")
+        parts.append("| setting | default | limits | how to choose it |\n|---|---|---|---|\n")
+        assert issubclass(group.annotation, BaseModel)  # type: ignore[arg-type]
+        for name, field in group.annotation.model_fields.items():  # type: ignore[union-attr]
+            parts.append(f"| `{name}` | {default_of(field)} | {limits_of(field)} | {field.description} |\n")
+    return "".join(parts)
+
+
+def default_of(field: FieldInfo) -> str:
+    value = field.default
+    return "empty" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def limits_of(field: FieldInfo) -> str:
+    words = {Ge: "at least {0.ge}", Gt: "above {0.gt}", Le: "at most {0.le}"}
+    return ", ".join(words[type(limit)].format(limit) for limit in field.metadata if type(limit) in words)
+
+
+def test_settings_are_written_from_the_code() -> None:
+    _, _, tables = read("settings.md").partition(TABLES_FOLLOW)
+    assert tables == render_settings(), "run: python tests/test_docs.py"
+
+
+def test_every_setting_says_how_to_choose_it() -> None:
+    rendered = render_settings()
+    for group in ServerSettings.model_fields.values():
+        for name, field in group.annotation.model_fields.items():  # type: ignore[union-attr]
+            assert len(field.description or "") > 20, name
+            assert f"| `{name}` |" in rendered
+
+
+# --- metrics --------------------------------------------------------------------------------------------------------
+
+
+def metrics_of_the_code() -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    for metric in vars(Metrics()).values():
+        if isinstance(metric, MetricWrapperBase):
+            total = "_total" if metric._type == "counter" else ""
+            yield metric._name + total, metric._type, metric._labelnames
+
+
+def test_every_metric_is_documented_with_its_type_and_labels() -> None:
+    documented = [
+        (name.strip("`"), kind, tuple(re.findall(r"`(\w+)`", labels)))
+        for name, kind, labels, *_ in table_rows(read("metrics.md"))
+    ]
+    assert documented == list(metrics_of_the_code())
+
+
+# --- models ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The Python blocks of docs/models.md, about to be run in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return re.findall(r"```python\n(.*?)```", read("models.md"), re.DOTALL)
+
+
+def test_the_example_makes_a_model_that_answers(examples: list[str], tmp_path: Path) -> None:
+    exec(compile(examples[0], "docs/models.md", "exec"), {})
+    store = FolderStore(StoreSettings(model_repository=tmp_path / "models"))
+    assert store.names() == ["churn"]
+    definition = store.load("churn")
+    assert [column.kind for column in definition.context.columns] == ["number", "category", "datetime"]
+    assert definition.example is not None
+
+    engine = TabPFNEngine(EngineSettings(), max_batch_rows=1)
+    fitted = engine.fit(definition)
+    answer = engine.predict(Batch(fitted, fitted.encode_records([definition.example])))
+    assert fitted.classes == ("no", "yes")
+    assert answer.sum() == pytest.approx(1)
+    # the context holds three times as many "yes" as the stated prior
+    assert fitted.answer(fitted.encode_context())[:, 1].mean() < 0.2
+
+
+def test_the_conversion_keeps_a_checkpoint(examples: list[str], tmp_path: Path) -> None:
+    original = Checkpoint(EMBEDDED / "checkpoints" / "demo-v3.5.safetensors").load()
+    torch.save(original, tmp_path / "tabpfn-v2-classifier.ckpt")
+    exec(compile(examples[1], "docs/models.md", "exec"), {})
+    converted = Checkpoint(tmp_path / "tabpfn-v2-classifier.safetensors").load()
+    weights = original.pop("state_dict"), converted.pop("state_dict")
+    assert original == converted
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_every_manifest_field_and_kind_is_documented() -> None:
+    text = read("models.md")
+    documented = {row[0].strip("`") for row in table_rows(text)}
+    assert documented >= set(Manifest.model_fields) | set(ColumnKind)
+    for name in (*CheckpointEntry.model_fields, *OptionsEntry.model_fields, *Task):
+        assert f"`{name}`" in text
+
+
+# --- the rest -------------------------------------------------------------------------------------------------------
+
+
+def layout() -> Iterator[str]:
+    """Every path in the tree of docs/architecture.md, folders with a slash at the end."""
+    _, _, rest = read("architecture.md").partition("## Layout\n")
+    folders: list[str] = []
+    for line in rest.partition("\n## ")[0].splitlines():
+        if match := re.match(r"    ( *)(\S+)", line):
+            depth = len(match[1]) // 2
+            folders = [*folders[:depth], match[2]]
+            yield "".join(folders)
+
+
+def test_the_layout_is_what_is_there() -> None:
+    written = list(layout())
+    there = {
+        str(path.relative_to(ROOT))
+        for top in ("serve", "benchmarks", "training")
+        for path in (ROOT / top).rglob("*.py")
+    }
+    assert {path for path in written if path.endswith(".py")} == there
+    for path in written:
+        assert path.endswith("results/") or (ROOT / path).exists(), path
+
+
+def links() -> Iterator[tuple[str, Path, str]]:
+    for page in PAGES:
+        text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            if not re.match(r"[a-z]+:", target):
+                yield f"{page.relative_to(ROOT)}: {target}", page, target
+
+
+def test_relative_links_lead_somewhere() -> None:
+    found = list(links())
+    assert len(found) > 5
+    broken = [name for name, page, target in found if not target_exists(page, target)]
+    assert not broken
+
+
+def target_exists(page: Path, target: str) -> bool:
+    path, _, anchor = target.partition("#")
+    file = page.parent / path if path else page
+    return file.exists() and (not anchor or anchor in anchors(file))
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_newest_change_is_of_this_version() -> None:
+    versions = re.findall(r"^## \[(\S+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert versions[0] == PROJECT["version"]
+
+
+def test_every_dependency_is_explained() -> None:
+    groups = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    asked = [re.match(r"[\w.-]+", line)[0].lower() for group in groups for line in group]  # type: ignore[index]
+    rows = re.findall(r"^\| ([\w.-]+) \|", read("dependencies.md"), re.MULTILINE)
+    assert [name for name in rows if name != "package"] == asked
+
+
+if __name__ == "__main__":
+    head, marker, _ = SETTINGS.read_text(encoding="utf-8").partition(TABLES_FOLLOW)
+    SETTINGS.write_text(head + marker + render_settings(), encoding="utf-8")

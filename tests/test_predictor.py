@@ -1,0 +1,171 @@
+"""A replica's life: not before it is ready, nothing after it drains, everything admitted in between."""
+
+import asyncio
+import threading
+
+import pytest
+
+from serve.config import BatchingSettings, EngineSettings, ServerSettings
+from serve.core import Batch, Column, ColumnKind, Context, Matrix, ModelDefinition, ServerState, Task
+from serve.engine.fake import FakeEngine
+from serve.errors import (
+    Draining,
+    EngineError,
+    InvalidInput,
+    InvalidModel,
+    NotReady,
+    StartupError,
+    TooLarge,
+    UnknownModel,
+)
+from serve.metrics import Metrics
+from serve.predictor import Predictor
+
+RECORD = {"amount": 3.0}
+
+
+class OneModel:
+    """A store of one model."""
+
+    def names(self) -> list[str]:
+        return ["fraud"]
+
+    def load(self, name: str) -> ModelDefinition:
+        columns = (Column("amount", ColumnKind.NUMBER),)
+        context = Context(Task.CLASSIFICATION, columns, {"amount": [float(i) for i in range(16)]}, ["0", "1"] * 8)
+        return ModelDefinition(name, "1", context, "/nowhere", "fake-1", "Apache-2.0")
+
+
+def make(engine: FakeEngine | None = None, **engine_settings: float) -> Predictor:
+    settings = ServerSettings(
+        batching=BatchingSettings(max_batch_rows=8), engine=EngineSettings.model_validate(engine_settings)
+    )
+    return Predictor(OneModel(), engine or FakeEngine(), settings, Metrics())
+
+
+async def test_it_answers_between_start_and_drain() -> None:
+    predictor = make()
+    assert not predictor.is_ready
+    with pytest.raises(NotReady):
+        predictor.model("fraud")
+    await predictor.start()
+    assert predictor.is_ready
+    model = predictor.model("fraud")
+    by_record = await predictor.predict_records(model, [RECORD])
+    by_table = await predictor.predict_table(model, ["amount"], [[3.0]])
+    assert by_record.outputs.tolist() == by_table.outputs.tolist()
+    assert by_record.batch_rows == 1
+    assert (
+        b'tabpfn_model_info{checkpoint="fake-1",device="cpu",model="fraud",version="1"} 1.0'
+        in predictor.metrics.render()
+    )
+    await predictor.drain()
+    assert not predictor.is_ready
+    assert predictor.state is ServerState.DRAINING
+    with pytest.raises(Draining):
+        await predictor.predict_records(model, [RECORD])
+    await predictor.close()
+    await predictor.close()
+    assert predictor.state is ServerState.CLOSED
+
+
+async def test_an_unknown_model_too_many_rows_and_bad_rows_are_refused() -> None:
+    predictor = make()
+    await predictor.start()
+    model = predictor.model("fraud")
+    with pytest.raises(UnknownModel, match="'other'"):
+        predictor.model("other")
+    with pytest.raises(TooLarge, match=r"9 rows.*at most 8"):
+        await predictor.predict_records(model, [RECORD] * 9)
+    with pytest.raises(InvalidInput, match="'x' is not a number"):
+        await predictor.predict_records(model, [{"amount": "x"}])
+    with pytest.raises(InvalidInput, match="no row"):
+        await predictor.predict_records(model, [])
+    await predictor.close()
+
+
+async def test_what_was_admitted_is_answered_when_it_drains() -> None:
+    gate, entered = threading.Event(), threading.Event()
+    gate.set()
+
+    def wait(_: Batch) -> None:
+        entered.set()
+        assert gate.wait(20)
+
+    predictor = make(FakeEngine(gate=wait))
+    await predictor.start()
+    model = predictor.model("fraud")
+    gate.clear()
+    entered.clear()
+    asked = [asyncio.create_task(predictor.predict_records(model, [{"amount": float(i)}])) for i in range(20)]
+    await asyncio.to_thread(entered.wait, 20)
+    draining = asyncio.create_task(predictor.drain())
+    await asyncio.sleep(0)  # one turn of the loop: the drain has begun
+    with pytest.raises(Draining):
+        await predictor.predict_records(model, [RECORD])
+    assert not draining.done()
+    gate.set()
+    answers = await asyncio.gather(*asked)
+    await draining
+    assert len({tuple(answer.outputs[0]) for answer in answers}) == 20
+    assert max(answer.batch_rows for answer in answers) > 1
+    await predictor.close()
+
+
+class WrongAlone(FakeEngine):
+    def predict(self, batch: Batch) -> Matrix:
+        return super().predict(batch) + (0.01 if len(batch.rows) == 1 else 0)
+
+
+class FailsWarmUp(FakeEngine):
+    def predict(self, _: Batch) -> Matrix:
+        raise RuntimeError("no kernel image")
+
+
+class CannotFit(FakeEngine):
+    def fit(self, model: ModelDefinition) -> None:  # type: ignore[override]
+        raise InvalidModel(f"model {model.name!r}: bad context")
+
+
+FAILURES = [
+    (WrongAlone(), "parity check failed"),
+    (FailsWarmUp(), "warm-up failed at 8 rows on cpu: no kernel image"),
+    (CannotFit(), "bad context"),
+]
+
+
+@pytest.mark.parametrize(("engine", "message"), FAILURES)
+async def test_a_failed_check_is_a_failed_start(engine: FakeEngine, message: str) -> None:
+    predictor = make(engine)
+    with pytest.raises(StartupError, match=message):
+        await predictor.start()
+    assert not predictor.is_ready
+    with pytest.raises(NotReady):
+        predictor.models()
+    await predictor.close()
+
+
+async def test_a_looser_tolerance_is_the_operators_choice() -> None:
+    predictor = make(WrongAlone(), parity_tolerance=0.1)
+    await predictor.start()
+    assert predictor.is_ready
+    await predictor.close()
+
+
+async def test_a_dead_batching_task_is_not_ready(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = make()
+    await predictor.start()
+    model = predictor.model("fraud")
+
+    def fail(_: float) -> None:
+        raise AssertionError("our own bug")
+
+    monkeypatch.setattr(predictor._batcher._queue, "cut", fail)
+    with pytest.raises(EngineError):
+        await predictor.predict_records(model, [RECORD])
+    assert predictor.failed
+    assert not predictor.is_ready
+    assert "batching task died" in caplog.text
+    await predictor.close()

@@ -1,0 +1,49 @@
+"""Tables of the prior are usable and follow their seed."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training.prior import BASIC_WEIGHTS, FULL_WEIGHTS, MAX_CLASSES, sample_table
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.integers(0, 2**32), st.integers(2, 200), st.integers(1, 40), st.sampled_from([BASIC_WEIGHTS, FULL_WEIGHTS]))
+def test_every_table_is_finite_or_missing(seed: int, rows: int, features: int, weights: tuple[float, ...]) -> None:
+    table = sample_table(np.random.default_rng(seed), rows, features, weights)
+    assert table.features.shape == (rows, features)
+    assert table.features.dtype == np.float32
+    assert not np.isinf(table.features).any()
+    assert table.labels.shape == (rows,)
+    assert table.labels.min() >= 0
+    assert table.labels.max() < MAX_CLASSES
+    again = sample_table(np.random.default_rng(seed), rows, features, weights)
+    np.testing.assert_array_equal(table.features, again.features)
+    np.testing.assert_array_equal(table.labels, again.labels)
+
+
+def test_the_prior_holds_what_it_promises() -> None:
+    rng = np.random.default_rng(0)
+    tables = [sample_table(rng, 200, 8, FULL_WEIGHTS) for _ in range(300)]
+    assert any(np.isnan(table.features).any() for table in tables)
+    assert any(np.bincount(table.labels).max() > 0.9 * 200 for table in tables), "class imbalance"
+    few_levels = [len(np.unique(table.features[:, 0])) <= 20 for table in tables]
+    assert 0.05 < np.mean(few_levels) < 0.6, "categories"
+    assert {len(np.unique(table.labels)) for table in tables} >= {2, 3, 5, 10}
+
+
+def test_labels_can_be_learned_from_features() -> None:
+    """In most tables the nearest neighbour knows more than the class shares."""
+    rng = np.random.default_rng(1)
+    better = []
+    for _ in range(60):
+        table = sample_table(rng, 300, 6, FULL_WEIGHTS)
+        filled = np.nan_to_num(table.features)
+        scaled = (filled - filled.mean(axis=0)) / (filled.std(axis=0) + 1e-6)
+        distance = ((scaled[200:, None] - scaled[None, :200]) ** 2).sum(axis=2)
+        nearest = table.labels[:200][distance.argmin(axis=1)]
+        chance = (np.bincount(table.labels, minlength=MAX_CLASSES) / 300) @ (
+            np.bincount(table.labels, minlength=MAX_CLASSES) / 300
+        )
+        better.append(np.mean(nearest == table.labels[200:]) > chance)
+    assert np.mean(better) > 0.75

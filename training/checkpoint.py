@@ -1,0 +1,73 @@
+"""The shape of the demo checkpoint and its file: tabpfn's own v3.5 architecture, small, saved as safetensors."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabpfn.architectures import ARCHITECTURES
+from tabpfn.checkpoint import save_as_safetensors
+from tabpfn.inference_config import InferenceConfig
+from tabpfn.preprocessing.configs import PreprocessorConfig
+
+ARCHITECTURE_NAME = "tabpfn_v3_5"
+"""Chosen over v2: no random embeddings that differ between devices, and all members in one forward."""
+
+CONFIG: dict[str, Any] = {
+    "max_num_classes": 10,
+    "num_buckets": 100,  # the regression head is part of the class; it is not trained here
+    "embed_dim": 32,
+    "dist_embed_num_blocks": 2,
+    "dist_embed_num_heads": 4,
+    "dist_embed_num_inducing_points": 16,
+    "feat_agg_num_blocks": 2,
+    "feat_agg_num_heads": 4,
+    "feat_agg_num_cls_tokens": 4,
+    "nlayers": 5,
+    "icl_num_heads": 4,
+    "decoder_head_dim": 32,
+    "decoder_num_heads": 4,
+    "fourier_encoding_num_frequencies": 16,
+    "softmax_scaling_mlp_hidden_dim": 32,
+}
+
+INFERENCE_CONFIG = InferenceConfig(
+    # Two views of equal width, so that all members share one forward. No SVD and no fingerprint: both would let the
+    # rounding of a batched matrix product reach a row's answer (see docs/architecture.md).
+    PREPROCESS_TRANSFORMS=[
+        PreprocessorConfig("none", categorical_name="numeric"),
+        PreprocessorConfig("quantile_uni_coarse", categorical_name="ordinal_shuffled"),
+    ],
+    FINGERPRINT_FEATURE=False,
+    SOFTMAX_TEMPERATURE=1.0,
+    N_ESTIMATORS=8,
+    MAX_NUMBER_OF_CLASSES=10,
+    MAX_NUMBER_OF_FEATURES=100,
+    MAX_NUMBER_OF_SAMPLES=2_000,
+    MAX_CPU_SAMPLES=5_000,
+)
+
+
+def build_network(config: dict[str, Any] | None = None) -> torch.nn.Module:
+    """A freshly initialised network; seed torch first."""
+    architecture = ARCHITECTURES[ARCHITECTURE_NAME]
+    parsed, unused = architecture.parse_config(CONFIG if config is None else config)
+    if unused:
+        raise ValueError(f"{ARCHITECTURE_NAME} does not know these settings: {sorted(unused)}")
+    return architecture.get_architecture(parsed)
+
+
+def save_checkpoint(state: dict[str, torch.Tensor], path: Path, config: dict[str, Any] | None = None) -> None:
+    """Write what `TabPFNClassifier(model_path=...)` loads; `path` must contain "v3.5" (tabpfn reads it there)."""
+    parsed, _ = ARCHITECTURES[ARCHITECTURE_NAME].parse_config(CONFIG if config is None else config)
+    save_as_safetensors(
+        {
+            "state_dict": state,
+            "config": asdict(parsed),
+            "architecture_name": ARCHITECTURE_NAME,
+            "inference_config": asdict(INFERENCE_CONFIG),
+        },
+        path,
+    )
