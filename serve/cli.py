@@ -103,11 +103,19 @@ def _settings(options: argparse.Namespace) -> ServerSettings:
         if given is not None:
             values.setdefault(owner, {})[name] = given
     try:
-        return ServerSettings.model_validate(values)
+        return _with_absolute_paths(ServerSettings.model_validate(values))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise _Refused(f"setting {place}: {first['msg']}", exit_code=2) from None
+
+
+def _with_absolute_paths(settings: ServerSettings) -> ServerSettings:
+    """A path means what it means where the command was given: a Ray replica works in another folder."""
+    if settings.store.model_repository is None:
+        return settings
+    store = settings.store.model_copy(update={"model_repository": settings.store.model_repository.absolute()})
+    return settings.model_copy(update={"store": store})
 
 
 def _read_config(path: Path) -> dict[str, Any]:

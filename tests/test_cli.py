@@ -162,3 +162,9 @@ def test_ready_line_quotes_for_the_shell() -> None:
         check=True,
     )
     assert json.loads(echoed.stdout.splitlines()[-1]) == {"records": [{"it's": "a $HOME"}]}
+
+
+def test_a_relative_repository_is_where_the_command_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = cli._parser().parse_args(["serve", "--model-repository", "models"])
+    assert cli._settings(options).store.model_repository == tmp_path / "models"
