@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -179,4 +179,3 @@ class ServerState(enum.StrEnum):
 
 
 DevicePattern = r"^(cpu|cuda:\d+)$"
-Priority = Literal["interactive", "bulk"]
