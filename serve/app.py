@@ -52,7 +52,7 @@ DEPLOYMENT_NAME = "TabPFNDeployment"
 GRACE_S = 1.0
 """How long requests already inside may still be admitted after the door closed."""
 
-LAST_BYTES_S = 5.0
+LAST_BYTES_S = 15.0
 """After the drain: for answers on their way out, and for the calls themselves."""
 
 _LOOPBACK = "127.0.0.1"
