@@ -162,7 +162,7 @@ def _serve(settings: ServerSettings, options: argparse.Namespace) -> None:
             # 8500, and answer each other's callers.
             "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
         }
-        ray_environment.set_environment(os.environ, math.ceil(settings.api.drain_timeout_s) + 10, own)
+        ray_environment.set_environment(os.environ, math.ceil(settings.api.drain_timeout_s) + 20, own)
         # Only here: Ray reads its environment while it is imported.
         from serve import app
 
