@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 
@@ -14,6 +15,7 @@ matplotlib.use("Agg")
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.machine import describe
@@ -23,15 +25,11 @@ Result = Mapping[str, Any]
 SIZE_INCHES = (9.0, 9.0)
 DPI = 110
 _BLUE, _AMBER, _RED, _GREY = "#2f6db3", "#d98e04", "#b3372f", "#777777"
-_ENGINE_TIMES = (
-    ("ours_ms", _BLUE, "this engine"),
-    ("library_ms", _AMBER, "library, cached"),
-    ("uncached_ms", _RED, "library, uncached"),
-)
-_ENGINE_RATIOS = (
-    ("speedup", _AMBER, "against the library's cached predict"),
-    ("speedup_uncached", _RED, "against its uncached predict"),
-)
+ENGINE_SIZE_INCHES = (12.0, 4.2)
+"""Of one architecture's row of panels."""
+_OURS = (_BLUE, "#4aa3a2", "#7a5fb5", "#1f9d55")
+"""By the precisions of ours, in the order that they come in."""
+_STYLES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
 _LATENCY = ((50, _BLUE), (90, _AMBER), (99, _RED))
 
 
@@ -113,37 +111,73 @@ def _finish(axes: Axes) -> None:
 
 
 def _draw_engine(run: Mapping[str, Any]) -> Figure:
-    figure = Figure(figsize=SIZE_INCHES, layout="constrained")
-    time, ratio = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-    cases = _by_case(run["results"])
-    for index, (case, results) in enumerate(cases.items()):
-        style, prefix = ("-", "--", "-.", ":")[index % 4], f"{case}: " if len(cases) > 1 else ""
-        rows = [result["rows"] for result in results]
-        for axes, lines in ((time, _ENGINE_TIMES), (ratio, _ENGINE_RATIOS)):
-            for key, colour, label in lines:
-                values = [result[key] for result in results]
-                axes.plot(rows, values, "o", linestyle=style, color=colour, label=prefix + label)
-    time.set_xscale("log")
-    _plain_log(time)
-    time.set_ylabel("ms per predict (median)")
-    _plain_log(ratio)
-    ratio.axhline(1, color=_GREY, linestyle=":")
-    ratio.set_ylabel("times faster (median of pairs)")
-    every = sorted({result["rows"] for result in run["results"]})
-    ratio.set_xticks(every, [str(rows) for rows in every])
-    ratio.xaxis.minorticks_off()
-    ratio.set_xlabel("query rows in one predict")
-    _finish(time)
-    _finish(ratio)
+    """A row of panels for each architecture: ms per predict, how many times faster ours is, and what is what."""
+    by_arch = _grouped(run["results"], "arch")
+    width, height = ENGINE_SIZE_INCHES
+    figure = Figure(figsize=(width, height * len(by_arch)), layout="constrained")
+    panels = figure.subplots(len(by_arch), 2, squeeze=False, width_ratios=[1.5, 1])
+    for (time, ratio), (arch, results) in zip(panels, by_arch.items(), strict=True):
+        _draw_predicts(time, ratio, results)
+        time.set_title(f"{arch}: ms per predict (median)", loc="left")
+        ratio.set_title("times faster than the library", loc="left")
     figure.suptitle(_title(run, "one predict: this engine and the library, measured in pairs"))
     return figure
 
 
-def _by_case(results: Sequence[Result]) -> dict[str, list[Result]]:
-    cases: dict[str, list[Result]] = {}
+def _draw_predicts(time: Axes, ratio: Axes, results: Sequence[Result]) -> None:
+    """Colours tell who answers, line styles tell the context."""
+    colours = dict(zip(dict.fromkeys(map(_way, results)), itertools.cycle(_OURS)))
+    styles = dict(zip(_grouped(results, "case"), itertools.cycle(_STYLES)))
+    key = [Line2D([], [], marker="o", color=colour, label=way) for way, colour in colours.items()]
+    key.append(Line2D([], [], marker="o", color=_AMBER, label="library, cached"))
+    if any(result.get("uncached_ms") for result in results):
+        key.append(Line2D([], [], marker="o", color=_RED, label="library, uncached"))
+    key += [Line2D([], [], linestyle=style, color=_GREY, label=case) for case, style in styles.items()]
+    for case, of_case in _grouped(results, "case").items():
+        for way, points in _by(of_case, _way).items():
+            _curve(time, points, "ours_ms", colours[way], styles[case])
+            _curve(ratio, points, "speedup", colours[way], styles[case])
+            _curve(ratio, points, "speedup_uncached", _RED, styles[case])
+        # the library is timed beside each of ours; the first of these times is as good as any
+        beside = next(iter(_by(of_case, _way).values()))
+        _curve(time, beside, "library_ms", _AMBER, styles[case])
+        _curve(time, beside, "uncached_ms", _RED, styles[case])
+    every = sorted({result["rows"] for result in results})
+    ratio.axhline(1, color=_GREY, linestyle=":")
+    for axes in (time, ratio):
+        axes.set_xscale("log")
+        _plain_log(axes)
+        axes.set_xticks(every, [str(rows) for rows in every])
+        axes.xaxis.minorticks_off()
+        axes.set_xlabel("query rows in one predict")
+        axes.grid(alpha=0.3)
+    ratio.legend(handles=key, loc="upper left", bbox_to_anchor=(1.02, 1), fontsize="small", frameon=False)
+
+
+def _way(result: Result) -> str:
+    """How ours was run."""
+    name = "ours" if result.get("implementation", "ours") == "ours" else "ours by the library's forward"
+    return f"{name}, {result.get('precision', 'float32')}, {result.get('device', 'cpu')}"
+
+
+def _curve(axes: Axes, results: Sequence[Result], key: str, colour: str, style: str) -> None:
+    """Of the results that have a value; nothing at all where none has."""
+    known = sorted((each["rows"], each[key]) for each in results if each.get(key) is not None)
+    if known:
+        axes.plot(*zip(*known, strict=True), marker="o", linestyle=style, color=colour)
+
+
+def _grouped(results: Sequence[Result], key: str) -> dict[str, list[Result]]:
+    """By a field; a run made before there was an `arch` has its case instead."""
+    return _by(results, lambda result: str(result.get(key, result["case"])))
+
+
+def _by(results: Sequence[Result], name: Callable[[Result], str]) -> dict[str, list[Result]]:
+    """In the order of the names' first appearance."""
+    groups: dict[str, list[Result]] = {}
     for result in results:
-        cases.setdefault(result["case"], []).append(result)
-    return cases
+        groups.setdefault(name(result), []).append(result)
+    return groups
 
 
 def _title(run: Mapping[str, Any], subject: str) -> str:

@@ -112,10 +112,12 @@ def _settings(options: argparse.Namespace) -> ServerSettings:
 
 def _with_absolute_paths(settings: ServerSettings) -> ServerSettings:
     """A path means what it means where the command was given: a Ray replica works in another folder."""
-    if settings.store.model_repository is None:
-        return settings
-    store = settings.store.model_copy(update={"model_repository": settings.store.model_repository.absolute()})
-    return settings.model_copy(update={"store": store})
+    store, engine = settings.store, settings.engine
+    if store.model_repository is not None:
+        store = store.model_copy(update={"model_repository": store.model_repository.absolute()})
+    if engine.kv_cache_dir is not None:
+        engine = engine.model_copy(update={"kv_cache_dir": engine.kv_cache_dir.absolute()})
+    return settings.model_copy(update={"store": store, "engine": engine})
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -32,17 +32,31 @@ class EngineSettings(_Settings):
         description="Threads of torch on the CPU. 1 is steady beside other work; threads that wait for each other on "
         "busy cores can be a hundred times slower. Raise it for full-size checkpoints on cores of their own.",
     )
+    implementation: str = Field(
+        "ours",
+        pattern="^(ours|library)$",
+        description="`ours` runs our own forward passes where a checkpoint's architecture has one, checked against the "
+        "library's answers at every load, and the library's where it has none; `library` runs tabpfn's alone.",
+    )
     inference_precision: str = Field(
         "float32",
-        pattern="^(float32|auto)$",
-        description="`float32` answers the same on every CPU; `auto` lets tabpfn choose (bfloat16 on CPUs and "
-        "GPUs that have it: faster for large checkpoints, answers differ by about 1e-3).",
+        pattern="^(float32|bfloat16|float16|auto)$",
+        description="`float32` answers the same on every CPU. `bfloat16` and `float16` halve what is read of weights "
+        "and KV cache, and move answers by about 1e-2 and 1e-3. `auto` is bfloat16 where the device multiplies it "
+        "(on a CPU for large checkpoints only, the demo's is not), else float16 on a GPU and float32 on a CPU; with "
+        "`implementation: library`, tabpfn's own choice.",
+    )
+    kv_cache_dir: Path | None = Field(
+        None,
+        description="Folder that keeps built KV caches between starts, one file per model, version and kind of device: "
+        "a full-size model then starts in seconds, not minutes. A file of another fit, or a damaged one, is rebuilt. "
+        "Such a file holds values of the context: guard it like the data.",
     )
     parity_tolerance: float = Field(
         1e-5,
         gt=0,
         description="Largest difference in the start-up check between a canary row alone, batched and as the library "
-        "answers it. Beyond it the start fails. About 1e-2 suits `auto` precision.",
+        "answers it. Beyond it the start fails. About 2e-2 suits half precision.",
     )
 
 

@@ -109,6 +109,10 @@ class FittedContext(Protocol):
     def columns(self) -> tuple[Column, ...]:
         """Input columns in order."""
 
+    @property
+    def implementation(self) -> str:
+        """Whose forward pass answers: "ours", or "library"."""
+
     def encode_context(self) -> Matrix:
         """The context's own rows, encoded: float64 [rows, features]."""
 

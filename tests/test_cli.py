@@ -164,7 +164,9 @@ def test_ready_line_quotes_for_the_shell() -> None:
     assert json.loads(echoed.stdout.splitlines()[-1]) == {"records": [{"it's": "a $HOME"}]}
 
 
-def test_a_relative_repository_is_where_the_command_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_folders_are_where_the_command_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    options = cli._parser().parse_args(["serve", "--model-repository", "models"])
-    assert cli._settings(options).store.model_repository == tmp_path / "models"
+    options = cli._parser().parse_args(["serve", "--model-repository", "models", "--kv-cache-dir", "kv"])
+    settings = cli._settings(options)
+    assert settings.store.model_repository == tmp_path / "models"
+    assert settings.engine.kv_cache_dir == tmp_path / "kv"

@@ -2,12 +2,13 @@
 
 Each step every worker draws a batch of tables of one size, shows the network the labelled context rows, and scores the
 query rows by cross entropy; gradients are averaged over the workers. Tables are small and simple for the first
-`SMALL_STEPS` (cheap, and enough to learn what a label is), then of every mechanism and size, and at the end of the
-sizes that are served. Matrices inside the blocks are trained by Muon, everything else by AdamW, with a warm-up, a
-plateau and a linear decay over the last `DECAY_STEPS`.
+`SMALL_STEPS` (cheap, and enough to learn what a label is), then of every mechanism and size until the plateau ends,
+then mostly of two classes, and in the last third of the decay of the sizes that are served. Matrices inside the blocks
+are trained by Muon, everything else by AdamW, with a warm-up, a plateau of `PLATEAU_STEPS` and a linear decay to the
+end.
 
-A step's tables depend on the seed, its number and the worker alone, and the plateau does not know where it ends: an
-interrupted run goes on with `--resume`, and `--steps` may still be raised until the decay begins.
+A step's tables depend on the seed, its number and the worker alone: an interrupted run goes on with `--resume`, and
+`--steps` may still be raised until the plateau ends.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from training.prior import BASIC_WEIGHTS, FINAL_WEIGHTS, FULL_WEIGHTS, Table, sa
 
 CELLS_PER_WORKER = 16_000
 MIN_TABLES, MAX_TABLES = 4, 24
-SMALL_STEPS, DECAY_STEPS, WARMUP_STEPS = 1_500, 1_500, 100
+WARMUP_STEPS, SMALL_STEPS, PLATEAU_STEPS = 100, 1_500, 3_500
 MUON_RATE, ADAMW_RATE = 3e-3, 1.5e-3
 SAVE_EVERY, LOG_EVERY = 100, 50
 
@@ -43,11 +44,14 @@ class Stage:
     rows: tuple[int, int]
     features: tuple[int, int]
     weights: Sequence[float]
+    binary_share: float = 0.65
 
 
 SMALL = Stage((48, 256), (1, 32), BASIC_WEIGHTS)
 FULL = Stage((48, 1_200), (1, 32), FULL_WEIGHTS)
-FINAL = Stage((100, 1_200), (3, 32), FINAL_WEIGHTS)
+# Tables of many classes have the largest losses, hence most of the gradient; what is served has two.
+BINARY = Stage((64, 600), (3, 32), FINAL_WEIGHTS, binary_share=0.85)
+FINAL = Stage((150, 1_200), (4, 32), FINAL_WEIGHTS, binary_share=0.85)
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,9 @@ def stage_of(step: int, num_steps: int) -> Stage:
     """The stage of a step."""
     if step < SMALL_STEPS:
         return SMALL
-    return FULL if step < num_steps - DECAY_STEPS else FINAL
+    if step < PLATEAU_STEPS:
+        return FULL
+    return BINARY if 3 * (num_steps - step) > num_steps - PLATEAU_STEPS else FINAL
 
 
 def draw_batch(seed: int, step: int, worker: int, stage: Stage) -> tuple[torch.Tensor, torch.Tensor, int]:
@@ -78,17 +84,15 @@ def draw_batch(seed: int, step: int, worker: int, stage: Stage) -> tuple[torch.T
     num_tables = int(np.clip(CELLS_PER_WORKER // (num_rows * (num_features + 4)), MIN_TABLES, MAX_TABLES))
     num_context = int(num_rows * shape.uniform(0.4, 0.9))
     rng = np.random.default_rng([seed, step, worker])
-    tables = [_usable_table(rng, num_rows, num_features, num_context, stage.weights) for _ in range(num_tables)]
+    tables = [_usable_table(rng, num_rows, num_features, num_context, stage) for _ in range(num_tables)]
     features = torch.from_numpy(np.stack([table.features for table in tables], axis=1))
     labels = torch.from_numpy(np.stack([table.labels for table in tables], axis=1))
     return features, labels, num_context
 
 
-def _usable_table(
-    rng: np.random.Generator, num_rows: int, num_features: int, num_context: int, weights: Sequence[float]
-) -> Table:
+def _usable_table(rng: np.random.Generator, num_rows: int, num_features: int, num_context: int, stage: Stage) -> Table:
     while True:  # a context of one class teaches nothing; most tables pass at the first try
-        table = sample_table(rng, num_rows, num_features, weights)
+        table = sample_table(rng, num_rows, num_features, stage.weights, stage.binary_share)
         if len(np.unique(table.labels[:num_context])) > 1:
             return table
 
@@ -120,7 +124,7 @@ def make_optimizers(network: nn.Module) -> list[torch.optim.Optimizer]:
 
 def rate_factor(step: int, num_steps: int) -> float:
     """Warm-up, plateau, linear decay to zero."""
-    return min(1.0, (step + 1) / WARMUP_STEPS, (num_steps - step) / DECAY_STEPS)
+    return min(1.0, (step + 1) / WARMUP_STEPS, (num_steps - step) / max(1, num_steps - PLATEAU_STEPS))
 
 
 def average_gradients(network: nn.Module, num_workers: int) -> None:
@@ -188,7 +192,7 @@ def _restore(path: Path, network: nn.Module, optimizers: list[torch.optim.Optimi
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("training/out/demo-v3.5.safetensors"))
-    parser.add_argument("--steps", type=int, default=4_700)
+    parser.add_argument("--steps", type=int, default=7_200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2, help="processes; part of the recipe, as each draws its own")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch in each")

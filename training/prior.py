@@ -4,8 +4,8 @@ TabPFN learns to do Bayesian inference under the tables that it is trained on, s
 checkpoint believes a table looks like. A table is drawn in three steps, each independent of the others:
 
 1. a *mechanism* draws features and class scores that belong together: a linear model of shared latent factors, class
-   clusters, a random network read at random nodes (a structural causal model), rules and oblivious trees, or an
-   ordinary population some of whose rows are disturbed in one of several ways;
+   clusters, a random network read at random nodes (a structural causal model), rules, an ordinary population some of
+   whose rows are disturbed in one of several ways, the nearest of many prototypes, or deep trees;
 2. *observation* spoils the features as the world does: monotone warps, heavy tails, rounding, categories without
    order, irrelevant columns, missing values;
 3. *labelling* turns scores into classes: noise, class imbalance, permuted class numbers.
@@ -36,9 +36,11 @@ class Table:
     labels: Ints
 
 
-def sample_table(rng: np.random.Generator, num_rows: int, num_features: int, weights: Sequence[float]) -> Table:
+def sample_table(
+    rng: np.random.Generator, num_rows: int, num_features: int, weights: Sequence[float], binary_share: float = 0.65
+) -> Table:
     """Draw one table of up to `MAX_CLASSES` classes; `weights` are one of `..._WEIGHTS`."""
-    num_classes = 2 if rng.random() < 0.65 else int(rng.integers(3, MAX_CLASSES + 1))
+    num_classes = 2 if rng.random() < binary_share else int(rng.integers(3, MAX_CLASSES + 1))
     mechanism = _MECHANISMS[rng.choice(len(weights), p=weights)]
     num_drawn = max(1, num_features - _num_irrelevant(rng, num_features))
     features, scores = mechanism(rng, num_rows, num_drawn, num_classes)
@@ -166,19 +168,60 @@ def _disturbances(
     return _f32(features), scores
 
 
+def _prototypes(rng: np.random.Generator, num_rows: int, num_features: int, num_classes: int) -> tuple[Floats, Floats]:
+    """The class of the nearest of many prototypes in a few of the features: no feature tells much alone."""
+    features, _ = (_linear_factors if rng.random() < 0.7 else _network)(rng, num_rows, num_features, 2)
+    standard = _standardise(features)
+    used = rng.choice(num_features, int(rng.integers(1, min(num_features, 6) + 1)), replace=False)
+    num_prototypes = int(np.exp(rng.uniform(np.log(2 * num_classes), np.log(12 * num_classes))))
+    prototypes = standard[rng.integers(0, num_rows, num_prototypes)][:, used] + 0.3 * _normal(
+        rng, num_prototypes, len(used)
+    )
+    scale = rng.lognormal(0, 0.4, len(used))
+    distance = np.square((standard[:, None, used] - prototypes) * scale).sum(axis=2)
+    classes = np.concatenate([np.arange(num_classes), rng.integers(0, num_classes, num_prototypes - num_classes)])
+    scores = np.zeros((num_rows, num_classes), np.float32)
+    scores[np.arange(num_rows), classes[distance.argmin(axis=1)]] = 3.0
+    return _f32(features), scores
+
+
+def _trees(rng: np.random.Generator, num_rows: int, num_features: int, num_classes: int) -> tuple[Floats, Floats]:
+    """One or a few deep trees with random leaves, cut at quantiles of what reaches each node."""
+    features, _ = (_linear_factors if rng.random() < 0.7 else _network)(rng, num_rows, num_features, 2)
+    used = rng.choice(num_features, int(rng.integers(1, min(num_features, 10) + 1)), replace=False)
+    num_scores = _num_scores(rng, num_classes)
+    scores = np.zeros((num_rows, num_scores), np.float32)
+    for _ in range(int(rng.choice([1, 1, 2, 3, 5]))):
+        depth = int(rng.integers(2, 7))
+        nodes = [np.arange(num_rows)]
+        for level in range(depth + 1):
+            following = []
+            for rows in nodes:
+                if level == depth or len(rows) < 8:
+                    scores[rows] += _normal(rng, 1, num_scores)
+                    continue
+                values = features[rows, rng.choice(used)]
+                below = values <= np.sort(values)[int(len(rows) * rng.uniform(0.2, 0.8))]
+                following += [rows[below], rows[~below]]
+            nodes = following
+    return _f32(features), scores
+
+
 _MECHANISMS: tuple[Callable[[np.random.Generator, int, int, int], tuple[Floats, Floats]], ...] = (
     _linear_factors,
     _clusters,
     _network,
     _rules,
     _disturbances,
+    _prototypes,
+    _trees,
 )
 BASIC_WEIGHTS = (0.30, 0.12, 0.35, 0.23)
 """How often each mechanism is drawn while the network learns what a label is."""
 FULL_WEIGHTS = (0.24, 0.10, 0.25, 0.16, 0.25)
 """How often afterwards."""
-FINAL_WEIGHTS = (0.22, 0.08, 0.22, 0.20, 0.28)
-"""How often while the rate decays."""
+FINAL_WEIGHTS = (0.06, 0.04, 0.13, 0.12, 0.22, 0.18, 0.25)
+"""How often while the rate decays: mostly where features matter together, which is what is learned last."""
 
 
 # --- step 2: observation ---------------------------------------------------------------------------------------------
@@ -211,7 +254,7 @@ def _observe(rng: np.random.Generator, features: Floats) -> Floats:
 
 def _warp(rng: np.random.Generator, values: Floats) -> Floats:
     """A monotone warp: what units, logarithms and saturating sensors do to a quantity."""
-    choice = rng.integers(0, 5)
+    choice = rng.integers(0, 6)
     if choice == 0:
         return _f32(np.exp(np.clip(values * rng.uniform(0.3, 1.5), -8, 8)))
     if choice == 1:
@@ -220,6 +263,8 @@ def _warp(rng: np.random.Generator, values: Floats) -> Floats:
         return _f32(np.tanh(values * rng.uniform(0.5, 2)))
     if choice == 3:
         return _f32(values.argsort().argsort() / len(values))
+    if choice == 4:  # events counted, mostly none of them
+        return _f32(rng.poisson(np.exp(np.clip(rng.uniform(0.5, 1.5) * values + rng.uniform(-2, 1), -8, 5))))
     return _f32(np.maximum(values, np.quantile(values, rng.uniform(0, 0.6))))
 
 

@@ -1,196 +1,223 @@
 """This engine against the library, one predict at a time: `python -m benchmarks.offline.engine --help`.
 
 In one process, without server or queue. Both sides hold the same context and checkpoint and are given the same encoded
-rows; `library` is its predict with the KV cache (`fit_mode="fit_with_cache"`), `uncached` the one without
-(`"fit_preprocessors"`). The library is called with the rows as they are, this engine pads them to its row bucket.
+rows; `library` is its predict with the KV cache (`fit_mode="fit_with_cache"`) in the precision that it picks itself.
+The library is called with the rows as they are, this engine pads them to its row bucket. Every flag that takes several
+values is an axis of a grid, and every point of the grid a cell.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
+import itertools
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.machine import envelope, write_json
-from benchmarks.offline.pairs import measure_pairs
+from benchmarks.offline.architectures import ARCHITECTURES, large_contexts_on_cpu, synthetic_model, write_checkpoint
+from benchmarks.offline.cells import (
+    Case,
+    LibrarySide,
+    OurSide,
+    Rounds,
+    case_facts,
+    compare_cached,
+    compare_uncached,
+    mix_rows,
+    progress,
+)
+from benchmarks.offline.memory import peak_device_bytes
 from benchmarks.percentiles import rounded
 from serve.config import EngineSettings, StoreSettings
-from serve.core import Batch, Matrix, ModelDefinition
-from serve.engine import library
 from serve.engine.engine import TabPFNEngine
-from serve.engine.row_encoder import RowEncoder
 from serve.store import FolderStore
 
-Predict = Callable[[Matrix], Matrix]
+Run = dict[str, Any]
+Configs = Mapping[str, Mapping[str, Any]]
+"""Network sizes by architecture, where they are not the full ones."""
+
+DEMO = "demo"
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """One run's whole configuration."""
+    """One run's whole configuration. What is a tuple is an axis of the grid."""
 
+    arch: tuple[str, ...] = (DEMO,)
+    context_rows: tuple[int, ...] = (1_000,)
+    features: tuple[int, ...] = (30,)
+    members: tuple[int, ...] = (8,)
+    rows: tuple[int, ...] = (1, 8, 32, 100)
+    device: tuple[str, ...] = ("cpu",)
+    precision: tuple[str, ...] = ("float32",)
+    implementation: tuple[str, ...] = ("ours",)
     model: str = "fraud"
     repository: str | None = None
-    rows: tuple[int, ...] = (1, 8, 32, 100)
-    pairs: int = 7
-    uncached_pairs: int = 3
-    warmups: int = 2
+    pairs: int = Rounds.pairs
+    uncached_pairs: int = Rounds.uncached_pairs
+    warmups: int = Rounds.warmups
+    cell_seconds: float = Rounds.cell_seconds
     threads: int = 1
     seed: int = 1
 
-    def settings(self) -> EngineSettings:
-        return EngineSettings(device="cpu", num_threads=self.threads)
+    def settings(self, device: str) -> list[EngineSettings]:
+        """Every way in which ours is measured on a device. No difference fails the load here: it is a result."""
+        return [
+            EngineSettings(
+                device=device,
+                num_threads=self.threads,
+                inference_precision=precision,
+                implementation=implementation,
+                parity_tolerance=1,
+            )
+            for implementation, precision in itertools.product(self.implementation, self.precision)
+        ]
+
+    @property
+    def rounds(self) -> Rounds:
+        return Rounds(self.pairs, self.uncached_pairs, self.warmups, self.cell_seconds)
 
 
-@dataclass(frozen=True)
-class Case:
-    """One context to be measured. Its answers are compared raw, so it states no class priors."""
+def cases(options: EngineOptions, folder: Path, configs: Configs) -> Iterator[Case]:
+    """What is measured, one after another; random checkpoints are written to `folder`."""
+    for arch in options.arch:
+        if arch == DEMO:
+            yield demo_case(options)
+            continue
+        progress(f"{arch}: drawing weights")
+        checkpoint = write_checkpoint(arch, folder, options.seed, configs.get(arch))
+        for size in itertools.product(options.context_rows, options.features, options.members):
+            name = "{} {}x{}, {} members".format(arch, *size)
+            yield Case(name, arch, synthetic_model(name, checkpoint, *size, seed=options.seed))
+        checkpoint.unlink()
 
-    name: str
-    definition: ModelDefinition
 
-
-def cases(options: EngineOptions) -> Iterator[Case]:
-    """What is measured: one model of the repository."""
+def demo_case(options: EngineOptions) -> Case:
+    """One model of a repository, with the context and the members that it has."""
     path = Path(options.repository) if options.repository else None
     definition = FolderStore(StoreSettings(model_repository=path)).load(options.model)
     context = dataclasses.replace(definition.context, class_priors=None)  # the library knows no prior correction
-    yield Case(options.model, dataclasses.replace(definition, context=context))
+    return Case(options.model, DEMO, dataclasses.replace(definition, context=context), is_compared_uncached=True)
 
 
-def run_engine(options: EngineOptions) -> dict[str, Any]:
-    """Every case at every number of rows; the run as JSON."""
+def run_engine(
+    options: EngineOptions, configs: Configs | None = None, on_result: Callable[[Run], None] | None = None
+) -> Run:
+    """Every cell of the grid; the run as JSON. `on_result` is called after each cell with the run so far."""
+    engines = {
+        device: [(settings, TabPFNEngine(settings, max(options.rows))) for settings in options.settings(device)]
+        for device in options.device
+    }  # first, so that a device that is not there is known at once
     run = envelope("offline-engine", dataclasses.asdict(options), [], torch_threads=None, cases={})
-    for case in cases(options):
-        facts, results = measure_case(case, options)
-        run["cases"][case.name] = facts
-        run["results"] += results
     run["torch_threads"] = torch.get_num_threads()
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder, large_contexts_on_cpu():
+        for case in cases(options, Path(folder), configs or {}):
+            for device in options.device:
+                # one that is fitted on several devices has facts of each, so each has a name
+                name = case.name if len(options.device) == 1 else f"{case.name}, {device}"
+                named = dataclasses.replace(case, name=name)
+                for result in measure_case(named, device, engines[device], options, run["cases"]):
+                    run["results"].append(result)
+                    if on_result:
+                        on_result(run)
     return run
 
 
-def measure_case(case: Case, options: EngineOptions) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Fit the case three ways, then time the predicts in pairs."""
-    settings = options.settings()
-    engine = TabPFNEngine(settings, max_batch_rows=max(options.rows))
-    started = time.perf_counter()
-    fitted = engine.fit(case.definition)
-    fit_s = time.perf_counter() - started
-    context_rows = fitted.encode_context()
-
-    def ours(rows: Matrix) -> Matrix:
-        return engine.predict(Batch(fitted, rows))
-
-    cached = library_predict(case.definition, "fit_with_cache", settings)
-    uncached = library_predict(case.definition, "fit_preprocessors", settings)
-    results = []
-    for num_rows in options.rows:
-        rows = mix_rows(context_rows, num_rows, options.seed)
-        results.append({"case": case.name, **compare_predicts(ours, cached, uncached, rows, options)})
-        print(f"{case.name}, {num_rows} rows: done", file=sys.stderr, flush=True)
-    engine.close()
-    facts = {
-        "version": case.definition.version,
-        "checkpoint": case.definition.checkpoint_name,
-        "task": str(case.definition.context.task),
-        "context_rows": len(context_rows),
-        "features": context_rows.shape[1],
-        "outputs": fitted.num_outputs,
-        "members": case.definition.options.num_members,
-        "fit_s": rounded(fit_s),
-    }
-    return facts, results
+def measure_case(
+    case: Case,
+    device: str,
+    engines: Sequence[tuple[EngineSettings, TabPFNEngine]],
+    options: EngineOptions,
+    facts: dict[str, Any],
+) -> Iterator[dict[str, Any]]:
+    """Cells of one case on one device; what is the same in all of them goes to `facts`, by the case's name."""
+    side = LibrarySide(case, device)
+    facts[case.name] = known = case_facts(case, side)
+    queries = {num_rows: mix_rows(side.context_rows, num_rows, options.seed) for num_rows in options.rows}
+    exact = side.exact_answers(queries)
+    uncached = [side.uncached("auto"), side.uncached("float32")] if case.is_compared_uncached else []
+    for number, (settings, engine) in enumerate(engines, start=1):
+        with side.lent(is_last=number == len(engines)):
+            ours = OurSide(engine, settings, case.definition)
+        known.setdefault("fit_s", rounded(ours.fit_s + (side.exact_fit_s if side.was_borrowed else 0)))
+        common = {"case": case.name, **{axis: known[axis] for axis in AXES}, **ours.facts(side)}
+        for num_rows, rows in queries.items():
+            result = common | compare_cached(ours.predict, side.predict, exact[num_rows], rows, options.rounds)
+            if uncached:
+                result |= compare_uncached(ours.predict, uncached[0], uncached[1], rows, options.uncached_pairs)
+            yield result | {"peak_device_bytes": peak_device_bytes(device)}
+            progress(f"{case.name}, {settings.inference_precision}, {num_rows} rows: done")
+        del ours
+        engine.close()
+        gc.collect()
 
 
-def library_predict(
-    definition: ModelDefinition, fit_mode: Literal["fit_with_cache", "fit_preprocessors"], settings: EngineSettings
-) -> Predict:
-    """The library's own predict of encoded rows, fitted on the same context."""
-    context = definition.context
-    names = [column.name for column in context.columns]
-    records = [{name: context.cells[name][row] for name in names} for row in range(context.num_rows)]
-    frame = library.context_frame(definition, RowEncoder(context.columns).read_records(records))
-    fitted = library.build_estimator(definition, frame, fit_mode, settings.device, settings.inference_precision)
-    estimator = library.on_matrices(fitted)
-    return lambda rows: library.predict_outputs(estimator, rows)
+AXES = ("arch", "context_rows", "features", "members")
+TABLE = (
+    "case", "device", "precision", "implementation", "rows", "ours_ms", "library_ms", "speedup", "max_abs_diff",
+    "library_abs_diff", "uncached_ms", "speedup_uncached",
+)  # fmt: skip
 
 
-def mix_rows(context_rows: Matrix, num_rows: int, seed: int) -> Matrix:
-    """Query rows that are not the context's: each cell is drawn from its column of the context."""
-    picked = np.random.default_rng(seed).integers(len(context_rows), size=(num_rows, context_rows.shape[1]))
-    return np.take_along_axis(context_rows, picked, axis=0)
-
-
-def compare_predicts(
-    ours: Predict, cached: Predict, uncached: Predict, rows: Matrix, options: EngineOptions
-) -> dict[str, Any]:
-    """One cell of the result. Times are medians; a speed-up is the median of the pairs' ratios."""
-    answer = ours(rows)
-    by_cache = measure_pairs(lambda: ours(rows), lambda: cached(rows), options.pairs, warmups=options.warmups)
-    by_plain = measure_pairs(lambda: ours(rows), lambda: uncached(rows), options.uncached_pairs, warmups=1)
-    times = {
-        "ours": by_cache.first_median_ms,
-        "library": by_cache.second_median_ms,
-        "uncached": by_plain.second_median_ms,
-    }
-    return {
-        "rows": len(rows),
-        **{f"{way}_ms": rounded(value) for way, value in times.items()},
-        **{f"{way}_ms_per_row": rounded(value / len(rows), 4) for way, value in times.items()},
-        "speedup": rounded(by_cache.speedup),
-        "speedup_uncached": rounded(by_plain.speedup),
-        "max_abs_diff": float(np.abs(answer - cached(rows)).max()),
-        "max_abs_diff_uncached": float(np.abs(answer - uncached(rows)).max()),
-        "pairs": options.pairs,
-        "uncached_pairs": options.uncached_pairs,
-        "pairs_ms": {
-            "ours": [rounded(value) for value in by_cache.first_ms],
-            "library": [rounded(value) for value in by_cache.second_ms],
-            "uncached": [rounded(value) for value in by_plain.second_ms],
-        },
-    }
-
-
-def table(run: dict[str, Any]) -> str:
-    """One line per cell."""
-    columns = ("case", "rows", "ours_ms", "library_ms", "uncached_ms", "speedup", "speedup_uncached", "max_abs_diff")
-    rows = [columns, *(tuple(_cell(result[name]) for name in columns) for result in run["results"])]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(columns))]
+def table(run: Mapping[str, Any]) -> str:
+    """One line per cell; columns that no cell has are left out."""
+    names = [name for name in TABLE if any(name in result for result in run["results"])]
+    rows = [names, *([_cell(result.get(name)) for name in names] for result in run["results"])]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(names))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def parse(arguments: Sequence[str] | None) -> tuple[EngineOptions, Path | None, Path | None]:
+    """The run's options, and where its JSON and its plot go."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.offline.engine", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     default = EngineOptions()
-    parser.add_argument("--model", default=default.model, help="a model of the repository")
-    parser.add_argument("--repository", help="folder of models; else the demo inside the package")
-    parser.add_argument("--rows", type=int, nargs="+", default=list(default.rows), help="query rows of one predict")
-    parser.add_argument("--pairs", type=int, default=default.pairs, help="rounds against the library's cached predict")
-    uncached_help = "rounds against its uncached predict, which is slow"
-    parser.add_argument("--uncached-pairs", type=int, default=default.uncached_pairs, help=uncached_help)
-    parser.add_argument("--warmups", type=int, default=default.warmups, help="uncounted rounds before")
-    parser.add_argument("--threads", type=int, default=default.threads, help="threads of torch, for both sides")
-    parser.add_argument("--seed", type=int, default=default.seed, help="of the query rows")
-    parser.add_argument("--json", type=Path, help="write the run here")
+
+    def add(name: str, help: str, **more: Any) -> None:
+        value = getattr(default, name)
+        several = {"nargs": "+", "type": type(value[0])} if isinstance(value, tuple) else {"type": type(value)}
+        parser.add_argument("--" + name.replace("_", "-"), default=value, help=help, **{**several, **more})
+
+    add("arch", f"{DEMO}: a model of the repository; else full-size random weights", choices=[DEMO, *ARCHITECTURES])
+    add("context_rows", f"of the synthetic contexts; {DEMO} has its own")
+    add("features", "of the synthetic contexts")
+    add("members", "of the ensembles on synthetic contexts")
+    add("rows", "query rows of one predict")
+    add("device", "cpu or cuda:N, for both sides")
+    add("precision", "of this engine; the library picks its own")
+    add("implementation", "of this engine; `library` measures what our preparation of rows costs or saves")
+    add("model", "a model of the repository")
+    add("repository", "folder of models; else the demo inside the package", type=str)
+    add("pairs", "rounds against the library's cached predict")
+    add("uncached_pairs", f"rounds against its uncached predict, which is slow; {DEMO} only")
+    add("warmups", "uncounted rounds before")
+    add("cell_seconds", "time for one cell's rounds: a slow cell runs fewer pairs, at least three")
+    add("threads", "threads of torch, for both sides")
+    add("seed", "of weights, contexts and query rows")
+    parser.add_argument("--json", type=Path, help="write the run here, after every cell")
     parser.add_argument("--plot", type=Path, help="draw it here (PNG)")
-    given = vars(parser.parse_args(arguments))
+    given: dict[str, Any] = vars(parser.parse_args(arguments))
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     to_json, to_plot = given.pop("json"), given.pop("plot")
-    run = run_engine(EngineOptions(**{**given, "rows": tuple(given["rows"])}))
-    if to_json:
-        write_json(run, to_json)
+    return EngineOptions(**given), to_json, to_plot
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options, to_json, to_plot = parse(arguments)
+    run = run_engine(options, on_result=(lambda run: write_json(run, to_json)) if to_json else None)
     if to_plot:
         from benchmarks.report import plot
 

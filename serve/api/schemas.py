@@ -118,6 +118,7 @@ class ModelDescription(ModelSummary, omit_defaults=True):
     num_members: Annotated[int, Meta(description="Ensemble members whose answers are averaged.")]
     max_rows: Annotated[int, Meta(description="Most rows in one request.")]
     device: str
+    implementation: Annotated[str, Meta(description="Whose forward pass answers: `ours`, or tabpfn's own, `library`.")]
     example: Annotated[dict[str, Any] | UnsetType, Meta(description="One record, ready to be posted.")] = UNSET
 
 
@@ -145,6 +146,7 @@ def describe_model(model: ServedModel, *, max_rows: int, device: str) -> ModelDe
         num_members=definition.options.num_members,
         max_rows=max_rows,
         device=device,
+        implementation=fitted.implementation,
         example=UNSET if definition.example is None else dict(definition.example),
     )
 

@@ -1,10 +1,12 @@
-"""TabPFNEngine: fits contexts and answers batches on one device, by the library's own cached forward.
+"""TabPFNEngine: fits contexts and answers batches on one device.
 
-What is always true:
+The library fits; answers come from our own compiled ensemble where the checkpoint's architecture has a forward of ours,
+else from the library's cached predict. What is always true:
 - only `fit_mode="fit_with_cache"` answers requests: the one mode in which a test row's answer does not depend on the
   other rows of its batch (docs/architecture.md);
 - a batch is a float64 matrix whose rows were encoded alone, padded with copies of its first row up to a row bucket, so
   that a row always meets the same few shapes; the padding is cut off again;
+- our answers were compared with the library's cached ones on rows of the context before the first request;
 - one thread calls `fit`, `predict` and `reference` (the estimator's predict is not thread-safe).
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,10 @@ import torch
 from serve.config import EngineSettings
 from serve.core import REGRESSION_STATISTICS, Batch, Column, FittedContext, Matrix, ModelDefinition, Task
 from serve.engine import library
+from serve.engine.compiled import CompiledEnsemble, can_compile
+from serve.engine.memory import check_fits, count_parameters, predict_bytes
+from serve.engine.parity import canary_rows, compare_answers
+from serve.engine.precision import forward_dtype
 from serve.engine.row_encoder import RowEncoder
 from serve.engine.warmup import bucket_of, row_buckets
 from serve.errors import EngineError, InvalidInput, InvalidModel, StartupError
@@ -28,22 +35,70 @@ _log = logging.getLogger(__name__)
 
 
 class TabPFNContext:
-    """A fitted context: the estimator with its KV cache, the row encoder, and the prior correction."""
+    """A fitted context: the row encoder, what answers clean rows, and the prior correction."""
 
-    def __init__(self, definition: ModelDefinition, device: str, precision: str) -> None:
+    def __init__(self, definition: ModelDefinition, settings: EngineSettings, max_batch_rows: int) -> None:
         self.definition = definition
-        self._device, self._precision = device, precision
+        self._settings = settings
+        self._device = torch.device(settings.device)
+        self._ours = settings.implementation == "ours"
+        # ours is built from float32 caches, which it casts itself
+        self._library_precision = "float32" if self._ours else settings.inference_precision
+        num_parameters = count_parameters(Path(definition.checkpoint_path))
+        self._dtype = forward_dtype(settings.inference_precision, self._device, num_parameters)
+        need = predict_bytes(
+            definition, settings.device, self._library_precision, max_batch_rows, self._dtype if self._ours else None
+        )
+        check_fits(need, settings.device)
         context = definition.context
         reader = RowEncoder(context.columns)
         raw = reader.read_records(_records(context.columns, context.cells, context.num_rows))
         self._frame = library.context_frame(definition, raw)
-        estimator = library.build_estimator(definition, self._frame, "fit_with_cache", device, precision)
+        estimator = self._fit("fit_with_cache")
         self._encoder = RowEncoder(context.columns, library.learn_codings(estimator, self._frame))
         self._rows = self._encoder.encode_raw(raw)
         _compare_cleaning(self._rows, library.clean(estimator, self._frame), list(self._frame.columns))
-        self.estimator = library.on_matrices(estimator)
+        self._estimator = library.on_matrices(estimator)
+        self._compiled = self._compile() if self._ours else None
         self.classes = tuple(map(str, estimator.classes_)) if context.task is Task.CLASSIFICATION else ()
         self._class_weights = _class_weights(definition, self.classes)
+
+    def _fit(self, fit_mode: library.FitMode) -> library.Estimator:
+        """The library's estimator, its KV caches from a file where there is one of this very fit."""
+        folder = self._settings.kv_cache_dir
+        if folder is None or fit_mode != "fit_with_cache":
+            return library.build_estimator(
+                self.definition, self._frame, fit_mode, self._settings.device, self._library_precision
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"{self.definition.name}-{self.definition.version}-{self._device.type}.safetensors"
+        return library.build_with_file(
+            self.definition, self._frame, self._settings.device, self._library_precision, folder / name
+        )
+
+    def _compile(self) -> CompiledEnsemble | None:
+        """Our own answerer, proven on canary rows; then the library's KV caches go. None if it cannot be."""
+        if not can_compile(self._estimator):
+            return None
+        compiled = CompiledEnsemble(self._estimator, self._device, self._dtype, self._rows[:1])
+        canaries = canary_rows(self._rows)
+        # each row alone: in a batch the library's own fingerprints may flip (docs/architecture.md)
+        alone = [library.predict_outputs(self._estimator, canaries[i : i + 1]) for i in range(len(canaries))]
+        compare_answers(
+            "by our forward",
+            compiled(canaries),
+            "by the library's",
+            np.concatenate(alone),
+            self._settings.parity_tolerance,
+            is_probability=self.definition.context.task is Task.CLASSIFICATION,
+        )
+        self._estimator.executor_.kv_caches = []
+        return compiled
+
+    @property
+    def implementation(self) -> str:
+        """What answers: "ours", or "library" by setting or for want of a forward of ours."""
+        return "library" if self._compiled is None else "ours"
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -64,14 +119,14 @@ class TabPFNContext:
 
     def answer(self, rows: Matrix) -> Matrix:
         """Cached outputs of encoded rows, corrected to the true class priors."""
-        return self._correct(library.predict_outputs(self.estimator, rows))
+        if self._compiled is not None:
+            return self._correct(self._compiled(rows))
+        return self._correct(library.predict_outputs(self._estimator, rows))
 
     def answer_uncached(self, rows: Matrix) -> Matrix:
         """The same from an estimator without KV cache, built for this call and dropped."""
-        estimator = library.build_estimator(
-            self.definition, self._frame, "fit_preprocessors", self._device, self._precision
-        )
-        return self._correct(library.predict_outputs(library.on_matrices(estimator), rows))
+        estimator = library.on_matrices(self._fit("fit_preprocessors"))
+        return self._correct(library.predict_outputs(estimator, rows))
 
     def _correct(self, outputs: Matrix) -> Matrix:
         if self._class_weights is None:
@@ -85,6 +140,7 @@ class TabPFNEngine:
 
     def __init__(self, settings: EngineSettings, max_batch_rows: int = 256) -> None:
         self._settings = settings
+        self._max_batch_rows = max_batch_rows
         self._buckets = row_buckets(max_batch_rows)
         if settings.device.startswith("cuda") and not torch.cuda.is_available():
             raise StartupError(f"device {settings.device} was asked for, but torch {torch.__version__} sees no GPU")
@@ -98,11 +154,13 @@ class TabPFNEngine:
         """Fit the library on the model's context and check that our encoding is its own. Raises InvalidModel."""
         place = f"model {model.name!r} version {model.version!r}"
         try:
-            return TabPFNContext(model, self.device, self._settings.inference_precision)
+            return TabPFNContext(model, self._settings, self._max_batch_rows)
         except InvalidInput as error:
             raise InvalidModel(f"{place}: context {error}") from error
         except InvalidModel as error:
             raise InvalidModel(f"{place}: {error}") from error
+        except StartupError as error:
+            raise StartupError(f"{place}: {error}") from error
         except Exception as error:
             raise InvalidModel(
                 f"{place}: tabpfn could not fit its context with {model.checkpoint_path}: {error}"

@@ -40,6 +40,10 @@ class FakeContext:
     def num_outputs(self) -> int:
         return len(self.classes) or len(REGRESSION_STATISTICS)
 
+    @property
+    def implementation(self) -> str:
+        return "ours"
+
     def encode_context(self) -> Matrix:
         return self.rows
 

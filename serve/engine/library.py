@@ -1,16 +1,25 @@
-"""The only door to tabpfn: builds its estimators without network, and takes their fitted cleaning step apart.
+"""The only door to tabpfn's estimators: builds them without internet, with KV caches from a file where it has them, and
+takes their fitted cleaning step apart.
 
-A request must never wait for a download, a browser or a licence dialogue, so the network is shut before tabpfn is
+A request must never wait for a download, a browser or a licence dialogue, so the internet is shut out before tabpfn is
 imported, and a checkpoint is always a file by its absolute path.
+
+A fit from a file is the library's own fit with one difference: the network is not run. While the estimator fits,
+`_Doorman` stands in front of its network's `forward`, on that one module alone; it digests what the network is given
+and, where that is what the stored caches were built from, answers with a placeholder in place of minutes of work. So
+members, their order and their preprocessing are the library's own, and caches of another fit are found out.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
+import logging
 import math
 import os
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 os.environ["TABPFN_NO_BROWSER"] = "1"
@@ -25,7 +34,11 @@ from tabpfn.preprocessing.datamodel import FeatureModality
 from tabpfn.validation import ensure_compatible_predict_input_sklearn
 
 from serve.core import QUANTILES, ColumnKind, Matrix, ModelDefinition, Task
+from serve.engine import kv_file
+from serve.engine.kv_file import Caches, StaleCaches
 from serve.engine.row_encoder import Coding, RawCell, feature_names
+
+_log = logging.getLogger(__name__)
 
 Estimator: TypeAlias = Any
 """`TabPFNClassifier | TabPFNRegressor`; the attributes used here are not part of their typed surface."""
@@ -38,6 +51,42 @@ def build_estimator(
     definition: ModelDefinition, frame: pd.DataFrame, fit_mode: FitMode, device: str, precision: str
 ) -> Estimator:
     """A fitted estimator of the library on the context's frame (`context_frame`)."""
+    return _fit(_unfitted(definition, fit_mode, device, precision), definition, frame)
+
+
+def build_with_file(
+    definition: ModelDefinition, frame: pd.DataFrame, device: str, precision: str, path: Path
+) -> Estimator:
+    """As `build_estimator(..., "fit_with_cache", ...)`, its KV caches from the file at `path` if they are this fit's.
+
+    Where they are not, they are built and the file is written anew; one line of the log says why. A file that cannot
+    be written is no reason not to start.
+    """
+    estimator = _unfitted(definition, "fit_with_cache", device, precision)
+    fingerprint = kv_file.fingerprint_of(definition, estimator.get_params(), device)
+    stored = kv_file.load(path, fingerprint, device)
+    if stored is not None:
+        try:
+            return _restore(estimator, definition, frame, stored)
+        except StaleCaches as reason:
+            _log.warning("KV cache file %s is not used: %s", path, reason)
+        estimator = _unfitted(definition, "fit_with_cache", device, precision)
+        stored = None  # its memory goes before the next is built
+    doorman = _Doorman(estimator, None)
+    try:
+        _fit(estimator, definition, frame)
+    finally:
+        doorman.leave()
+    if doorman.inputs:
+        built = Caches(estimator.executor_.kv_caches, estimator.executor_.cache_groups, doorman.inputs)
+        try:
+            kv_file.save(path, built, fingerprint)
+        except (OSError, TypeError) as error:
+            _log.warning("KV cache file %s is not written: %s", path, error)
+    return estimator
+
+
+def _unfitted(definition: ModelDefinition, fit_mode: FitMode, device: str, precision: str) -> Estimator:
     options, context = definition.options, definition.context
     names = feature_names(context.columns)
     categorical = [c.name for c in context.columns if c.kind in (ColumnKind.CATEGORY, ColumnKind.TEXT)]
@@ -50,16 +99,88 @@ def build_estimator(
         "categorical_features_indices": [names.index(name) for name in categorical],
         # "auto" would choose by free memory, and so let a neighbour change an answer
         "memory_saving_mode": False,
-        "inference_precision": torch.float32 if precision == "float32" else "auto",
+        "inference_precision": "auto" if precision == "auto" else getattr(torch, precision),
         "kv_cache_precision": "auto",
     }
     if options.softmax_temperature is not None:
         settings["softmax_temperature"] = options.softmax_temperature
-    kind = TabPFNClassifier if context.task is Task.CLASSIFICATION else TabPFNRegressor
+    return (TabPFNClassifier if context.task is Task.CLASSIFICATION else TabPFNRegressor)(**settings)
+
+
+def _fit(estimator: Estimator, definition: ModelDefinition, frame: pd.DataFrame) -> Estimator:
     with warnings.catch_warnings():
         # the operator chose the device by name, and knows the size of the context
         warnings.filterwarnings("ignore", message="Running on CPU with more than")
-        return kind(**settings).fit(frame, np.asarray(context.target))
+        return estimator.fit(frame, np.asarray(definition.context.target))
+
+
+def _restore(estimator: Estimator, definition: ModelDefinition, frame: pd.DataFrame, stored: Caches) -> Estimator:
+    """Fit with given caches. Raises StaleCaches if they were not built by this very fit."""
+    doorman = _Doorman(estimator, stored.inputs)
+    try:
+        _fit(estimator, definition, frame)
+    finally:
+        doorman.leave()
+    executor = getattr(estimator, "executor_", None)
+    if doorman.inputs != stored.inputs or executor is None or executor.cache_groups != stored.groups:
+        raise StaleCaches("this fit has other members")
+    executor.kv_caches = list(stored.caches)
+    return estimator
+
+
+class _NoCache:
+    """Stands where a built KV cache would, until the stored one takes its place (`tabpfn.inference._build_cache`)."""
+
+    @classmethod
+    def concatenate(cls, _parts: Sequence[_NoCache]) -> _NoCache:
+        return cls()
+
+
+class _Doorman:
+    """Digests what the networks are given while an estimator fits; with `expected` digests, lets nothing through.
+
+    Attributes:
+        inputs: one digest per forward that built caches, in order.
+    """
+
+    def __init__(self, estimator: Estimator, expected: Sequence[str] | None) -> None:
+        self.inputs: list[str] = []
+        self._estimator, self._expected = estimator, expected
+        self._networks: list[Any] = []
+        load_networks = estimator._initialize_model_variables
+
+        def load_and_guard() -> Any:
+            loaded = load_networks()
+            for network in estimator.models_:
+                self._guard(network)
+            return loaded
+
+        # on the instance: the one moment between the networks' loading and their first use
+        estimator._initialize_model_variables = load_and_guard
+
+    def leave(self) -> None:
+        """Give networks and estimator their own methods back."""
+        for network in self._networks:
+            network.__dict__.pop("forward", None)
+        self._networks = []
+        self._estimator.__dict__.pop("_initialize_model_variables", None)
+
+    def _guard(self, network: Any) -> None:
+        forward = network.forward
+
+        @functools.wraps(forward)  # the library reads the signature
+        def guarded(x: torch.Tensor, y: torch.Tensor, **options: Any) -> Any:
+            if not options.get("return_kv_cache"):
+                return forward(x, y, **options)
+            self.inputs.append(kv_file.digest_tensors(x, y))
+            if self._expected is None:
+                return forward(x, y, **options)
+            if list(self._expected[: len(self.inputs)]) != self.inputs:
+                raise StaleCaches("its caches were built from other preprocessed rows than this fit's")
+            return None, _NoCache()
+
+        network.forward = guarded
+        self._networks.append(network)
 
 
 def context_frame(definition: ModelDefinition, raw: Sequence[Sequence[RawCell]]) -> pd.DataFrame:

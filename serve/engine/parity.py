@@ -25,10 +25,7 @@ def canary_rows(context_rows: Matrix, seed: int = 0) -> Matrix:
 
 
 def check_parity(engine: Engine, context: FittedContext, rows: Matrix, tolerance: float) -> float:
-    """The largest difference found; raises StartupError beyond `tolerance`, naming the two ways that differ.
-
-    Probabilities are compared as they are, a regressor's answers relative to the largest of them.
-    """
+    """The largest difference found; raises StartupError beyond `tolerance`, naming the two ways that differ."""
     together = engine.predict(Batch(context, rows))
     shuffled = np.random.default_rng(1).permutation(len(rows))
     ways = {
@@ -36,14 +33,24 @@ def check_parity(engine: Engine, context: FittedContext, rows: Matrix, tolerance
         "shuffled": engine.predict(Batch(context, rows[shuffled]))[np.argsort(shuffled)],
         "uncached": engine.reference(Batch(context, rows)),
     }
-    scale = 1.0 if context.classes else max(1e-30, float(np.abs(together).max()))
-    worst = 0.0
-    for way, answer in ways.items():
-        difference = float(np.abs(answer - together).max()) / scale
-        if not difference <= tolerance:  # also catches NaN
-            raise StartupError(
-                f"parity check failed: canary rows answered {way} and batched differ by {difference:.3g}, "
-                f"more than parity_tolerance {tolerance:.3g}"
-            )
-        worst = max(worst, difference)
-    return worst
+    return max(
+        compare_answers("batched", together, way, answer, tolerance, is_probability=bool(context.classes))
+        for way, answer in ways.items()
+    )
+
+
+def compare_answers(
+    one_way: str, one: Matrix, other_way: str, other: Matrix, tolerance: float, *, is_probability: bool
+) -> float:
+    """The largest difference of two answers to the same rows; raises StartupError beyond `tolerance`.
+
+    Probabilities are compared as they are, a regressor's answers relative to the largest of them.
+    """
+    scale = 1.0 if is_probability else max(1e-30, float(np.abs(one).max()))
+    difference = float(np.abs(one - other).max()) / scale
+    if not difference <= tolerance:  # also catches NaN
+        raise StartupError(
+            f"parity check failed: canary rows answered {one_way} and {other_way} differ by {difference:.3g}, "
+            f"more than parity_tolerance {tolerance:.3g}"
+        )
+    return difference

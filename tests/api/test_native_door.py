@@ -108,6 +108,7 @@ async def test_models(client: httpx.AsyncClient) -> None:
         "num_members": 8,
         "max_rows": 64,
         "device": "cpu",
+        "implementation": "ours",
         "example": EXAMPLE,
     }
     assert (await client.get("/v1/models/price")).json()["classes"] == []

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.machine import commit, describe, envelope, machine, write_json
-from benchmarks.report import DPI, SIZE_INCHES, main, plot
+from benchmarks.report import DPI, ENGINE_SIZE_INCHES, SIZE_INCHES, main, plot
 
 
 def load_result(rate: float, **changes: Any) -> dict[str, Any]:
@@ -29,9 +29,22 @@ def load_run() -> dict[str, Any]:
     return envelope("online-load", config, [load_result(rate) for rate in (20.0, 80.0, 40.0)], server={})
 
 
-def engine_run() -> dict[str, Any]:
-    times = {"ours_ms": 5.0, "library_ms": 5.5, "uncached_ms": 60.0, "speedup": 1.1, "speedup_uncached": 12.0}
-    results = [{"case": case, "rows": rows, **times} for case in ("fraud", "other") for rows in (1, 8, 100)]
+def engine_result(arch: str, case: str, rows: int, precision: str) -> dict[str, Any]:
+    uncached = {"uncached_ms": 60.0, "speedup_uncached": 12.0} if arch == "demo" else {}
+    return {
+        "arch": arch, "case": case, "rows": rows, "precision": precision, "device": "cpu", "implementation": "ours",
+        "ours_ms": 5.0 * rows, "library_ms": 5.5 * rows, "speedup": 1.1, **uncached,
+    }  # fmt: skip
+
+
+def engine_run(*archs: str) -> dict[str, Any]:
+    results = [
+        engine_result(arch, f"{arch} {size}", rows, precision)
+        for arch in archs
+        for size in ("1000x30", "1000x100")
+        for precision in ("float32", "bfloat16")
+        for rows in (1, 8, 100)
+    ]
     return envelope("offline-engine", {}, results)
 
 
@@ -42,13 +55,30 @@ def size_of(png: Path) -> tuple[int, int]:
     return width, height
 
 
-@pytest.mark.parametrize("run", [load_run(), engine_run()], ids=lambda run: run["kind"])
-def test_a_plot_is_drawn_from_the_json(run: dict[str, Any], tmp_path: Path) -> None:
-    to_json, to_png = tmp_path / "run.json", tmp_path / "deep" / "run.png"
+def drawn(run: dict[str, Any], folder: Path) -> Path:
+    to_json, to_png = folder / "run.json", folder / "deep" / "run.png"
     write_json(run, to_json)
     main([str(to_json), str(to_png)])
-    assert size_of(to_png) == tuple(round(inches * DPI) for inches in SIZE_INCHES)
     assert to_png.stat().st_size > 10_000
+    return to_png
+
+
+def test_a_plot_is_drawn_from_the_json(tmp_path: Path) -> None:
+    assert size_of(drawn(load_run(), tmp_path)) == tuple(round(inches * DPI) for inches in SIZE_INCHES)
+
+
+@pytest.mark.parametrize("archs", [("demo",), ("demo", "v2", "v3_5")])
+def test_each_architecture_has_a_row_of_panels(archs: tuple[str, ...], tmp_path: Path) -> None:
+    width, height = ENGINE_SIZE_INCHES
+    assert size_of(drawn(engine_run(*archs), tmp_path)) == (round(width * DPI), round(height * len(archs) * DPI))
+
+
+def test_a_run_of_an_older_release_is_still_drawn(tmp_path: Path) -> None:
+    run = engine_run("demo")
+    for result in run["results"]:
+        for name in ("arch", "precision", "device", "implementation"):
+            del result[name]
+    drawn(run, tmp_path)
 
 
 def test_a_rate_without_answers_is_left_out_of_the_lines(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from tabpfn import TabPFNClassifier
 from training import pretrain
 from training.checkpoint import build_network
 from training.pretrain import (
+    BINARY,
     FINAL,
     FULL,
     SMALL,
@@ -49,7 +50,8 @@ def test_the_rate_warms_up_holds_and_decays() -> None:
     factors = [rate_factor(step, 6_000) for step in range(6_000)]
     assert factors[0] == pytest.approx(0.01)
     assert factors[3_000] == 1.0
-    assert factors[-1] == pytest.approx(1 / pretrain.DECAY_STEPS)
+    assert factors[pretrain.PLATEAU_STEPS - 1] == 1.0
+    assert factors[-1] == pytest.approx(1 / (6_000 - pretrain.PLATEAU_STEPS))
     assert np.diff(factors[:100]).min() > 0
 
 
@@ -64,7 +66,7 @@ def test_rows_of_a_class_that_the_context_lacks_are_left_out() -> None:
 
 
 def test_a_run_cut_off_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrain, "DECAY_STEPS", 1)  # only the last step knows where the schedule ends
+    monkeypatch.setattr(pretrain, "PLATEAU_STEPS", 4)  # so that no step knows where the schedule ends
     whole, cut = tmp_path / "whole-v3.5.safetensors", tmp_path / "cut-v3.5.safetensors"
 
     def run(steps: int, out: Path, resume: Path | None) -> Run:
@@ -93,4 +95,6 @@ def test_tabpfn_loads_what_is_saved(tmp_path: Path) -> None:
 def test_tables_grow_with_the_schedule() -> None:
     assert stage_of(0, 6_000) is SMALL
     assert stage_of(pretrain.SMALL_STEPS, 6_000) is FULL
-    assert stage_of(6_000 - pretrain.DECAY_STEPS, 6_000) is FINAL
+    assert stage_of(pretrain.PLATEAU_STEPS, 6_500) is BINARY
+    assert stage_of(5_499, 6_500) is BINARY
+    assert stage_of(5_500, 6_500) is FINAL

@@ -4,11 +4,16 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.prior import BASIC_WEIGHTS, FULL_WEIGHTS, MAX_CLASSES, sample_table
+from training.prior import BASIC_WEIGHTS, FINAL_WEIGHTS, FULL_WEIGHTS, MAX_CLASSES, sample_table
 
 
 @settings(deadline=None, max_examples=150)
-@given(st.integers(0, 2**32), st.integers(2, 200), st.integers(1, 40), st.sampled_from([BASIC_WEIGHTS, FULL_WEIGHTS]))
+@given(
+    st.integers(0, 2**32),
+    st.integers(2, 200),
+    st.integers(1, 40),
+    st.sampled_from([BASIC_WEIGHTS, FULL_WEIGHTS, FINAL_WEIGHTS]),
+)
 def test_every_table_is_finite_or_missing(seed: int, rows: int, features: int, weights: tuple[float, ...]) -> None:
     table = sample_table(np.random.default_rng(seed), rows, features, weights)
     assert table.features.shape == (rows, features)
@@ -32,12 +37,18 @@ def test_the_prior_holds_what_it_promises() -> None:
     assert {len(np.unique(table.labels)) for table in tables} >= {2, 3, 5, 10}
 
 
+def test_the_share_of_two_classes_is_a_choice() -> None:
+    rng = np.random.default_rng(0)
+    classes = [len(np.unique(sample_table(rng, 300, 4, FINAL_WEIGHTS, 1.0).labels)) for _ in range(40)]
+    assert max(classes) == 2
+
+
 def test_labels_can_be_learned_from_features() -> None:
     """In most tables the nearest neighbour knows more than the class shares."""
     rng = np.random.default_rng(1)
     better = []
-    for _ in range(60):
-        table = sample_table(rng, 300, 6, FULL_WEIGHTS)
+    for number in range(60):
+        table = sample_table(rng, 300, 6, FINAL_WEIGHTS if number % 2 else FULL_WEIGHTS)
         filled = np.nan_to_num(table.features)
         scaled = (filled - filled.mean(axis=0)) / (filled.std(axis=0) + 1e-6)
         distance = ((scaled[200:, None] - scaled[None, :200]) ** 2).sum(axis=2)

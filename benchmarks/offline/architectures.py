@@ -1,0 +1,146 @@
+"""What is measured beside the demo model: TabPFN's architectures, full size, random weights, on synthetic tables.
+
+Random weights cost what trained ones cost, and need no download and no licence; of quality they say nothing. What the
+library's constructors set to zero (the last projection of every block) is drawn too: a network of zeros answers
+everyone the same, and a comparison of its answers could not fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tabpfn.architectures import ARCHITECTURES as LIBRARY_ARCHITECTURES
+from tabpfn.checkpoint import save_as_safetensors
+from tabpfn.constants import ModelVersion
+from tabpfn.inference_config import InferenceConfig
+from tabpfn.settings import settings as library_settings
+
+from serve.core import Column, ColumnKind, Context, EnsembleOptions, ModelDefinition, Scalar, Task
+
+NUM_LEVELS = 6
+MISSING_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One of tabpfn's architectures at the size that its own defaults give it.
+
+    Attributes:
+        name: its key in tabpfn's table of architectures.
+        version: how the file must be named, since tabpfn reads the version there.
+        config: what has no default.
+    """
+
+    name: str
+    version: ModelVersion
+    config: Mapping[str, Any]
+
+
+ARCHITECTURES = {
+    "v2": Architecture("tabpfn_v2", ModelVersion.V2, {"max_num_classes": 10}),
+    "v2_5": Architecture("tabpfn_v2_5", ModelVersion.V2_5, {"max_num_classes": 10}),
+    "v2_6": Architecture("tabpfn_v2_6", ModelVersion.V2_6, {"max_num_classes": 10}),
+    # The class's default gives test rows every key/value head; the published v3 has one (TabPFN-3 report, 2.4).
+    "v3": Architecture("tabpfn_v3", ModelVersion.V3, {"max_num_classes": 10, "icl_num_kv_heads_test": 1}),
+    "v3_5": Architecture("tabpfn_v3_5", ModelVersion.V3_5, {"max_num_classes": 10, "num_buckets": 5_000}),
+}
+
+
+def inference_config(version: ModelVersion) -> InferenceConfig:
+    """What tabpfn gives a checkpoint that states none of its own: v2's presets to v2, those of v2.5 to everything newer
+    (`model_loading._get_inference_config_from_checkpoint`)."""
+    known = version if version is ModelVersion.V2 else ModelVersion.V2_5
+    return InferenceConfig.get_default("multiclass", known)
+
+
+def draw_network(architecture: Architecture, seed: int, config: Mapping[str, Any] | None = None) -> torch.nn.Module:
+    """A network of random weights, none of them zero; the same for the same seed. `config` replaces the full size."""
+    module = LIBRARY_ARCHITECTURES[architecture.name]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        network: torch.nn.Module = module.get_architecture(_parse(architecture, config))
+        for parameter in network.parameters():
+            if parameter.requires_grad and not parameter.any():
+                # Half as large as torch draws a linear layer: tried on v2, where answers differ most from row to row
+                # at this size; larger ones even the rows out, with smaller ones the context hardly counts.
+                parameter.normal_(0, (10 * parameter.shape[-1]) ** -0.5)
+    return network
+
+
+def write_checkpoint(arch: str, folder: Path, seed: int = 0, config: Mapping[str, Any] | None = None) -> Path:
+    """Write a random network of `ARCHITECTURES[arch]` as safetensors that `TabPFNClassifier(model_path=...)` loads."""
+    architecture = ARCHITECTURES[arch]
+    path = folder / f"random-{architecture.version.value}.safetensors"
+    checkpoint = {
+        "state_dict": draw_network(architecture, seed, config).state_dict(),
+        "config": asdict(_parse(architecture, config)),
+        "architecture_name": architecture.name,
+        "inference_config": asdict(inference_config(architecture.version)),
+    }
+    save_as_safetensors(checkpoint, path)
+    return path
+
+
+def _parse(architecture: Architecture, config: Mapping[str, Any] | None) -> Any:
+    given = dict(architecture.config if config is None else config)
+    parsed, unused = LIBRARY_ARCHITECTURES[architecture.name].parse_config(given)
+    if unused:
+        raise ValueError(f"{architecture.name} does not know these settings: {sorted(unused)}")
+    return parsed
+
+
+def synthetic_model(
+    name: str, checkpoint: Path, context_rows: int, features: int, members: int, seed: int = 0
+) -> ModelDefinition:
+    """A model of two classes on a synthetic context.
+
+    One column in ten is a category of six levels, at least one of three columns or more; the rest are numbers of very
+    different scale. One cell in twenty is missing.
+    """
+    rng = np.random.default_rng(seed)
+    num_categories = max(features // 10, 1) if features >= 3 else 0
+    columns, cells, score = [], {}, rng.normal(size=context_rows)
+    for position in range(features):
+        is_category = position >= features - num_categories
+        column = Column(f"f{position}", ColumnKind.CATEGORY if is_category else ColumnKind.NUMBER)
+        standard = rng.integers(NUM_LEVELS, size=context_rows) if is_category else rng.normal(size=context_rows)
+        score = score + rng.normal() * (standard - standard.mean())
+        columns.append(column)
+        cells[column.name] = _cells(column, standard, rng)
+    target = np.where(score > np.quantile(score, 0.7), "1", "0").tolist()
+    return ModelDefinition(
+        name=name,
+        version="1",
+        context=Context(Task.CLASSIFICATION, tuple(columns), cells, target),
+        checkpoint_path=str(checkpoint),
+        checkpoint_name=checkpoint.stem,
+        licence="Apache-2.0",
+        options=EnsembleOptions(num_members=members),
+    )
+
+
+def _cells(column: Column, standard: np.ndarray[Any, Any], rng: np.random.Generator) -> list[Scalar]:
+    values: list[Scalar]
+    if column.kind is ColumnKind.CATEGORY:
+        values = [f"level {level}" for level in standard]
+    else:
+        values = (10 ** rng.uniform(-2, 4) * np.exp(standard * rng.uniform(0.1, 1))).tolist()
+    missing = rng.random(len(values)) < MISSING_SHARE
+    return [None if is_missing else value for value, is_missing in zip(values, missing, strict=True)]
+
+
+@contextmanager
+def large_contexts_on_cpu() -> Iterator[None]:
+    """Let tabpfn take more context rows on a CPU than the 1,000 (v2) or 5,000 that it refuses above."""
+    before = library_settings.tabpfn.allow_cpu_large_dataset
+    library_settings.tabpfn.allow_cpu_large_dataset = True
+    try:
+        yield
+    finally:
+        library_settings.tabpfn.allow_cpu_large_dataset = before

@@ -1,0 +1,104 @@
+"""A fitted ensemble as our own code from first to last: preprocessing, one forward per group of members, outputs.
+
+The library prepares and runs its members one after another, in Python, anew for every call. Here all that the fit
+decided is laid out once: members of one network and equal width are one group and pass through it together, their KV
+caches side by side; a call is then one preparation on the host, one copy in, one forward per group, one copy out.
+
+What must hold: the answers are the library's own to within rounding, whatever the number of rows. That is checked on
+canary rows whenever a model is loaded (engine.py), not only in tests, because it leans on the library's internals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from serve.core import Matrix
+from serve.engine.forward import Builder, Forward, v2, v3_5
+from serve.engine.graphs import RecordedCompute
+from serve.engine.outputs import ClassifierOutputs, Outputs, RegressorOutputs, round_probabilities
+from serve.engine.preprocessing import compile_preprocessing
+
+_BUILDERS: Mapping[str, Builder] = {"TabPFNV2": v2.build, "TabPFNV3p5": v3_5.build}
+"""By the class name of tabpfn's network."""
+
+
+def can_compile(estimator: Any) -> bool:
+    """Whether every network of the fitted estimator has a forward of ours, and there is anything to run at all."""
+    if getattr(estimator, "is_constant_target_", False):
+        return False
+    networks = (cache.get_any() for cache in estimator.executor_.model_caches)
+    return all(type(network).__name__ in _BUILDERS for network in networks)
+
+
+class CompiledEnsemble:
+    """Clean rows to outputs.
+
+    Args:
+        estimator: fitted with "fit_with_cache" and `can_compile`. It may drop its KV caches afterwards.
+        device: where the estimator's networks and caches are.
+        dtype: precision of the forward passes.
+        probe: one clean row, float64 [1, features].
+    """
+
+    def __init__(self, estimator: Any, device: torch.device, dtype: torch.dtype, probe: Matrix) -> None:
+        self._estimator = estimator
+        self._is_classifier = hasattr(estimator, "classes_")
+        executor = estimator.executor_
+        members = executor.ensemble_members
+        widths = compile_preprocessing(members, device).widths
+        joined = _join_caches(executor, widths)
+        groups = [[position for index in caches for position in executor.cache_groups[index]] for caches in joined]
+        self._preprocessing = compile_preprocessing(members, device, groups)
+        task_type = "multiclass" if self._is_classifier else "regression"
+        self._forwards = [
+            _build_forward(executor, caches, group, task_type, device, dtype)
+            for caches, group in zip(joined, groups, strict=True)
+        ]
+        order = [position for group in groups for position in group]
+        self._in_member_order = torch.tensor(np.argsort(order), device=device)
+        self._outputs: Outputs = (
+            ClassifierOutputs(estimator, device) if self._is_classifier else RegressorOutputs(estimator, probe, device)
+        )
+        self._logits = RecordedCompute(self._run_forwards) if device.type == "cuda" else self._run_forwards
+
+    @property
+    def uncompiled_steps(self) -> tuple[str, ...]:
+        """Preprocessing steps that still run through the library's code, by class name."""
+        return self._preprocessing.uncompiled
+
+    def __call__(self, rows: Matrix) -> Matrix:
+        """Outputs float64 [rows, outputs] of clean rows float64 [rows, features]; what the library's predict gives."""
+        with torch.inference_mode():
+            outputs = self._outputs(self._logits(self._preprocessing(rows)))
+        matrix = np.asarray(outputs.cpu().numpy(), dtype=np.float64)
+        return round_probabilities(self._estimator, matrix) if self._is_classifier else matrix
+
+    def _run_forwards(self, prepared: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Logits [members, rows, ...] in the members' own order."""
+        logits = [forward(rows) for forward, rows in zip(self._forwards, prepared, strict=True)]
+        return torch.cat(logits).index_select(0, self._in_member_order)
+
+
+def _join_caches(executor: Any, widths: Sequence[int]) -> list[list[int]]:
+    """The library's cache groups whose members may share a forward: one network, equal width, as many context rows."""
+    joined: dict[tuple[int, int, int], list[int]] = {}
+    for index, positions in enumerate(executor.cache_groups):
+        member = executor.ensemble_members[positions[0]]
+        key = (member.config._model_index, widths[positions[0]], len(member.y_train))
+        joined.setdefault(key, []).append(index)
+    return list(joined.values())
+
+
+def _build_forward(
+    executor: Any, caches: list[int], group: list[int], task_type: str, device: torch.device, dtype: torch.dtype
+) -> Forward:
+    """The forward of the members `group`, who lie in these of the library's caches in this order."""
+    members = [executor.ensemble_members[position] for position in group]
+    network = executor.model_caches[members[0].config._model_index].get(device)
+    targets = [torch.as_tensor(member.y_train, dtype=torch.float32, device=device) for member in members]
+    kv_caches = [executor.kv_caches[index].to(device) for index in caches]
+    return _BUILDERS[type(network).__name__](network, kv_caches, torch.stack(targets), task_type, dtype)

@@ -1,0 +1,299 @@
+"""KV caches on disk: one safetensors file per fitted context, so that a start reads what another start computed.
+
+What is always true:
+- the file is data: tensors and JSON; classes come from the fixed table `_CLASSES`, never from a name in the file;
+- nothing of it is used unless all of it is what was written, for exactly this fit. `body` (JSON in the header) holds
+  the structure, the fingerprint, and every tensor's dtype, shape and SHA-256; `body_sha256` covers the body. Tensors
+  are read into memory of their own and digested there, so that a file which changes afterwards changes no answer;
+- the fingerprint says what the caches depend on (weights, context, options, precision, releases, device type), and
+  `inputs` what the network was really given: digests of the preprocessed rows and targets, one per forward of the
+  build. Whoever restores compares both, because preprocessing is fitted anew at each start, and caches that were built
+  from other preprocessed rows (an SVD that turned its sign, another quantile) would answer wrongly without an error;
+- a file appears whole or not at all: written beside its place, synced, renamed.
+
+Whatever is wrong with a file, the reason is logged in one line and the caller builds the caches anew.
+The file holds values of the context's rows; it is written for its owner's eyes alone (mode 0600).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from safetensors.torch import save_file
+from tabpfn.architectures.kv_cache import KVCache, KVCacheEntry, QuantizedKVCacheEntry
+from tabpfn.architectures.tabpfn_v2 import TabPFNV2Cache
+from tabpfn.architectures.tabpfn_v2_5 import TabPFNV2p5Cache
+from tabpfn.architectures.tabpfn_v2_6 import TabPFNV2p6Cache
+from tabpfn.architectures.tabpfn_v3 import TabPFNV3Cache
+from tabpfn.architectures.tabpfn_v3_5 import TabPFNV3p5Cache
+from tabpfn.base import determine_precision
+
+from serve.core import ModelDefinition
+
+_log = logging.getLogger(__name__)
+
+FORMAT = "tabpfn-serve kv caches, 1"
+Fingerprint: TypeAlias = dict[str, str]
+"""What the caches depend on, part by part, so that a refusal can name the part."""
+Json: TypeAlias = Any
+
+_CLASSES: dict[str, type[Any]] = {
+    kind.__name__: kind
+    for kind in (
+        KVCacheEntry, QuantizedKVCacheEntry,
+        TabPFNV2Cache, TabPFNV2p5Cache, TabPFNV2p6Cache, TabPFNV3Cache, TabPFNV3p5Cache,
+    )
+}  # fmt: skip
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16,
+    "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+class StaleCaches(Exception):
+    """The caches do not belong to this fit; the message says why. Never leaves the engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caches:
+    """What a build of `InferenceEngineExplicitKVCache` leaves behind.
+
+    Attributes:
+        caches: `kv_caches`, one per group of members.
+        groups: `cache_groups`, the members that each cache holds, in order.
+        inputs: SHA-256 of what the network was given (`digest_tensors`), one per forward of the build, in order.
+    """
+
+    caches: Sequence[KVCache]
+    groups: Sequence[Sequence[int]]
+    inputs: Sequence[str]
+
+
+def fingerprint_of(definition: ModelDefinition, settings: Mapping[str, Any], device: str) -> Fingerprint:
+    """Everything that caches depend on.
+
+    Args:
+        settings: the arguments of the library's estimator, which hold the ensemble options and the precision.
+    """
+    context, place = definition.context, torch.device(device)
+    columns = [(column.name, column.kind) for column in context.columns]
+    cells = [context.cells[column.name] for column in context.columns]
+    options = {key: str(value) for key, value in settings.items() if key not in ("model_path", "device")}
+    checkpoint = Path(definition.checkpoint_path)
+    stat = checkpoint.stat()
+    return {
+        "checkpoint": _file_digest(checkpoint, stat.st_mtime_ns, stat.st_size),
+        "context": _digest(_dump([context.task, columns, cells, context.target])),
+        "ensemble options": _dump(options),
+        # "auto" depends on what the processor can do; v2 draws its column embeddings on the device that computes
+        "precision": str(determine_precision(settings["inference_precision"], [place])),
+        "device type": place.type,
+        "tabpfn": version("tabpfn"),
+        "torch": torch.__version__,
+    }
+
+
+def digest_tensors(*tensors: torch.Tensor) -> str:
+    """SHA-256 over dtype, shape and bytes of each; waits for the device."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(_dump([_DTYPE_NAMES[tensor.dtype], tensor.shape]).encode())
+        digest.update(_bytes_of(tensor.detach().cpu().contiguous()))
+    return digest.hexdigest()
+
+
+def save(path: Path, built: Caches, fingerprint: Fingerprint) -> None:
+    """Write the file, whole or not at all.
+
+    Raises:
+        OSError: the folder cannot be written.
+        TypeError: a cache holds something that this format does not know (another release of tabpfn).
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    structure = _Encoder(tensors).encode(list(built.caches), "")
+    entries = {name: [_DTYPE_NAMES[t.dtype], list(t.shape), _digest(_bytes_of(t))] for name, t in tensors.items()}
+    facts = {"fingerprint": fingerprint, "inputs": built.inputs, "groups": built.groups}
+    body = _dump({**facts, "structure": structure, "tensors": entries})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    try:
+        save_file(tensors, temporary, {"format": FORMAT, "body": body, "body_sha256": _digest(body)})
+        _sync(Path(temporary))
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    _sync(path.parent)
+    _log.info("KV caches written to %s, %.1f MB", path, path.stat().st_size / 1e6)
+
+
+def load(path: Path, fingerprint: Fingerprint, device: str) -> Caches | None:
+    """The file's caches on `device`; None, with the reason in the log, for a file that is not to be trusted."""
+    try:
+        with path.open("rb") as file:
+            return _read(file, fingerprint, torch.device(device))
+    except FileNotFoundError:
+        _log.info("no KV cache file %s yet", path)
+    except StaleCaches as reason:
+        _log.warning("KV cache file %s is not used: %s", path, reason)
+    except Exception as error:  # whatever a damaged file provokes: it must never stop a start
+        _log.warning("KV cache file %s is not used: it cannot be read (%s: %s)", path, type(error).__name__, error)
+    return None
+
+
+def _read(file: BufferedReader, fingerprint: Fingerprint, device: torch.device) -> Caches:
+    header, start, size = _read_header(file)
+    metadata = header.pop("__metadata__", {})
+    if metadata.get("format") != FORMAT:
+        raise StaleCaches(f"its format is {metadata.get('format')!r}, this release reads {FORMAT!r}")
+    if _digest(metadata["body"]) != metadata["body_sha256"]:
+        raise StaleCaches("it is damaged: the digest of its description differs")
+    body = json.loads(metadata["body"])
+    if body["fingerprint"] != fingerprint:
+        parts = sorted(fingerprint.keys() | body["fingerprint"].keys())
+        differs = [part for part in parts if fingerprint.get(part) != body["fingerprint"].get(part)]
+        raise StaleCaches(f"it was made with another {', '.join(differs)}")
+    described = {name: entry[:2] for name, entry in body["tensors"].items()}
+    if {name: [entry["dtype"], entry["shape"]] for name, entry in header.items()} != described:
+        raise StaleCaches("it is damaged: its tensors are not the ones described")
+    tensors: dict[str, torch.Tensor] = {}
+    end = 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        begin, end = _check_range(name, entry, end, size)
+        file.seek(start + begin)
+        tensors[name] = _read_tensor(file, name, body["tensors"][name]).to(device)
+    if end != size:
+        raise StaleCaches(f"it is damaged: {size - end} bytes belong to no tensor")
+    return Caches(_decode(body["structure"], tensors), body["groups"], body["inputs"])
+
+
+def _read_header(file: BufferedReader) -> tuple[dict[str, Any], int, int]:
+    """The safetensors header, where its data start, and how many bytes of data there are."""
+    total = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
+    if total < 8 or 8 + length > total:
+        raise StaleCaches(f"it is cut short: {total} bytes, its header alone has {length}")
+    header: dict[str, Any] = json.loads(file.read(length))
+    return header, 8 + length, total - 8 - length
+
+
+def _check_range(name: str, entry: Mapping[str, Any], expected: int, size: int) -> tuple[int, int]:
+    """A tensor's bytes: next to the one before, inside the file, as many as its shape has."""
+    begin, end = entry["data_offsets"]
+    num_bytes = math.prod(entry["shape"]) * _DTYPES[entry["dtype"]].itemsize
+    if begin != expected or end != begin + num_bytes:
+        raise StaleCaches(f"it is damaged: tensor {name} lies at bytes {begin} to {end}, not {expected}")
+    if end > size:
+        raise StaleCaches(f"it is cut short: tensor {name} ends at byte {end} of {size}")
+    return begin, end
+
+
+def _read_tensor(file: BufferedReader, name: str, entry: Sequence[Any]) -> torch.Tensor:
+    # memory of its own: a mapped file could change after it was digested, and alignment can reach the last bit
+    tensor = torch.empty(entry[1], dtype=_DTYPES[entry[0]])
+    data = _bytes_of(tensor)
+    if file.readinto(data) != len(data):
+        raise StaleCaches(f"it is cut short at tensor {name}")
+    if _digest(data) != entry[2]:
+        raise StaleCaches(f"it is damaged: the digest of tensor {name} differs")
+    return tensor
+
+
+class _Encoder:
+    """Nested caches to JSON, with their tensors put aside by path; a tensor met twice is stored once."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        self._tensors = tensors
+        self._names: dict[int, str] = {}
+
+    def encode(self, value: Any, path: str) -> Json:
+        if value is None or isinstance(value, bool | int | str):
+            return value
+        if isinstance(value, torch.Tensor):
+            return {"tensor": self._put(value, path)}
+        if isinstance(value, torch.dtype):
+            return {"dtype": _DTYPE_NAMES[value]}
+        if isinstance(value, list | tuple):
+            items = [self.encode(item, f"{path}.{index}".lstrip(".")) for index, item in enumerate(value)]
+            return {"tuple" if isinstance(value, tuple) else "list": items}
+        if isinstance(value, dict):
+            return {"dict": [[key, self.encode(item, f"{path}.{key}")] for key, item in value.items()]}
+        if _CLASSES.get(type(value).__name__) is not type(value):
+            raise TypeError(f"{path}: a KV cache file does not know {type(value).__name__}")
+        names = [field.name for field in dataclasses.fields(value)]
+        fields = {name: self.encode(getattr(value, name), f"{path}.{name}") for name in names}
+        return {"class": type(value).__name__, "fields": fields}
+
+    def _put(self, tensor: torch.Tensor, path: str) -> str:
+        if id(tensor) not in self._names:
+            stored = tensor.detach().cpu().contiguous()
+            taken = {other.data_ptr() for other in self._tensors.values()}
+            # safetensors refuses tensors that overlap: another view of a storage, or a part of one, becomes a copy
+            if stored.data_ptr() in taken or stored.untyped_storage().nbytes() != stored.nbytes:
+                stored = stored.clone()
+            self._tensors[path] = stored
+            self._names[id(tensor)] = path
+        return self._names[id(tensor)]
+
+
+def _decode(node: Json, tensors: Mapping[str, torch.Tensor]) -> Any:
+    if not isinstance(node, dict):
+        return node
+    if "class" in node:
+        kind = _CLASSES.get(node["class"])
+        if kind is None or {field.name for field in dataclasses.fields(kind)} != node["fields"].keys():
+            raise StaleCaches(f"its structure is unknown to this release: {node['class']}")
+        return kind(**{name: _decode(value, tensors) for name, value in node["fields"].items()})
+    ((tag, content),) = node.items()
+    if tag == "tensor":
+        return tensors[content]
+    if tag == "dtype":
+        return _DTYPES[content]
+    if tag == "dict":
+        return {key: _decode(value, tensors) for key, value in content}
+    items = [_decode(item, tensors) for item in content]
+    return tuple(items) if tag == "tuple" else items
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor, not copied."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _dump(value: Json) -> str:
+    return json.dumps(value, separators=(",", ":"), sort_keys=True, default=repr)
+
+
+def _digest(data: str | memoryview) -> str:
+    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
+
+
+@functools.lru_cache(maxsize=64)
+def _file_digest(path: Path, _mtime_ns: int, _size: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,104 @@
+"""From every member's logits to what a caller is told: tabpfn's post-processing, with its constants at hand.
+
+Mirrors `TabPFNClassifier.forward` / `logits_to_probabilities` / `_predict_proba` and `TabPFNRegressor.predict` of
+tabpfn 9.2. The classifier's part is a handful of tensor operations and asks the device for nothing. The regressor's
+translates every member's bars to the common ones by the library's own functions, whose tables it keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from tabpfn.base import resolved_softmax_temperature
+from tabpfn.constants import PROBABILITY_EPSILON_ROUND_ZERO, SKLEARN_16_DECIMAL_PRECISION
+from tabpfn.utils import translate_probs_across_borders
+
+from serve.core import QUANTILES, Matrix
+
+Outputs = Callable[[torch.Tensor], torch.Tensor]
+"""Logits float32 [members, rows, ...] in the members' order to outputs [rows, outputs] on the same device."""
+
+
+class ClassifierOutputs:
+    """Probabilities float32 [rows, classes]."""
+
+    def __init__(self, estimator: Any, device: torch.device) -> None:
+        num_classes = estimator.n_classes_
+        orders = [_class_order(member.config, num_classes) for member in estimator.executor_.ensemble_members]
+        self._order = torch.tensor(np.stack(orders), device=device)[:, None, :]  # [members, 1, classes]
+        self._temperature = float(resolved_softmax_temperature(estimator))
+        self._average_first = bool(estimator.average_before_softmax)
+        self._weights = torch.as_tensor(_class_weights(estimator), dtype=torch.float32, device=device)
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        ordered = logits.gather(2, self._order.expand(-1, logits.shape[1], -1)) / self._temperature
+        if self._average_first:
+            probabilities = ordered.mean(dim=0).softmax(dim=-1)
+        else:
+            probabilities = ordered.softmax(dim=-1).mean(dim=0)
+        weighted = probabilities * self._weights
+        return weighted / weighted.sum(dim=-1, keepdim=True)
+
+
+def _class_order(config: Any, num_classes: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Where each class stands in a member's logits."""
+    order = np.arange(num_classes, dtype=np.int64)
+    if config.class_permutation is not None:
+        order[: len(config.class_permutation)] = config.class_permutation
+    return order
+
+
+def _class_weights(estimator: Any) -> Matrix:
+    """The product of every per-class factor: each step multiplies and then normalises, so one product does for all."""
+    weights = np.ones(estimator.n_classes_)
+    correction = getattr(estimator, "downsample_correction_weights_", None)
+    if correction is not None:
+        weights = weights * np.asarray(correction, dtype=np.float64)
+    if estimator.balance_probabilities and getattr(estimator, "class_counts_", None) is not None:
+        weights = weights / (estimator.class_counts_ / estimator.class_counts_.sum())
+    thresholds = getattr(estimator, "tuned_classification_thresholds_", None)
+    if thresholds is not None:
+        weights = weights / np.maximum(thresholds, 1e-8)
+    return np.asarray(weights, dtype=np.float64)
+
+
+def round_probabilities(estimator: Any, probabilities: Matrix) -> Matrix:
+    """The library's optional rounding of a classifier's probabilities (`USE_SKLEARN_16_DECIMAL_PRECISION`)."""
+    if not estimator.inference_config_.USE_SKLEARN_16_DECIMAL_PRECISION:
+        return probabilities
+    rounded = np.around(probabilities, decimals=SKLEARN_16_DECIMAL_PRECISION)
+    rounded = np.where(rounded < PROBABILITY_EPSILON_ROUND_ZERO, 0.0, rounded)
+    return np.asarray(rounded / rounded.sum(axis=1, keepdims=True), dtype=np.float64)
+
+
+class RegressorOutputs:
+    """Mean, median and `QUANTILES` float64 [rows, statistics] in the target's own unit.
+
+    Args:
+        estimator: a fitted regressor whose KV caches are still there: a member's borders, and the bars that its target
+            transform cannot reach, are read off one answer of the library.
+        row: one clean row to ask it with, float64 [1, features].
+    """
+
+    def __init__(self, estimator: Any, row: Matrix, device: torch.device) -> None:
+        self._estimator = estimator
+        self._bars = estimator.znorm_space_bardist_.to(device)
+        self._scale, self._shift = float(estimator.y_train_std_), float(estimator.y_train_mean_)
+        self._temperature = float(resolved_softmax_temperature(estimator))
+        asked = list(estimator._iter_forward_executor(row, use_inference_mode=True))
+        self._borders = [torch.as_tensor(borders, device=device) for borders, _ in asked]
+        unreachable = torch.stack([torch.isneginf(output.reshape(-1)) for _, output in asked])
+        self._unreachable = unreachable[:, None, :].to(device)  # [members, 1, bars]
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        reachable = (logits / self._temperature).masked_fill(self._unreachable, float("-inf"))
+        total = torch.zeros_like(reachable[0])
+        for member, borders in zip(reachable, self._borders, strict=True):
+            moved = translate_probs_across_borders(member, frm=borders, to=self._bars.borders)
+            total = total + (moved.log() if self._estimator.average_before_softmax else moved)
+        logs = self._estimator._reduce_accumulated_logits(total, len(self._borders))
+        statistics = [self._bars.mean(logs), *(self._bars.icdf(logs, level) for level in (0.5, *QUANTILES))]
+        return torch.stack([value.double() for value in statistics], dim=1) * self._scale + self._shift

@@ -1,0 +1,141 @@
+"""Operations that look a value up in a fitted table: quantiles, and the codes of categories.
+
+The tables of all columns of a call are one array, so that a call is one batched binary search (torch's, which numpy
+has not) and one gather, whatever the number of columns and members. A search compares a row's own value alone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from serve.engine.preprocessing.graph import Array
+
+
+class Lookup:
+    """The code of a category, NaN for one that was not fitted (OrdinalEncoder, then tabpfn's shuffle of the codes).
+
+    Args:
+        keys: [columns, entries], ascending, padded with infinity.
+        codes: [columns, entries].
+    """
+
+    def __init__(self, keys: Array, codes: Array) -> None:
+        self._keys = torch.from_numpy(keys)
+        self._last = keys.shape[1] - 1
+        self._entries = np.stack([keys, codes], axis=-1).reshape(-1, 2)
+        self._start = _starts(keys)
+
+    def __call__(self, x: Array) -> Array:
+        found = torch.searchsorted(self._keys, torch.from_numpy(x)).numpy()
+        entries = self._entries.take(np.minimum(found, self._last) + self._start, axis=0)
+        return np.where(entries[..., 0] == x, entries[..., 1], np.nan)
+
+
+class Quantile:
+    """scikit-learn's QuantileTransformer to the uniform distribution (`_transform_col`), to the bit.
+
+    That is the mean of two interpolations, one anchored at the left knot and one at the right, which differ where
+    knots repeat; the ends are exactly 0 and 1. Equal knots are merged here once, so that one search finds the
+    interval, and its five constants lie side by side.
+
+    Args:
+        knots, references: [columns, quantiles], both ascending and finite; two quantiles or more.
+    """
+
+    def __init__(self, knots: Array, references: Array) -> None:
+        tables = [_intervals(*pair) for pair in zip(knots, references, strict=True)]
+        self._entries = np.ascontiguousarray(np.concatenate(tables).T)
+        self._searched = torch.from_numpy(np.stack([table[:, 0] for table in tables]))
+        self._start = _starts(knots) - 1
+        self._lowest = knots[:, :1]
+        self._highest = np.array([[table[np.isfinite(table[:, 0]), 0].max()] for table in tables])
+
+    def __call__(self, x: Array) -> Array:
+        x = np.minimum(np.maximum(x, self._lowest), self._highest)
+        found = torch.searchsorted(self._searched, torch.from_numpy(x), right=True).numpy()
+        low, at_low, from_low, slope, high, to_high = self._entries.take(found + self._start, axis=1)
+        between: Array = 0.5 * ((slope * (x - low) + from_low) + (slope * (x - high) + to_high))
+        return np.where(x == low, at_low, between)
+
+
+class TorchQuantile:
+    """The same as tabpfn's torch pipeline does it, in float32 (torch/torch_quantile_transformer.py `_interpolate`).
+
+    Args:
+        knots, references: [columns, quantiles].
+        ratio: how far to extrapolate beyond the ends; NaN for not at all.
+    """
+
+    def __init__(self, knots: Array, references: Array, ratio: Array) -> None:
+        width = np.diff(knots)
+        slope = np.diff(references) / np.where(width == 0, 1, width)
+        intervals = [knots[:, :-1], references[:, :-1], knots[:, 1:], references[:, 1:], slope]
+        self._entries = np.stack(intervals, axis=-1).reshape(-1, len(intervals))
+        self._start = _starts(slope)
+        self._last = slope.shape[1] - 1
+        self._knots = torch.from_numpy(knots)
+        self._lowest, self._highest = knots[:, :1], knots[:, -1:]
+        self._first, self._final = references[:, :1], references[:, -1:]
+        self._is_constant = self._lowest == self._highest
+        self._ratio = ratio[:, None]
+        self._extrapolates = ~np.isnan(self._ratio) & ~self._is_constant
+
+    def __call__(self, x: Array) -> Array:
+        left, right = self._interval(x, right=False), self._interval(x, right=True)
+        forward = left[..., 1] + left[..., 4] * (x - left[..., 0])
+        backward = right[..., 3] + right[..., 4] * (x - right[..., 2])
+        below, above = x <= self._lowest, x >= self._highest
+        forward = np.where(above, self._final, np.where(below, self._first, forward))
+        # the library looks at the mirrored ends in the mirrored order
+        backward = np.where(below, self._first, np.where(above, self._final, backward))
+        middle = np.where(self._is_constant, self._half(), forward), np.where(self._is_constant, self._half(), backward)
+        y = np.minimum(np.maximum(0.5 * (middle[0] + middle[1]), 0), 1)
+        return np.where(np.isnan(x), np.nan, self._extrapolate(x, y)).astype(x.dtype)
+
+    def _interval(self, x: Array, *, right: bool) -> Array:
+        found = torch.searchsorted(self._knots, torch.from_numpy(x), right=right).numpy() - 1
+        entries: Array = self._entries.take(np.clip(found, 0, self._last) + self._start, axis=0)
+        return entries
+
+    def _half(self) -> Array:
+        half: Array = 0.5 * (self._first + self._final)
+        return half
+
+    def _extrapolate(self, x: Array, y: Array) -> Array:
+        if not self._extrapolates.any():
+            return y
+        span = self._highest - self._lowest
+        position = (x - self._lowest) / np.where(span == 0, 1, span)
+        y = np.where((x < self._lowest) & self._extrapolates, np.minimum(np.maximum(position, -self._ratio), 0), y)
+        return np.where(
+            (x > self._highest) & self._extrapolates, np.minimum(np.maximum(position, 1), 1 + self._ratio), y
+        )
+
+
+def _starts(table: Array) -> NDArray[np.intp]:
+    """Where each column's entries begin once the tables are laid end to end; [columns, 1]."""
+    starts: NDArray[np.intp] = np.arange(len(table), dtype=np.intp)[:, None] * table.shape[1]
+    return starts
+
+
+def _intervals(knots: Array, references: Array) -> Array:
+    """[quantiles, 6]: low knot, value at it, line from it, slope, high knot, line to it; unused rows last."""
+    low, first = np.unique(knots, return_index=True)
+    last = np.append(first[1:], len(knots)) - 1
+    table = np.zeros((len(knots), 6), dtype=knots.dtype)
+    table[:, 0] = np.inf
+    if len(low) == 1:
+        # a constant column: it and all below are 0, anything above is 1
+        table[0, 0], table[1, :2] = low[0], (np.nextafter(low[0], np.inf), 1)
+        return table
+    filled = table[: len(low)]
+    filled[:, 0] = low
+    filled[:, 1] = 0.5 * (references[last] + references[first])
+    filled[0, 1], filled[-1, 1] = 0, 1
+    filled[:, 2] = references[last]
+    filled[:-1, 3] = (references[first[1:]] - references[last[:-1]]) / (low[1:] - low[:-1])
+    filled[:, 4] = np.append(low[1:], low[-1:])
+    filled[:, 5] = np.append(references[first[1:]], references[last[-1:]])
+    return table

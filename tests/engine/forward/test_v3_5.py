@@ -1,0 +1,269 @@
+"""Our forward of tabpfn_v3_5 against the library's own cached forward, same weights and same cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tabpfn.architectures.kv_cache import KVCacheEntry, QuantizedKVCacheEntry
+from tabpfn.architectures.tabpfn_v3_5 import TabPFNV3p5Cache
+from v3_5_harness import Fitted, Recorder, assert_parity, draw_network, draw_rows, fit, shares
+
+from serve.engine.forward import v3_5
+
+READ = {
+    "x_embed": "fourier.frequencies fourier.in_linear.weight layernorm.bias layernorm.weight metadata_linear.weight",
+    "feature_distribution_embedder.layers.cross_attn_block2": (
+        "attn.k_norm.weight attn.k_projection.weight attn.out_projection.weight attn.q_norm.weight "
+        "attn.q_projection.weight attn.v_projection.weight layernorm2.weight layernorm_kv.weight layernorm_q.weight "
+        "mlp.weight"
+    ),
+    "column_aggregator": (
+        "blocks.attention.k_norm.weight blocks.attention.k_projection.weight blocks.attention.out_projection.weight "
+        "blocks.attention.q_norm.weight blocks.attention.q_projection.weight blocks.attention.v_projection.weight "
+        "blocks.layernorm.weight blocks.layernorm_mlp.weight blocks.mlp.weight cls_tokens out_ln.weight rope.freqs"
+    ),
+    "icl_blocks": (
+        "icl_attention.out_projection.weight icl_attention.q_norm.weight icl_attention.q_projection.weight "
+        "icl_attention.softmax_scaling_layer.base_mlp.bias icl_attention.softmax_scaling_layer.base_mlp.weight "
+        "icl_attention.softmax_scaling_layer.query_mlp.bias icl_attention.softmax_scaling_layer.query_mlp.weight "
+        "layernorm.weight layernorm_mlp.weight mlp.weight"
+    ),
+    "output_norm": "weight",
+    "heads": (
+        "many_class_decoder.q_projection.bias many_class_decoder.q_projection.weight "
+        "many_class_decoder.softmax_scaling_layer.base_mlp.bias "
+        "many_class_decoder.softmax_scaling_layer.base_mlp.weight "
+        "many_class_decoder.softmax_scaling_layer.query_mlp.bias "
+        "many_class_decoder.softmax_scaling_layer.query_mlp.weight mlp_classification.mlp.weight "
+        "mlp_classification.norm.weight mlp_regression.mlp.weight mlp_regression.norm.weight output_projection.bias "
+        "output_projection.weight"
+    ),
+}
+"""The parameters that our forward reads, layer indices left out; of the rest, the cache holds what they make."""
+CACHED = re.compile(
+    r"(col_y_|icl_y_|feature_distribution_embedder\.layers\.(cross_attn_block1|inducing_vectors)"
+    r"|icl_blocks\.icl_attention\.(k_norm|[kv]_projection)|heads\.many_class_decoder\.k_projection).*"
+)
+
+
+@pytest.fixture(scope="module")
+def network() -> Any:
+    return draw_network()
+
+
+@pytest.fixture(scope="module")
+def classifier(network: Any) -> Fitted:
+    return fit(network)
+
+
+@pytest.fixture(scope="module")
+def regressor(network: Any) -> Fitted:
+    return fit(network, "regression")
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 7, 32, 256])
+def test_equals_the_library_at_every_number_of_rows(classifier: Fitted, regressor: Fitted, num_rows: int) -> None:
+    for fitted in (classifier, regressor):
+        assert_parity(fitted, draw_rows(fitted, num_rows))
+
+
+def test_answers_depend_on_the_row(classifier: Fitted, regressor: Fitted) -> None:
+    """Else parity would say little."""
+    for fitted in (classifier, regressor):
+        spread = shares(fitted.build()(draw_rows(fitted, 64))).std(dim=1).amax(-1)
+        assert (spread > 5e-3).all(), spread
+
+
+@pytest.mark.parametrize(
+    "labels", [(0, 1), (0,), (1,), (0, 3, 5), (9,), *(tuple(range(n)) for n in range(3, 11))], ids=str
+)
+def test_equals_the_library_for_any_classes(network: Any, labels: tuple[int, ...]) -> None:
+    fitted = fit(network, labels=labels)
+    assert_parity(fitted, draw_rows(fitted, 20))
+
+
+def test_equals_the_library_when_members_see_different_classes(network: Any) -> None:
+    first, second = (fit(network, sizes=(1,), labels=labels) for labels in ((0, 1), (2, 7)))
+    fitted = Fitted(
+        network, [*first.caches, *second.caches], torch.cat([first.targets, second.targets], 1), "multiclass"
+    )
+    assert_parity(fitted, draw_rows(fitted, 9))
+
+
+def test_a_context_row_without_a_label_votes_for_no_class(network: Any) -> None:
+    fitted = fit(network)
+    fitted.targets[5], fitted.targets[6] = torch.nan, torch.nan
+    assert_parity(fitted, draw_rows(fitted, 9))
+
+
+@pytest.mark.parametrize("task", ["multiclass", "regression"])
+@pytest.mark.parametrize("width", [1, 2, 200])
+def test_equals_the_library_at_any_width(network: Any, task: str, width: int) -> None:
+    """200 columns x 100 rows x 2 members also pass the column stages in several parts."""
+    fitted = fit(network, task, sizes=(2,), width=width)
+    assert_parity(fitted, draw_rows(fitted, 100, width))
+
+
+@pytest.mark.parametrize("task", ["multiclass", "regression"])
+@pytest.mark.parametrize("quantized", [False, True], ids=["dense", "int8"])
+def test_equals_the_library_for_a_cache_in_parts(network: Any, task: str, quantized: bool) -> None:
+    fitted = fit(network, task, sizes=(2, 1, 3), quantized=quantized)
+    assert isinstance(fitted.caches[0].kv[0], QuantizedKVCacheEntry if quantized else KVCacheEntry)
+    assert_parity(fitted, draw_rows(fitted, 20))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"icl_num_kv_heads_test": None}, {"icl_num_kv_heads_test": 2}, {"icl_num_kv_heads_test": 4},
+        {"icl_num_kv_heads": 2, "icl_num_kv_heads_test": None}, {"decoder_use_softmax_scaling": False},
+        {"feat_agg_num_blocks": 1}, {"feature_group_size": 1}, {"cell_ecdf_num_buckets": 5},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_equals_the_library_in_other_shapes_of_network(config: dict[str, Any]) -> None:
+    fitted = fit(draw_network(**config))
+    assert_parity(fitted, draw_rows(fitted, 20))
+
+
+def test_equals_the_library_on_a_context_of_which_votes_are_counted_in_parts(network: Any) -> None:
+    fitted = fit(network, sizes=(4,), num_rows=1_500, width=2)
+    assert_parity(fitted, draw_rows(fitted, 256, 2))
+
+
+def test_equals_the_library_at_full_width() -> None:
+    """Two blocks of the default configuration: large enough weights are packed for oneDNN.
+
+    Probabilities only: with such weights the logarithms of both float32 answers are 2e-4 from those of float64.
+    """
+    network = draw_network(
+        max_num_classes=10, num_buckets=500, nlayers=2, embed_dim=128, dist_embed_num_blocks=1, dist_embed_num_heads=8,
+        dist_embed_num_inducing_points=128, feat_agg_num_blocks=2, feat_agg_num_heads=8, feat_agg_num_cls_tokens=8,
+        icl_num_heads=16, decoder_head_dim=64, decoder_num_heads=6, fourier_encoding_num_frequencies=32,
+        softmax_scaling_mlp_hidden_dim=64,
+    )  # fmt: skip
+    for task in ("multiclass", "regression"):
+        fitted = fit(network, task, sizes=(2,))
+        for num_rows in (1, 33):
+            rows = draw_rows(fitted, num_rows)
+            ours, theirs = shares(fitted.build()(rows)), shares(fitted.library(rows))
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+        assert (theirs.std(dim=1).amax(-1) > 3e-3).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    task=st.sampled_from(["multiclass", "regression"]),
+    sizes=st.lists(st.integers(1, 3), min_size=1, max_size=2),
+    context_rows=st.integers(6, 60),
+    width=st.integers(1, 12),
+    num_rows=st.integers(1, 40),
+    num_labels=st.integers(1, 6),
+    kv_heads=st.sampled_from([None, 1, 2]),
+    buckets=st.sampled_from([3, 16, 8192]),
+    quantized=st.booleans(),
+    seed=st.integers(0, 1_000),
+)
+def test_equals_the_library_for_random_tables(
+    task: str, sizes: list[int], context_rows: int, width: int, num_rows: int, num_labels: int, kv_heads: int | None,
+    buckets: int, quantized: bool, seed: int,
+) -> None:  # fmt: skip
+    network = draw_network(seed, icl_num_kv_heads_test=kv_heads, cell_ecdf_num_buckets=buckets)
+    fitted = fit(
+        network, task, sizes=sizes, num_rows=context_rows, width=width, labels=range(num_labels), quantized=quantized
+    )
+    assert_parity(fitted, draw_rows(fitted, num_rows, width, seed))
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 7, 32])
+def test_a_row_is_answered_as_in_company(classifier: Fitted, regressor: Fitted, num_rows: int) -> None:
+    for fitted in (classifier, regressor):
+        forward, rows = fitted.build(), draw_rows(fitted, 256)
+        together = shares(forward(rows))
+        for start in (0, 100, 256 - num_rows):
+            some = slice(start, start + num_rows)
+            torch.testing.assert_close(shares(forward(rows[:, some])), together[:, some], rtol=0, atol=1e-6)
+        order = torch.randperm(256, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(shares(forward(rows[:, order])), together[:, order], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.01), (torch.float16, 0.002)], ids=str)
+def test_half_precision_is_near(classifier: Fitted, regressor: Fitted, dtype: torch.dtype, bound: float) -> None:
+    """Largest difference of a probability; rows differ by 0.06 and more. Measured: 0.003 and 0.0004."""
+    for fitted in (classifier, regressor):
+        rows = draw_rows(fitted, 64)
+        ours = fitted.build(dtype)(rows)
+        assert ours.dtype == torch.float32
+        assert (shares(ours) - shares(fitted.library(rows))).abs().max() < bound
+
+
+def test_neither_caches_nor_rows_are_changed_or_needed_afterwards(network: Any) -> None:
+    fitted = fit(network, quantized=True)
+    rows = draw_rows(fitted, 5)
+    forward, kept, expected = fitted.build(), rows.clone(), fitted.library(rows)
+    for cache in fitted.caches:
+        cache.kv.clear()
+    torch.testing.assert_close(forward(rows), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(forward(rows), forward(rows), rtol=0, atol=0)
+    torch.testing.assert_close(rows, kept, rtol=0, atol=0, equal_nan=True)
+
+
+def test_refuses_what_the_network_does_not_know(classifier: Fitted, regressor: Fitted) -> None:
+    with pytest.raises(ValueError, match="neither 'multiclass' nor 'regression'"):
+        dataclasses.replace(classifier, task="ranking").build()
+    with pytest.raises(ValueError, match="label 12, but the network knows 10 classes"):
+        dataclasses.replace(classifier, targets=torch.full_like(classifier.targets, 12)).build()
+    with pytest.raises(ValueError, match="no decoder keys"):
+        dataclasses.replace(regressor, task="multiclass", targets=classifier.targets).build()
+
+
+def test_a_call_never_waits_for_the_device(classifier: Fitted, regressor: Fitted) -> None:
+    for fitted in (classifier, regressor):
+        forward, rows = fitted.build(), draw_rows(fitted, 9)
+        with Recorder() as ours:
+            forward(rows)
+        assert ours.waits == set()
+    with Recorder() as theirs:
+        classifier.library(rows)
+    assert theirs.waits, "the library's forward waits; the recorder must see it"
+
+
+def test_the_library_still_has_what_we_read(network: Any) -> None:
+    """Another set of names, or of fields, means that the library computes something that ours does not."""
+    names = {re.sub(r"\.\d+(?=\.)", "", name) for name, _ in network.named_parameters()}
+    read = {f"{owner}.{name}" for owner, some in READ.items() for name in some.split()}
+    assert {name for name in names if not CACHED.fullmatch(name)} == read
+    fields = {"kv", "decoder_keys", "train_shape", "scaler_cache", "ecdf_context", "inducing_hidden"}
+    assert {field.name for field in dataclasses.fields(TabPFNV3p5Cache)} == fields
+    (cache,) = fit(network).caches
+    assert set(cache.scaler_cache) == {"mean", "std"}
+    assert all(layer.cross_attn_block2.attn.softmax_scaling_layer is None
+               for layer in network.feature_distribution_embedder.layers)  # fmt: skip
+    assert not network.column_aggregator.rope.interleaved
+    for mlp in (network.icl_blocks[0].mlp, network.heads.mlp_regression.mlp):
+        assert [type(layer).__name__ for layer in mlp] == ["Linear", "GELU", "Linear"]
+        assert mlp[1].approximate == "none"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_call_is_recorded_as_a_cuda_graph(dtype: torch.dtype) -> None:
+    network = draw_network().cuda()
+    fitted = fit(network)
+    forward, rows = (
+        v3_5.build(network, fitted.caches, fitted.targets.T, "multiclass", dtype),
+        draw_rows(fitted, 8).cuda(),
+    )
+    expected, graph = forward(rows), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        answer = forward(rows)
+    rows.copy_(rows.flip(1))
+    graph.replay()
+    torch.testing.assert_close(answer.flip(1), expected, rtol=0, atol=1e-5)

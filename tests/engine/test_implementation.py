@@ -1,0 +1,113 @@
+"""Our own forward answers where there is one, is proven at every load, and gives way when it is told to."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from models import definition, records
+
+from serve.config import EngineSettings
+from serve.core import Batch, Task
+from serve.engine import compiled, memory
+from serve.engine.engine import TabPFNContext, TabPFNEngine
+from serve.errors import InvalidModel, StartupError
+
+
+def answers(engine: TabPFNEngine, context: TabPFNContext) -> np.ndarray:
+    rows = context.encode_records(records(40, seed=5))
+    return engine.predict(Batch(context, rows))
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_both_implementations_answer_alike(engine: TabPFNEngine, checkpoint: Path, task: Task) -> None:
+    model = definition(checkpoint, task)
+    ours = engine.fit(model)
+    library_engine = TabPFNEngine(EngineSettings(implementation="library"))
+    librarys = library_engine.fit(model)
+    assert (ours.implementation, librarys.implementation) == ("ours", "library")
+    expected = answers(library_engine, librarys)
+    scale = 1.0 if task is Task.CLASSIFICATION else np.abs(expected).max()
+    np.testing.assert_allclose(answers(engine, ours), expected, rtol=0, atol=1e-5 * scale)
+
+
+def test_the_librarys_caches_are_dropped(classifier: TabPFNContext) -> None:
+    assert classifier.implementation == "ours"
+    assert classifier._estimator.executor_.kv_caches == []
+
+
+def test_an_architecture_without_a_forward_of_ours_runs_on_the_librarys(
+    checkpoint: Path, engine: TabPFNEngine, classifier: TabPFNContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "_BUILDERS", {})
+    fitted = engine.fit(definition(checkpoint))
+    assert fitted.implementation == "library"
+    np.testing.assert_allclose(answers(engine, fitted), answers(engine, classifier), rtol=0, atol=1e-5)
+
+
+def test_a_forward_that_answers_otherwise_fails_the_load(
+    checkpoint: Path, engine: TabPFNEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from serve.engine.forward import v3_5
+
+    def build_wrong(*arguments):
+        forward = v3_5.build(*arguments)
+        return lambda rows: forward(rows) * 1.01
+
+    monkeypatch.setattr(compiled, "_BUILDERS", {"TabPFNV3p5": build_wrong})
+    with pytest.raises(StartupError, match=r"by our forward and by the library's differ by .* parity_tolerance 1e-05"):
+        engine.fit(definition(checkpoint))
+
+
+def test_half_precision_is_near(checkpoint: Path, engine: TabPFNEngine, classifier: TabPFNContext) -> None:
+    half = TabPFNEngine(EngineSettings(inference_precision="bfloat16", parity_tolerance=0.05))
+    got, exact = answers(half, half.fit(definition(checkpoint))), answers(engine, classifier)
+    np.testing.assert_allclose(got, exact, rtol=0, atol=0.05)
+    assert np.abs(got - exact).max() > 1e-6, "bfloat16 was not used"
+
+
+def test_half_precision_fails_a_float32_tolerance(checkpoint: Path) -> None:
+    strict = TabPFNEngine(EngineSettings(inference_precision="bfloat16"))
+    with pytest.raises(StartupError, match="parity check failed"):
+        strict.fit(definition(checkpoint))
+
+
+def test_a_second_start_reads_the_kv_cache(
+    checkpoint: Path, tmp_path: Path, engine: TabPFNEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = TabPFNEngine(EngineSettings(kv_cache_dir=tmp_path / "kv"))
+    first = answers(kept, kept.fit(definition(checkpoint)))
+    (file,) = (tmp_path / "kv").iterdir()
+    assert file.name == "tiny-1-cpu.safetensors"
+    written = file.stat().st_mtime_ns
+    np.testing.assert_array_equal(answers(kept, kept.fit(definition(checkpoint))), first)
+    assert file.stat().st_mtime_ns == written, "a file of this very fit is not written again"
+    with caplog.at_level(logging.WARNING):
+        other = replace(definition(checkpoint), options=replace(definition(checkpoint).options, random_state=7))
+        got = answers(kept, kept.fit(other))
+    assert "is not used" in caplog.text
+    np.testing.assert_allclose(got, answers(engine, engine.fit(other)), rtol=0, atol=1e-6)
+
+
+def test_a_model_too_large_is_refused_by_size(
+    checkpoint: Path, engine: TabPFNEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda _: (1_000, "a small one"))
+    with pytest.raises(InvalidModel, match="KV caches"):
+        engine.fit(definition(checkpoint))
+
+
+def test_ten_thousand_predictions_leave_no_memory_behind(engine: TabPFNEngine, classifier: TabPFNContext) -> None:
+    rows = classifier.encode_records(records(8, seed=5))
+    batches = [Batch(classifier, rows[:1]), Batch(classifier, rows[:5])]
+    process = psutil.Process()
+
+    def predict(times: int) -> int:
+        for number in range(times):
+            engine.predict(batches[number % 50 == 0])
+        return int(process.memory_info().rss)
+
+    settled = predict(1_000)
+    assert predict(10_000) - settled < 8 * 1024**2, "more than 800 bytes a prediction"

@@ -1,0 +1,69 @@
+"""Post-processing gives what the library's own gives, from the same logits."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from models import definition, records
+from tabpfn import TabPFNClassifier, TabPFNRegressor
+
+from serve.core import QUANTILES, Task
+from serve.engine import library
+from serve.engine.outputs import ClassifierOutputs, RegressorOutputs, round_probabilities
+from serve.engine.row_encoder import RowEncoder
+
+
+def fit(checkpoint: Path, task: Task, **options: Any) -> tuple[Any, np.ndarray]:
+    """A fitted estimator for clean rows, and some of them."""
+    model = definition(checkpoint, task)
+    raw = RowEncoder(model.context.columns).read_records(records(120, seed=1))
+    frame = library.context_frame(model, raw)
+    kind = TabPFNClassifier if task is Task.CLASSIFICATION else TabPFNRegressor
+    estimator = kind(
+        model_path=str(checkpoint), device="cpu", fit_mode="fit_with_cache", n_estimators=5, random_state=3,
+        inference_precision=torch.float32, categorical_features_indices=[1, 2, 7], **options,
+    ).fit(frame, np.array(model.context.target))  # fmt: skip
+    return library.on_matrices(estimator), library.clean(estimator, frame)
+
+
+def member_logits(estimator: Any, rows: np.ndarray) -> torch.Tensor:
+    task = "multiclass" if isinstance(estimator, TabPFNClassifier) else "regression"
+    outputs = estimator.executor_.iter_outputs(rows, autocast=False, task_type=task)
+    return torch.stack([output.float() for output, _ in outputs])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"softmax_temperature": 0.6},
+        {"average_before_softmax": True},
+        {"balance_probabilities": True},
+        {"inference_config": {"USE_SKLEARN_16_DECIMAL_PRECISION": True}},
+    ],
+    ids=lambda options: next(iter(options), "default"),
+)
+def test_probabilities_are_the_librarys(checkpoint: Path, options: dict[str, Any]) -> None:
+    estimator, rows = fit(checkpoint, Task.CLASSIFICATION, **options)
+    got = ClassifierOutputs(estimator, torch.device("cpu"))(member_logits(estimator, rows)).double().numpy()
+    np.testing.assert_allclose(round_probabilities(estimator, got), estimator.predict_proba(rows), rtol=0, atol=1e-6)
+
+
+def test_tuned_thresholds_weigh_the_classes(checkpoint: Path) -> None:
+    estimator, rows = fit(checkpoint, Task.CLASSIFICATION)
+    estimator.tuned_classification_thresholds_ = np.array([0.2, 0.5, 0.9])
+    got = ClassifierOutputs(estimator, torch.device("cpu"))(member_logits(estimator, rows)).numpy()
+    np.testing.assert_allclose(got, estimator.predict_proba(rows), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"average_before_softmax": True}, {"softmax_temperature": 1.3}])
+def test_statistics_are_the_librarys(checkpoint: Path, options: dict[str, Any]) -> None:
+    estimator, rows = fit(checkpoint, Task.REGRESSION, **options)
+    outputs = RegressorOutputs(estimator, rows[:1], torch.device("cpu"))
+    got = outputs(member_logits(estimator, rows)).numpy()
+    answer = estimator.predict(rows, output_type="main", quantiles=list(QUANTILES))
+    expected = np.stack([answer["mean"], answer["median"], *answer["quantiles"]], axis=1)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    assert np.ptp(got[:, 0]) > 0
