@@ -81,8 +81,9 @@ class Predictor:
     def _prepare(self, definition: ModelDefinition) -> ServedModel:
         fitted = self._engine.fit(definition)
         rows = canary_rows(fitted.encode_context())
-        warm_up(self._engine, fitted, rows, row_buckets(self.settings.batching.max_batch_rows))
-        worst = check_parity(self._engine, fitted, rows, self.settings.engine.parity_tolerance)
+        tolerance = self.settings.engine.parity_tolerance
+        warm_up(self._engine, fitted, rows, row_buckets(self.settings.batching.max_batch_rows), tolerance)
+        worst = check_parity(self._engine, fitted, rows, tolerance)
         _log.info("model %s: canary rows alone, batched and uncached agree within %.1e", definition.name, worst)
         _log.info("model %s version %s is ready on %s", definition.name, definition.version, self._engine.device)
         return ServedModel(definition, fitted)

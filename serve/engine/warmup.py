@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from serve.core import Batch, Engine, FittedContext, Matrix
+from serve.engine.parity import compare_answers
 from serve.errors import StartupError
 
 _log = logging.getLogger(__name__)
@@ -30,16 +31,20 @@ def bucket_of(num_rows: int, buckets: Sequence[int]) -> int:
     return buckets[index] if index < len(buckets) else num_rows
 
 
-def warm_up(engine: Engine, context: FittedContext, rows: Matrix, buckets: Sequence[int]) -> dict[int, float]:
+def warm_up(
+    engine: Engine, context: FittedContext, rows: Matrix, buckets: Sequence[int], tolerance: float
+) -> dict[int, float]:
     """Run every bucket, the largest first (it sets the memory's high-water mark); seconds of each.
 
     Args:
         rows: at least one encoded row, repeated to fill a bucket.
+        tolerance: most that the answers to the same rows may differ between buckets, as in `parity.compare_answers`.
 
     Raises:
-        StartupError: a bucket failed; names it.
+        StartupError: a bucket failed, or answers otherwise than the largest; names it.
     """
     seconds = {}
+    largest: Matrix | None = None
     for bucket in sorted(buckets, reverse=True):
         started = time.perf_counter()
         try:
@@ -49,5 +54,10 @@ def warm_up(engine: Engine, context: FittedContext, rows: Matrix, buckets: Seque
         if answer.shape != (bucket, context.num_outputs) or not np.isfinite(answer).all():
             raise StartupError(f"warm-up at {bucket} rows on {engine.device} gave no finite answer per row")
         seconds[bucket] = time.perf_counter() - started
+        largest = answer if largest is None else largest
+        compare_answers(
+            f"in a batch of {len(largest)}", largest[:bucket], f"in one of {bucket}", answer, tolerance,
+            is_probability=bool(context.classes),
+        )  # fmt: skip
     _log.info("warm-up, milliseconds by rows: %s", {rows: round(1e3 * s, 1) for rows, s in sorted(seconds.items())})
     return seconds

@@ -63,7 +63,7 @@ def test_fit_refuses_what_is_not_a_number_column() -> None:
 def test_it_passes_warm_up_and_the_parity_check(context: FakeContext) -> None:
     engine = FakeEngine()
     rows = canary_rows(context.encode_context())
-    assert set(warm_up(engine, context, rows, (1, 2, 8))) == {1, 2, 8}
+    assert set(warm_up(engine, context, rows, (1, 2, 8), 1e-6)) == {1, 2, 8}
     assert check_parity(engine, context, rows, 1e-12) < 1e-12
 
 

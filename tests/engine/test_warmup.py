@@ -34,7 +34,7 @@ def test_every_bucket_runs_the_largest_first(fake_context: FakeContext) -> None:
             ran.append(len(batch.rows))
             return super().predict(batch)
 
-    seconds = warm_up(Counting(), fake_context, fake_context.encode_context()[:3], row_buckets(16))
+    seconds = warm_up(Counting(), fake_context, fake_context.encode_context()[:3], row_buckets(16), 1e-6)
     assert ran == [16, 8, 4, 2, 1]
     assert set(seconds) == {1, 2, 4, 8, 16}
 
@@ -51,4 +51,13 @@ def test_a_failing_bucket_fails_the_start_by_name(fake_context: FakeContext, fau
             return answer
 
     with pytest.raises(StartupError, match="4 rows on cpu"):
-        warm_up(Broken(), fake_context, fake_context.encode_context()[:1], row_buckets(8))
+        warm_up(Broken(), fake_context, fake_context.encode_context()[:1], row_buckets(8), 1e-6)
+
+
+def test_a_bucket_that_answers_otherwise_fails_the_start(fake_context: FakeContext) -> None:
+    class Bent(FakeEngine):
+        def predict(self, batch: Batch) -> Matrix:
+            return super().predict(batch) + 0.01 * (len(batch.rows) == 2)
+
+    with pytest.raises(StartupError, match=r"in a batch of 8 and in one of 2 differ by 0\.01"):
+        warm_up(Bent(), fake_context, fake_context.encode_context()[:3], row_buckets(8), 1e-3)
