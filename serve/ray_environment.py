@@ -19,6 +19,8 @@ RAY_ENVIRONMENT: Mapping[str, str] = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    # Without it a soft stop leaves one or two connections open, which were answered just before it and are idle since.
+    "RAY_SERVE_HAPROXY_CLOSE_SPREAD_TIME_S": "1",
     # A caller who stalls in the middle of a request is cut off; the default is an hour.
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
     # The launcher calls the replicas from a plain thread; no request goes by a handle.
