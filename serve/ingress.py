@@ -47,7 +47,6 @@ class Ingress:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._told: set[int] = set()
 
     def prepare(self, haproxy: str, host: str, port: int) -> dict[str, str]:
         """Write the program; return the environment that makes Ray use it and keep its files in our folder.
@@ -71,28 +70,18 @@ class Ingress:
 
     def close(self) -> None:
         """Accept nothing more; every request inside goes on."""
-        self._close(self._processes())
+        for pid in self._processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGUSR1)
 
     def wait_empty(self, timeout_s: float) -> bool:
-        """After `close`: wait until the last answer has left. False if time ran out first.
-
-        Ray may still start a new HAProxy meanwhile, because a replica that drains is a change of the replicas: that one
-        is told to close as well, or it would stay, and take requests.
-        """
+        """After `close`: wait until the last answer has left. False if time ran out first."""
         deadline = time.monotonic() + timeout_s
-        while processes := self._processes():
+        while self._processes():
             if time.monotonic() >= deadline:
                 return False
-            self._close(processes)
             time.sleep(_POLL_S)
         return True
-
-    def _close(self, processes: list[int]) -> None:
-        for pid in processes:
-            if pid not in self._told:
-                self._told.add(pid)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGUSR1)
 
     def _processes(self) -> list[int]:
         prefix = os.fsencode(self._folder)

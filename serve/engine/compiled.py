@@ -49,10 +49,14 @@ class CompiledEnsemble:
         self._is_classifier = hasattr(estimator, "classes_")
         executor = estimator.executor_
         members = executor.ensemble_members
-        widths = compile_preprocessing(members, device).widths
-        joined = _join_caches(executor, widths)
-        groups = [[position for index in caches for position in executor.cache_groups[index]] for caches in joined]
-        self._preprocessing = compile_preprocessing(members, device, groups)
+        joined: list[list[int]] = []
+
+        def group_members(widths: Sequence[int]) -> list[list[int]]:
+            joined.extend(_join_caches(executor, widths))
+            return [[position for index in caches for position in executor.cache_groups[index]] for caches in joined]
+
+        self._preprocessing = compile_preprocessing(members, device, group_members)
+        groups = self._preprocessing.groups
         task_type = "multiclass" if self._is_classifier else "regression"
         self._forwards = [
             _build_forward(executor, caches, group, task_type, device, dtype)
@@ -94,7 +98,7 @@ def _join_caches(executor: Any, widths: Sequence[int]) -> list[list[int]]:
 
 
 def _build_forward(
-    executor: Any, caches: list[int], group: list[int], task_type: str, device: torch.device, dtype: torch.dtype
+    executor: Any, caches: list[int], group: Sequence[int], task_type: str, device: torch.device, dtype: torch.dtype
 ) -> Forward:
     """The forward of the members `group`, who lie in these of the library's caches in this order."""
     members = [executor.ensemble_members[position] for position in group]

@@ -24,12 +24,12 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from serve.engine.forward.layers import MAX_CUDA_GRID
+
 # Scores held at a time on the CPU: few enough to be softmaxed and spent in a core's cache, enough to feed two cores.
 _TILE_BYTES = 4 * 2**20
 # The widest activation (the MLP's hidden layer) of one pass; more rows go in several passes.
 _MAX_HIDDEN_BYTES = 256 * 2**20
-# CUDA's largest grid axis, over which attention kernels lay batch * heads (pytorch issue 142228).
-_MAX_CUDA_GRID = 65_535
 
 
 def build(
@@ -59,7 +59,7 @@ class TabPFNV2Forward:
     def _limit_rows(self, hidden_size: int) -> int:
         row_bytes = self._num_members * (self._cells.num_groups + 1) * hidden_size * torch.float32.itemsize
         row_cells = self._num_members * self._layers[0].num_heads
-        return max(1, min(_MAX_HIDDEN_BYTES // row_bytes, _MAX_CUDA_GRID // row_cells))
+        return max(1, min(_MAX_HIDDEN_BYTES // row_bytes, MAX_CUDA_GRID // row_cells))
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():

@@ -23,8 +23,8 @@ steps there, and its last bits, and so a fingerprint behind them, are those of t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -36,15 +36,17 @@ from serve.engine.preprocessing.member import Graphs, LibraryMember, translate_m
 from serve.engine.preprocessing.steps import TorchColumn
 from serve.engine.preprocessing.transformers import Untranslatable
 
+Groups: TypeAlias = Sequence[Sequence[int]]
+
 
 def compile_preprocessing(
-    members: Sequence[Any], device: torch.device, groups: Sequence[Sequence[int]] | None = None
+    members: Sequence[Any], device: torch.device, groups: Groups | Callable[[Sequence[int]], Groups] | None = None
 ) -> Preprocessing:
     """Translate the fitted members of an estimator, `estimator.executor_.ensemble_members`.
 
     Args:
-        groups: positions of the members that one forward takes together, which must be of equal width; by default
-            all members of one width are a group, in the order of first appearance.
+        groups: positions of the members that one forward takes together, which must be of equal width, or what makes
+            them of the members' widths; by default all members of one width, in the order of first appearance.
 
     Raises:
         ValueError: a group's members differ in width.
@@ -61,6 +63,8 @@ def compile_preprocessing(
     widths = [part.measure_width() if isinstance(part, LibraryMember) else len(part) for part in parts]
     if groups is None:
         groups = [[i for i, w in enumerate(widths) if w == width] for width in dict.fromkeys(widths)]
+    elif callable(groups):
+        groups = groups(widths)
     for group in groups:
         if len({widths[position] for position in group}) > 1:
             raise ValueError(f"members {list(group)} differ in width: {[widths[position] for position in group]}")
