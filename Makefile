@@ -5,7 +5,7 @@ PORT ?= 8080
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: install serve up test lint bench lock clean
+.PHONY: install serve up test lint bench bench-peers bench-policy lock clean
 
 install: $(STAMP)
 
@@ -34,6 +34,12 @@ RESULTS := benchmarks/results
 bench: install  ## the numbers in the README: the engine in process, then load over HTTP on a server of its own
 	$(VENV)/bin/python -m benchmarks.offline.engine --json $(RESULTS)/offline-engine.json --plot $(RESULTS)/offline-engine.png
 	$(VENV)/bin/python -m benchmarks.online.demo --edge serve --rate 20 40 80 160 240 --duration 25 --json $(RESULTS)/online-load.json --plot $(RESULTS)/online-load.png
+
+bench-peers: install  ## the same model behind other servers, about half an hour on an otherwise quiet machine
+	$(VENV)/bin/python -m benchmarks.online.peers --json $(RESULTS)/peers.json --plot $(RESULTS)/peers.png
+
+bench-policy: install  ## the batching policy beside its peers' under a virtual clock, about three minutes
+	$(VENV)/bin/python -m benchmarks.offline.batcher --json $(RESULTS)/batcher-simulation.json --plot $(RESULTS)/batcher-simulation.png
 
 lock: install  ## pin what is installed now; run it in a fresh environment after changing pyproject.toml
 	$(VENV)/bin/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt

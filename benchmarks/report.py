@@ -35,7 +35,14 @@ _LATENCY = ((50, _BLUE), (90, _AMBER), (99, _RED))
 
 def plot(run: Mapping[str, Any], path: Path) -> None:
     """Draw a run as PNG. Raises ValueError for a kind that has no plot."""
-    draw = {"online-load": _draw_load, "offline-engine": _draw_engine}.get(run["kind"])
+    from benchmarks.online import plots  # which draws by this module's means
+
+    draw = {
+        "online-load": _draw_load,
+        "offline-engine": _draw_engine,
+        "online-search": plots.draw_search,
+        "online-peers": plots.draw_peers,
+    }.get(run["kind"])
     if draw is None:
         raise ValueError(f"no plot for a run of kind {run['kind']!r}")
     figure = draw(run)
@@ -51,7 +58,7 @@ def _draw_load(run: Mapping[str, Any]) -> Figure:
     _draw_goodput(goodput, results, run["config"])
     _draw_batch_rows(batch, results)
     batch.set_xlabel("offered rate, requests per second (open loop, Poisson)")
-    figure.suptitle(_title(run, f"model {run['config']['model']}: latency, goodput and batches under load"))
+    figure.suptitle(title(run, f"model {run['config']['model']}: latency, goodput and batches under load"))
     return figure
 
 
@@ -63,9 +70,9 @@ def _draw_latency(axes: Axes, results: Sequence[Result], config: Mapping[str, An
         ]
         _line(axes, points, colour, f"p{percent}")
     axes.axhline(config["deadline_ms"], color=_GREY, linestyle=":", label=f"deadline {config['deadline_ms']:g} ms")
-    _plain_log(axes)
+    plain_log(axes)
     axes.set_ylabel("ms from the scheduled send\n(hollow: void or too few samples)")
-    _finish(axes)
+    finish(axes)
 
 
 def _draw_goodput(axes: Axes, results: Sequence[Result], config: Mapping[str, Any]) -> None:
@@ -76,7 +83,7 @@ def _draw_goodput(axes: Axes, results: Sequence[Result], config: Mapping[str, An
     _line(axes, [(each["rate"], each["goodput_per_s"], each["void"]) for each in results], _BLUE, label)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("requests per second")
-    _finish(axes)
+    finish(axes)
 
 
 def _draw_batch_rows(axes: Axes, results: Sequence[Result]) -> None:
@@ -87,7 +94,7 @@ def _draw_batch_rows(axes: Axes, results: Sequence[Result]) -> None:
         _line(axes, [(each["rate"], each["batch_rows"][key], each["void"]) for each in results], colour, label)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("rows in a batch")
-    _finish(axes)
+    finish(axes)
 
 
 def _line(axes: Axes, points: Sequence[tuple[float, float | None, bool]], colour: str, label: str) -> None:
@@ -98,14 +105,14 @@ def _line(axes: Axes, points: Sequence[tuple[float, float | None, bool]], colour
         axes.plot(x, y, "o", color=colour, markerfacecolor="white" if hollow else colour)
 
 
-def _plain_log(axes: Axes) -> None:
+def plain_log(axes: Axes) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _finish(axes: Axes) -> None:
+def finish(axes: Axes) -> None:
     axes.grid(alpha=0.3)
     axes.legend(loc="best")
 
@@ -120,7 +127,7 @@ def _draw_engine(run: Mapping[str, Any]) -> Figure:
         _draw_predicts(time, ratio, results)
         time.set_title(f"{arch}: ms per predict (median)", loc="left")
         ratio.set_title("times faster than the library", loc="left")
-    figure.suptitle(_title(run, "one predict: this engine and the library, measured in pairs"))
+    figure.suptitle(title(run, "one predict: this engine and the library, measured in pairs"))
     return figure
 
 
@@ -146,7 +153,7 @@ def _draw_predicts(time: Axes, ratio: Axes, results: Sequence[Result]) -> None:
     ratio.axhline(1, color=_GREY, linestyle=":")
     for axes in (time, ratio):
         axes.set_xscale("log")
-        _plain_log(axes)
+        plain_log(axes)
         axes.set_xticks(every, [str(rows) for rows in every])
         axes.xaxis.minorticks_off()
         axes.set_xlabel("query rows in one predict")
@@ -180,7 +187,7 @@ def _by(results: Sequence[Result], name: Callable[[Result], str]) -> dict[str, l
     return groups
 
 
-def _title(run: Mapping[str, Any], subject: str) -> str:
+def title(run: Mapping[str, Any], subject: str) -> str:
     commit = (run["commit"] or "no commit")[:10] + (" + changes" if run["dirty"] else "")
     return f"{subject}\n{describe(run['machine'])}; {run['started_at'][:10]}, {commit}"
 

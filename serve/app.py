@@ -80,7 +80,7 @@ class TabPFNDeployment:
     def check_health(self) -> None:
         """Asked by Ray; an exception three times in a row has the replica replaced."""
         if self._predictor.failed:
-            raise RuntimeError("the batcher has failed")
+            raise RuntimeError("the batcher has failed, or its batch hangs")
         if self._predictor.state is ServerState.CLOSED:
             raise RuntimeError("the replica is closed")
 
@@ -127,7 +127,7 @@ def _deployment(settings: ServerSettings, num_replicas: int = 1) -> serve.Deploy
         name=DEPLOYMENT_NAME,
         num_replicas=num_replicas,
         # Refusing (429) is our admission's work and needs a place here; beyond it Ray would queue without a limit.
-        max_ongoing_requests=4 * settings.batching.max_ongoing_requests,
+        max_ongoing_requests=4 * settings.batching.ongoing_requests_limit,
         ray_actor_options={"num_cpus": 1, "num_gpus": int(settings.engine.device.startswith("cuda"))},
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=settings.api.drain_timeout_s + 10,

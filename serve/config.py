@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serve.core import DevicePattern
 
+_MOST_ONGOING_REQUESTS = 4_096
+
 
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +48,13 @@ class EngineSettings(_Settings):
         "(on a CPU for large checkpoints only, the demo's is not), else float16 on a GPU and float32 on a CPU; with "
         "`implementation: library`, tabpfn's own choice.",
     )
+    kv_cache_precision: str = Field(
+        "auto",
+        pattern="^(float32|bfloat16|float16|auto)$",
+        description="Number format of the cached keys and values, and of attention to them, in our forward passes. "
+        "`auto` follows a named `inference_precision`; where that is `auto` too, it is what the device multiplies, for "
+        "small checkpoints as well: 100 rows of the demo model take a fifth less time, and answers move by 1e-4.",
+    )
     kv_cache_dir: Path | None = Field(
         None,
         description="Folder that keeps built KV caches between starts, one file per model, version and kind of device: "
@@ -67,8 +76,14 @@ class BatchingSettings(_Settings):
         256,
         ge=1,
         le=32_768,
-        description="Most query rows in one forward pass, and in one request. Raise it until a full batch takes about "
-        "half of your latency target.",
+        description="Most query rows in one forward pass; larger requests are split. Raise it until a full batch takes "
+        "about half of your latency target.",
+    )
+    max_request_rows: int = Field(
+        10_000,
+        ge=1,
+        description="Most query rows in one request; more are refused with 413. A request is read and its answer "
+        "written in one piece on the thread that serves everyone, so keep it as small as your callers can bear.",
     )
     max_queue_delay_ms: float = Field(
         0.0,
@@ -76,12 +91,50 @@ class BatchingSettings(_Settings):
         description="Most a request may wait for company while the device is idle, counted from its arrival. 0 never "
         "waits and still batches whatever queued while the device was busy, which suits nearly every load.",
     )
-    max_ongoing_requests: int = Field(
-        512,
-        ge=1,
-        description="Admitted requests, queued and in flight together; one more is refused with 429 at once. Latency "
-        "target divided by the time of a full batch, times the requests in it, is a good value.",
+    default_timeout_ms: float = Field(
+        30_000.0,
+        gt=0,
+        description="The deadline of a request without `x-request-timeout-ms`, from its arrival; a manifest may give "
+        "its model another. A model whose full batch was measured to take more than a quarter of it gets four full "
+        "batches instead. It also bounds the queue: keep it below the time after which your callers or proxies give "
+        "up, and no longer than `drain_timeout_s`, so that a shutdown can answer all that was admitted.",
     )
+    max_ongoing_requests: int | None = Field(
+        None,
+        ge=1,
+        description="Admitted requests, queued and in flight together; one more is refused with 429 at once. Empty "
+        "admits whom the measured cost says can be answered in time, 4,096 at most since each holds a socket.",
+    )
+    max_ongoing_rows: int | None = Field(
+        None,
+        ge=1,
+        description="Rows of those requests. Empty admits as many as the measured cost says can be answered within the "
+        "default timeout; set it only where memory is short.",
+    )
+    max_bulk_batch_ms: float | None = Field(
+        None,
+        gt=0,
+        description="Most a batch with bulk rows is predicted to take, and so the most that bulk adds to an "
+        "interactive request's wait (one row always fits). Empty takes four times the measured time of one row. Raise "
+        "it for more bulk throughput, lower it for steadier interactive latency.",
+    )
+    max_bulk_wait_ms: float = Field(
+        1_000.0,
+        ge=0,
+        description="Bulk rows of a model that were not served for so long have the next turn that does not delay an "
+        "interactive request twice. Lower it where bulk must get on although interactive load fills the device.",
+    )
+    max_batch_overrun: float = Field(
+        20.0,
+        gt=1,
+        description="A batch that takes so many times its expected time, and more than 10 s, is taken for hung: the "
+        "replica is not ready until it comes back, and its health check fails, so that Ray replaces it.",
+    )
+
+    @property
+    def ongoing_requests_limit(self) -> int:
+        """`max_ongoing_requests`, or what stands in its place."""
+        return _MOST_ONGOING_REQUESTS if self.max_ongoing_requests is None else self.max_ongoing_requests
 
 
 class ApiSettings(_Settings):

@@ -92,6 +92,8 @@ class ModelDefinition:
     options: EnsembleOptions = field(default_factory=EnsembleOptions)
     example: Mapping[str, Scalar] | None = None
     description: str = ""
+    default_timeout_ms: float | None = None
+    """The deadline of a request that names none; None leaves it to `BatchingSettings`."""
 
 
 class FittedContext(Protocol):
@@ -123,6 +125,13 @@ class FittedContext(Protocol):
         """The same from column names and rows of cells."""
 
 
+class Priority(enum.StrEnum):
+    """Who goes first: a caller who waits for the answer, or one who sends rows by the thousand."""
+
+    INTERACTIVE = "interactive"
+    BULK = "bulk"
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Rows of one fitted context, joined from several requests; float64 [rows, features]."""
@@ -142,7 +151,11 @@ class Engine(Protocol):
         """Build the fitted context; seconds to minutes. Raises InvalidModel."""
 
     def predict(self, batch: Batch) -> Matrix:
-        """Answer every row: float64 [rows, outputs], row i of the answer for row i of the batch."""
+        """Answer every row: float64 [rows, outputs], row i of the answer for row i of the batch.
+
+        Raises:
+            OutOfMemory: the device had no memory for so many rows; fewer may fit.
+        """
 
     def reference(self, batch: Batch) -> Matrix:
         """The same answers by the slow, plain road, without a KV cache: what `predict` must equal."""
@@ -153,7 +166,10 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Where one request's time went, in milliseconds. `total` is set by whoever saw the request arrive."""
+    """Where one request's time went, in milliseconds. `total` is set by whoever saw the request arrive.
+
+    A request in several batches waited until the first of them and was computed in all: `compute` is their sum.
+    """
 
     queue_ms: float
     compute_ms: float
@@ -165,7 +181,7 @@ class Prediction:
 
     Attributes:
         outputs: float64 [rows, outputs] for the request's own rows, in its order.
-        batch_rows: rows of the batch it rode in, all callers together.
+        batch_rows: rows of the batch it rode in, all callers together; of the last one where it was split.
     """
 
     outputs: Matrix

@@ -41,13 +41,14 @@ class TooLarge(ServeError):
 
 
 class Overloaded(ServeError):
-    """Refused at the door, before any work; try again after `retry_after_s`."""
+    """Refused at the door, before any work; try again after `retry_after_s`. `reason` is the metrics' label."""
 
     code = "overloaded"
 
-    def __init__(self, detail: str, *, retry_after_s: float):
+    def __init__(self, detail: str, *, retry_after_s: float, reason: str = "requests"):
         super().__init__(detail)
         self.retry_after_s = retry_after_s
+        self.reason = reason
 
 
 class NotReady(ServeError):
@@ -72,6 +73,11 @@ class EngineError(ServeError):
     """The device failed on a batch. The message stays in the log."""
 
     code = "engine_error"
+
+
+class OutOfMemory(EngineError):
+    """The device had no memory for so many rows. Raised by an engine for the batcher, which tries fewer; no caller
+    meets it."""
 
 
 class StartupError(ServeError):

@@ -12,6 +12,7 @@ _SECONDS = (
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075,
     0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0,
 )  # fmt: skip
+_RATIOS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
@@ -61,12 +62,51 @@ class Metrics:
             buckets=_ROWS,
             registry=self.registry,
         )
+        self.batch_cost_ratio = Histogram(
+            "tabpfn_batch_cost_ratio",
+            "Measured over predicted time of one batch.",
+            ("model",),
+            buckets=_RATIOS,
+            registry=self.registry,
+        )
+        self.refused_requests = Counter(
+            "tabpfn_refused_requests",
+            "Requests refused at the door as overloaded, by reason.",
+            ("model", "reason"),
+            registry=self.registry,
+        )
+        self.expired_requests = Counter(
+            "tabpfn_expired_requests",
+            "Admitted requests whose deadline passed, by where they were.",
+            ("model", "stage"),
+            registry=self.registry,
+        )
+        self.bisected_batches = Counter(
+            "tabpfn_bisected_batches",
+            "Batches that failed and were tried again in two parts.",
+            ("model",),
+            registry=self.registry,
+        )
+        self.out_of_memory = Counter(
+            "tabpfn_out_of_memory",
+            "Batches for which the device had no memory.",
+            ("model",),
+            registry=self.registry,
+        )
+        self.wrong_answers = Counter(
+            "tabpfn_wrong_answers",
+            "Batches that the engine answered with another number of rows or outputs.",
+            ("model",),
+            registry=self.registry,
+        )
         self.queued_requests = Gauge(
             "tabpfn_queued_requests",
             "Requests admitted and waiting for a batch.",
             registry=self.registry,
         )
-        self.queued_rows = Gauge("tabpfn_queued_rows", "Rows of those requests.", registry=self.registry)
+        self.queued_rows = Gauge(
+            "tabpfn_queued_rows", "Rows of those requests, by priority.", ("priority",), registry=self.registry
+        )
         self.in_flight_requests = Gauge(
             "tabpfn_in_flight_requests",
             "Requests in the batch on the device.",

@@ -17,7 +17,7 @@ from typing import Any
 
 from serve.batching import Batcher
 from serve.config import ServerSettings
-from serve.core import Engine, FittedContext, Matrix, ModelDefinition, Prediction, ServerState
+from serve.core import Engine, FittedContext, Matrix, ModelDefinition, Prediction, Priority, ServerState
 from serve.engine.parity import canary_rows, check_parity
 from serve.engine.warmup import row_buckets, warm_up
 from serve.errors import Draining, InvalidInput, NotReady, TooLarge, UnknownModel
@@ -26,6 +26,9 @@ from serve.store import ModelStore
 
 _log = logging.getLogger(__name__)
 
+_FEWEST_FULL_BATCHES = 4
+"""A default timeout is never shorter: the batch on the device, the rows ahead, one's own, and some more."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
@@ -33,6 +36,8 @@ class ServedModel:
 
     definition: ModelDefinition
     fitted: FittedContext
+    timeout_s: float
+    """How long a request has that does not say so itself."""
 
 
 class Predictor:
@@ -58,12 +63,12 @@ class Predictor:
 
     @property
     def is_ready(self) -> bool:
-        """Requests are answered: started, not draining, and the batching task is alive."""
+        """Requests are answered: started, not draining, the batching task alive and the device not hung."""
         return self._state is ServerState.READY and not self._batcher.failed
 
     @property
     def failed(self) -> bool:
-        """The batcher died of a bug of ours: nothing is answered any more, the replica should be replaced."""
+        """Nothing is answered any more, the replica should be replaced: the batcher died, or the device hangs."""
         return self._batcher.failed
 
     async def start(self) -> None:
@@ -71,22 +76,33 @@ class Predictor:
         await self._batcher.start()
         for name in self._store.names():
             definition = self._store.load(name)
-            self._models[name] = await self._batcher.run_on_device(partial(self._prepare, definition))
+            fitted, seconds = await self._batcher.run_on_device(partial(self._prepare, definition))
+            model = ServedModel(definition, fitted, self._timeout_s(definition, seconds))
+            self._batcher.add_context(fitted, seconds, model.timeout_s)
+            self._models[name] = model
             self.metrics.model_info.labels(
                 name, definition.version, definition.checkpoint_name, self._engine.device
             ).set(1)
         self._state = ServerState.READY
         self.metrics.ready.set(1)
 
-    def _prepare(self, definition: ModelDefinition) -> ServedModel:
+    def _prepare(self, definition: ModelDefinition) -> tuple[FittedContext, dict[int, float]]:
+        """On the device thread: the fitted and checked context, and the measured seconds of each row bucket."""
         fitted = self._engine.fit(definition)
         rows = canary_rows(fitted.encode_context())
         tolerance = self.settings.engine.parity_tolerance
-        warm_up(self._engine, fitted, rows, row_buckets(self.settings.batching.max_batch_rows), tolerance)
+        buckets = row_buckets(self.settings.batching.max_batch_rows)
+        seconds = warm_up(self._engine, fitted, rows, buckets, tolerance)
         worst = check_parity(self._engine, fitted, rows, tolerance)
         _log.info("model %s: canary rows alone, batched and uncached agree within %.1e", definition.name, worst)
         _log.info("model %s version %s is ready on %s", definition.name, definition.version, self._engine.device)
-        return ServedModel(definition, fitted)
+        return fitted, seconds
+
+    def _timeout_s(self, definition: ModelDefinition, seconds: Mapping[int, float]) -> float:
+        """The manifest's word, or the setting's, stretched for a model so slow that it would be answered by nobody."""
+        if definition.default_timeout_ms is not None:
+            return definition.default_timeout_ms / 1e3
+        return max(self.settings.batching.default_timeout_ms / 1e3, _FEWEST_FULL_BATCHES * max(seconds.values()))
 
     def models(self) -> list[ServedModel]:
         """Every served model, by name. Raises NotReady before the start is done."""
@@ -101,29 +117,49 @@ class Predictor:
         except KeyError:
             raise UnknownModel(f"no model named {name!r}; GET /v1/models lists what is served") from None
 
-    async def predict_records(self, model: ServedModel, records: Sequence[Mapping[str, Any]]) -> Prediction:
-        """Answer one request of records. Raises InvalidInput, TooLarge, Overloaded, Draining, EngineError."""
+    async def predict_records(
+        self,
+        model: ServedModel,
+        records: Sequence[Mapping[str, Any]],
+        *,
+        timeout_s: float | None = None,
+        priority: Priority = Priority.INTERACTIVE,
+    ) -> Prediction:
+        """Answer one request of records, within `timeout_s` from now, or the model's own default.
+
+        Raises InvalidInput, TooLarge, Overloaded, Draining, DeadlineExceeded, EngineError.
+        """
         self._check_rows(len(records))
-        return await self._predict(model, model.fitted.encode_records(records))
+        return await self._predict(model, model.fitted.encode_records(records), timeout_s, priority)
 
     async def predict_table(
-        self, model: ServedModel, columns: Sequence[str], data: Sequence[Sequence[Any]]
+        self,
+        model: ServedModel,
+        columns: Sequence[str],
+        data: Sequence[Sequence[Any]],
+        *,
+        timeout_s: float | None = None,
+        priority: Priority = Priority.INTERACTIVE,
     ) -> Prediction:
         """The same for column names and rows of cells."""
         self._check_rows(len(data))
-        return await self._predict(model, model.fitted.encode_table(columns, data))
+        return await self._predict(model, model.fitted.encode_table(columns, data), timeout_s, priority)
 
-    async def _predict(self, model: ServedModel, rows: Matrix) -> Prediction:
-        return await self._batcher.submit(model.fitted, rows, model=model.definition.name)
+    async def _predict(
+        self, model: ServedModel, rows: Matrix, timeout_s: float | None, priority: Priority
+    ) -> Prediction:
+        return await self._batcher.submit(
+            model.fitted, rows, model=model.definition.name, timeout_s=timeout_s, priority=priority
+        )
 
     def _check_rows(self, num_rows: int) -> None:
         if self._state is not ServerState.READY:
             raise Draining("this replica is shutting down; send the request again, another one will take it")
         if num_rows == 0:
             raise InvalidInput("the request holds no row", code="no_rows")
-        most = self.settings.batching.max_batch_rows
+        most = self.settings.batching.max_request_rows
         if num_rows > most:
-            raise TooLarge(f"{num_rows} rows in one request; at most {most} are answered at once, send them in parts")
+            raise TooLarge(f"{num_rows} rows in one request; at most {most} are taken, send them in parts")
 
     def _require_started(self) -> None:
         if self._state is ServerState.STARTING:

@@ -1,12 +1,16 @@
-"""Small real models for tests: tabpfn's own v3.5 architecture, random weights, contexts of every column kind."""
+"""Small real models for tests: tabpfn's own architectures, random weights, contexts of every column kind."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tabpfn.architectures import ARCHITECTURES
+from tabpfn.architectures.shared.bar_distribution import FullSupportBarDistribution
+from tabpfn.checkpoint import save_as_safetensors
 
 from serve.core import Column, ColumnKind, Context, EnsembleOptions, ModelDefinition, Scalar, Task
 from training.checkpoint import CONFIG, build_network, save_checkpoint
@@ -26,11 +30,43 @@ def write_random_checkpoint(path: Path, seed: int = 0) -> Path:
     """A checkpoint whose answers depend on every input: zero-initialised projections are drawn as well."""
     torch.manual_seed(seed)
     network = build_network(TINY)
+    _draw_zeros(network)
+    save_checkpoint(network.state_dict(), path, TINY)
+    return path
+
+
+def _draw_zeros(network: torch.nn.Module) -> None:
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.requires_grad and not parameter.any():
                 parameter.normal_(0, 0.2)
-    save_checkpoint(network.state_dict(), path, TINY)
+
+
+def write_tiny(architecture: str, path: Path, task: Task) -> Path:
+    """The same of any architecture of tabpfn; without an inference configuration, so that the released recipes apply.
+
+    One of v3.5 is `write_random_checkpoint`'s, for both tasks.
+    """
+    if architecture == "tabpfn_v3_5":
+        return write_random_checkpoint(path)
+    torch.manual_seed(0)
+    outputs = {"max_num_classes": 10} if task is Task.CLASSIFICATION else {"max_num_classes": 0, "num_buckets": 50}
+    module: Any = ARCHITECTURES[architecture]
+    sizes = TINY if architecture == "tabpfn_v3" else {"emsize": 32, "nlayers": 2, "nhead": 2}
+    config, _ = module.parse_config({**sizes, **outputs})
+    network = module.get_architecture(config)
+    _draw_zeros(network)
+    if architecture == "tabpfn_v3":  # it norms no queries: its scores are else near zero, and every row alike
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                if name == "x_embed.weight" or "q_projection.weight" in name:
+                    parameter.mul_(4)
+    state = network.state_dict()
+    if task is Task.REGRESSION:
+        bars = FullSupportBarDistribution(torch.linspace(-4, 4, 51))
+        state |= {f"criterion.{name}": value for name, value in bars.state_dict().items()}
+    header = {} if architecture == "tabpfn_v2" else {"architecture_name": architecture}
+    save_as_safetensors({"state_dict": state, "config": dataclasses.asdict(config), **header}, path)
     return path
 
 

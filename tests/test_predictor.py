@@ -2,18 +2,21 @@
 
 import asyncio
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from serve.config import BatchingSettings, EngineSettings, ServerSettings
-from serve.core import Batch, Column, ColumnKind, Context, Matrix, ModelDefinition, ServerState, Task
+from serve.core import Batch, Column, ColumnKind, Context, Matrix, ModelDefinition, Priority, ServerState, Task
 from serve.engine.fake import FakeEngine
 from serve.errors import (
+    DeadlineExceeded,
     Draining,
     EngineError,
     InvalidInput,
     InvalidModel,
     NotReady,
+    Overloaded,
     StartupError,
     TooLarge,
     UnknownModel,
@@ -27,20 +30,31 @@ RECORD = {"amount": 3.0}
 class OneModel:
     """A store of one model."""
 
+    def __init__(self, default_timeout_ms: float | None = None) -> None:
+        self.default_timeout_ms = default_timeout_ms
+
     def names(self) -> list[str]:
         return ["fraud"]
 
     def load(self, name: str) -> ModelDefinition:
         columns = (Column("amount", ColumnKind.NUMBER),)
         context = Context(Task.CLASSIFICATION, columns, {"amount": [float(i) for i in range(16)]}, ["0", "1"] * 8)
-        return ModelDefinition(name, "1", context, "/nowhere", "fake-1", "Apache-2.0")
+        return ModelDefinition(
+            name, "1", context, "/nowhere", "fake-1", "Apache-2.0", default_timeout_ms=self.default_timeout_ms
+        )
 
 
-def make(engine: FakeEngine | None = None, **engine_settings: float) -> Predictor:
+def make(
+    engine: FakeEngine | None = None,
+    store: OneModel | None = None,
+    batching: dict[str, float] | None = None,
+    **engine_settings: float,
+) -> Predictor:
     settings = ServerSettings(
-        batching=BatchingSettings(max_batch_rows=8), engine=EngineSettings.model_validate(engine_settings)
+        batching=BatchingSettings.model_validate({"max_batch_rows": 8, **(batching or {})}),
+        engine=EngineSettings.model_validate(engine_settings),
     )
-    return Predictor(OneModel(), engine or FakeEngine(), settings, Metrics())
+    return Predictor(store or OneModel(), engine or FakeEngine(), settings, Metrics())
 
 
 async def test_it_answers_between_start_and_drain() -> None:
@@ -70,13 +84,14 @@ async def test_it_answers_between_start_and_drain() -> None:
 
 
 async def test_an_unknown_model_too_many_rows_and_bad_rows_are_refused() -> None:
-    predictor = make()
+    predictor = make(batching={"max_request_rows": 20})
     await predictor.start()
     model = predictor.model("fraud")
     with pytest.raises(UnknownModel, match="'other'"):
         predictor.model("other")
-    with pytest.raises(TooLarge, match=r"9 rows.*at most 8"):
-        await predictor.predict_records(model, [RECORD] * 9)
+    with pytest.raises(TooLarge, match=r"21 rows.*at most 20"):
+        await predictor.predict_records(model, [RECORD] * 21)
+    assert len((await predictor.predict_records(model, [RECORD] * 20)).outputs) == 20, "in batches of 8"
     with pytest.raises(InvalidInput, match="'x' is not a number"):
         await predictor.predict_records(model, [{"amount": "x"}])
     with pytest.raises(InvalidInput, match="no row"):
@@ -168,4 +183,58 @@ async def test_a_dead_batching_task_is_not_ready(
     assert predictor.failed
     assert not predictor.is_ready
     assert "batching task died" in caplog.text
+    await predictor.close()
+
+
+class Slow(FakeEngine):
+    """Every batch takes `batch_s` on a clock of its own, from which warm-up is made to read."""
+
+    def __init__(self, batch_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.batch_s = batch_s
+        self.now = 0.0
+        monkeypatch.setattr("serve.engine.warmup.time", SimpleNamespace(perf_counter=lambda: self.now))
+
+    def predict(self, batch: Batch) -> Matrix:
+        self.now += self.batch_s
+        return super().predict(batch)
+
+
+@pytest.mark.parametrize(
+    ("in_manifest_ms", "full_batch_s", "timeout_s"),
+    [
+        (None, 0.01, 5.0),
+        (None, 60.0, 240.0),  # a model that slow would be answered by nobody within 5 s
+        (250.0, 0.01, 0.25),
+        (250.0, 60.0, 0.25),
+    ],
+)
+async def test_the_default_timeout_is_the_manifests_or_the_settings_and_suits_a_slow_model(
+    monkeypatch: pytest.MonkeyPatch, in_manifest_ms: float | None, full_batch_s: float, timeout_s: float
+) -> None:
+    engine = Slow(full_batch_s, monkeypatch)
+    predictor = make(engine, OneModel(in_manifest_ms), {"default_timeout_ms": 5_000})
+    await predictor.start()
+    assert predictor.model("fraud").timeout_s == timeout_s
+    await predictor.close()
+
+
+async def test_what_the_warm_up_measured_decides_at_once_whom_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = make(Slow(60.0, monkeypatch))
+    await predictor.start()
+    model = predictor.model("fraud")
+    with pytest.raises(Overloaded, match="1 rows take about 60000 ms here, the deadline is in 1000 ms"):
+        await predictor.predict_records(model, [RECORD], timeout_s=1.0)
+    await predictor.predict_records(model, [RECORD])
+    await predictor.close()
+
+
+async def test_priority_and_deadline_reach_the_batcher() -> None:
+    predictor = make()
+    await predictor.start()
+    model = predictor.model("fraud")
+    with pytest.raises(DeadlineExceeded):
+        await predictor.predict_table(model, ["amount"], [[3.0]], timeout_s=0.0)
+    answer = await predictor.predict_records(model, [RECORD] * 3, priority=Priority.BULK)
+    assert len(answer.outputs) == 3
     await predictor.close()

@@ -169,5 +169,5 @@ def test_limits_of_ray_lie_outside_of_ours() -> None:
         (in_file["max_ongoing_requests"], in_file["graceful_shutdown_timeout_s"]),
         (deployment.max_ongoing_requests, deployment._deployment_config.graceful_shutdown_timeout_s),
     ):
-        assert max_ongoing_requests >= 2 * settings.batching.max_ongoing_requests
+        assert max_ongoing_requests >= 2 * settings.batching.ongoing_requests_limit
         assert grace_s > settings.api.drain_timeout_s

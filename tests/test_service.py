@@ -13,7 +13,7 @@ from api.bad_requests import BAD_REQUESTS, NUMBER_COLUMN, BadRequest
 
 from serve.api import create_app
 from serve.assembly import assemble
-from serve.config import ServerSettings
+from serve.config import BatchingSettings, ServerSettings
 
 NUMBER = "amount"
 """The number column that the table of bad requests spoils."""
@@ -52,7 +52,7 @@ SUSPICIOUS = {
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client() -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(assemble(ServerSettings()))
+    app = create_app(assemble(ServerSettings(batching=BatchingSettings(max_request_rows=256))))
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", timeout=60) as client,

@@ -23,6 +23,8 @@ from tabpfn.settings import settings as library_settings
 
 from serve.core import Column, ColumnKind, Context, EnsembleOptions, ModelDefinition, Scalar, Task
 
+UNNORMED_GAIN = 4
+"""Of v3's queries and cells: it norms neither queries nor keys, and scores near zero answer all rows alike."""
 NUM_LEVELS = 6
 MISSING_SHARE = 0.05
 
@@ -65,11 +67,13 @@ def draw_network(architecture: Architecture, seed: int, config: Mapping[str, Any
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         network: torch.nn.Module = module.get_architecture(_parse(architecture, config))
-        for parameter in network.parameters():
+        for name, parameter in network.named_parameters():
             if parameter.requires_grad and not parameter.any():
                 # Half as large as torch draws a linear layer: tried on v2, where answers differ most from row to row
                 # at this size; larger ones even the rows out, with smaller ones the context hardly counts.
                 parameter.normal_(0, (10 * parameter.shape[-1]) ** -0.5)
+            if architecture.name == "tabpfn_v3" and (name == "x_embed.weight" or "q_projection.weight" in name):
+                parameter.mul_(UNNORMED_GAIN)
     return network
 
 

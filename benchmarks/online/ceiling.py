@@ -16,7 +16,7 @@ from benchmarks.machine import ROOT
 from benchmarks.online.client import Client
 from benchmarks.online.offer import no_collector, offer_rate
 from benchmarks.online.options import LoadOptions
-from benchmarks.online.records import predict_request
+from benchmarks.online.wire import predict_request
 from benchmarks.percentiles import rounded, summarise
 
 _SECONDS = 2.0

@@ -22,10 +22,11 @@ from benchmarks.online.ceiling import measure_ceiling
 from benchmarks.online.client import Client
 from benchmarks.online.offer import offer_rate
 from benchmarks.online.options import LoadOptions, add_arguments, read_options
-from benchmarks.online.records import Record, get_request, join_rows, predict_request, read_records, vary
+from benchmarks.online.records import Record, get_request, join_rows, read_records, vary
 from benchmarks.online.summary import summarise_rate
 from benchmarks.online.table import table
 from benchmarks.online.verify import Refused, ask_alone, compare
+from benchmarks.online.wire import predict_request
 
 
 async def run_load(options: LoadOptions) -> dict[str, Any]:

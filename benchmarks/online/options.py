@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 from urllib.parse import urlsplit
 
+from benchmarks.online.arrivals import ARRIVALS
 from benchmarks.online.client import Client
 
 
@@ -18,6 +19,7 @@ class LoadOptions:
     url: str = "http://127.0.0.1:8080"
     model: str = "fraud"
     rate: tuple[float, ...] = (20.0,)
+    arrivals: str = "poisson"
     duration: float = 20.0
     warmup: float = 3.0
     connections: int = 64
@@ -36,6 +38,8 @@ class LoadOptions:
     ceiling: bool = False
 
     def __post_init__(self) -> None:
+        if self.arrivals not in ARRIVALS:
+            raise ValueError(f"--arrivals must be one of {', '.join(ARRIVALS)}, not {self.arrivals}")
         parts = urlsplit(self.url)
         if parts.scheme != "http" or not parts.hostname or parts.path.strip("/"):
             raise ValueError(f"--url must be http://HOST[:PORT], not {self.url}")
@@ -65,6 +69,7 @@ HELP = {
     "url": "the server, http://HOST:PORT",
     "model": "the model to ask",
     "rate": "offered requests per second, one or more, measured in turn",
+    "arrivals": "poisson, or bursty: four times the rate a tenth of the time, the same rate on average",
     "duration": "seconds measured at each rate",
     "warmup": "seconds at the same rate before, not counted",
     "connections": "keep-alive connections opened before each rate",

@@ -1,4 +1,4 @@
-"""What is posted: real records, or the model's own example varied; encoded to whole HTTP requests before the run."""
+"""What is posted: real records, or the model's own example varied; all drawn before the run."""
 
 from __future__ import annotations
 
@@ -57,16 +57,6 @@ def _varied(example: Record, rng: np.random.Generator) -> Record:
 def join_rows(records: Sequence[Record], rows: int) -> list[list[Record]]:
     """One request's rows each: `rows` neighbours, starting at every record."""
     return [[records[(start + step) % len(records)] for step in range(rows)] for start in range(len(records))]
-
-
-def predict_request(host: str, model: str, rows: Sequence[Record]) -> bytes:
-    """`POST /v1/models/{model}/predict` as the bytes on the wire."""
-    body = json.dumps({"records": list(rows)}, allow_nan=False).encode()
-    head = (
-        f"POST /v1/models/{model}/predict HTTP/1.1\r\nHost: {host}\r\nUser-Agent: tabpfn-serve-load\r\n"
-        f"Accept: application/json\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode("ascii") + body
 
 
 def get_request(host: str, path: str) -> bytes:

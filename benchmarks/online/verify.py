@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.online.client import Client, Exchange
+from benchmarks.online.wire import difference, numbers, read_numbers
 
 
 class Refused(Exception):
@@ -36,9 +37,9 @@ def compare(exchanges: Sequence[Exchange], alone: Mapping[int, Sequence[float]],
         if expected is None or exchange.status != 200:
             continue
         compared += 1
-        difference = _difference(numbers(json.loads(exchange.body)), expected)
-        mismatches += not difference <= tolerance  # also counts NaN
-        worst = max(worst, difference)
+        differs = difference(read_numbers(exchange.body), expected)
+        mismatches += not differs <= tolerance  # also counts NaN
+        worst = max(worst, differs)
     return {
         "compared": compared,
         "mismatches": mismatches,
@@ -46,22 +47,3 @@ def compare(exchanges: Sequence[Exchange], alone: Mapping[int, Sequence[float]],
         "records": len(alone),
         "distinct_answers": len({tuple(values) for values in alone.values()}),
     }
-
-
-def numbers(answer: Mapping[str, Any]) -> list[float]:
-    """Every number of the predictions in order: probabilities, or a regressor's statistics."""
-    return list(_numbers(answer["predictions"]))
-
-
-def _numbers(value: Any) -> list[float]:
-    if isinstance(value, Mapping):
-        return [number for name in sorted(value) for number in _numbers(value[name])]
-    if isinstance(value, list):
-        return [number for item in value for number in _numbers(item)]
-    return [float(value)] if isinstance(value, int | float) and not isinstance(value, bool) else []
-
-
-def _difference(found: Sequence[float], expected: Sequence[float]) -> float:
-    if len(found) != len(expected):
-        return float("inf")
-    return max((abs(a - b) for a, b in zip(found, expected, strict=True)), default=float("inf"))

@@ -22,7 +22,8 @@ from serve.api.decode import check_media_type, decode_query
 from serve.api.disconnect import run_while_connected
 from serve.api.problems import CALLER_ERRORS, INTERNAL_ERROR, respond
 from serve.api.schemas import ModelList, Query, describe_model, encode_answer, summarise
-from serve.core import Prediction
+from serve.api.urgency import read_urgency
+from serve.core import Prediction, Priority
 from serve.predictor import Predictor, ServedModel
 
 UNKNOWN_MODEL_LABEL = "unknown"
@@ -67,9 +68,12 @@ class NativeDoor:
         try:
             model = self._predictor.model(request.path_params["model"])
             name = model.definition.name
+            timeout_s, priority = read_urgency(request.scope["headers"])
             check_media_type(request.headers)
             query = decode_query(await request.body())
-            prediction = await run_while_connected(self._predict(model, query), request.receive)
+            if timeout_s is not None:
+                timeout_s -= time.perf_counter() - arrived  # reading the body took of it
+            prediction = await run_while_connected(self._predict(model, query, timeout_s, priority), request.receive)
             total_s = time.perf_counter() - arrived
             content = encode_answer(model, prediction, request_id, 1e3 * total_s)
             outcome = "ok"
@@ -87,12 +91,16 @@ class NativeDoor:
         finally:
             self._metrics.requests.labels(name, outcome).inc()
 
-    async def _predict(self, model: ServedModel, query: Query) -> Prediction:
+    async def _predict(
+        self, model: ServedModel, query: Query, timeout_s: float | None, priority: Priority
+    ) -> Prediction:
         if query.records is not msgspec.UNSET:
-            return await self._predictor.predict_records(model, query.records)
+            return await self._predictor.predict_records(model, query.records, timeout_s=timeout_s, priority=priority)
         assert query.columns is not msgspec.UNSET
         assert query.data is not msgspec.UNSET, "decode_query lets one form through"
-        return await self._predictor.predict_table(model, query.columns, query.data)
+        return await self._predictor.predict_table(
+            model, query.columns, query.data, timeout_s=timeout_s, priority=priority
+        )
 
     async def list_models(self, _: Request) -> Response:
         models = ModelList([summarise(model) for model in self._predictor.models()])
@@ -102,7 +110,7 @@ class NativeDoor:
         settings = self._predictor.settings
         description = describe_model(
             self._predictor.model(request.path_params["model"]),
-            max_rows=settings.batching.max_batch_rows,
+            max_rows=settings.batching.max_request_rows,
             device=self._predictor.device,
         )
         return Response(msgspec.json.encode(description), media_type=_JSON)

@@ -17,7 +17,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from serve.api import problems, schemas
-from serve.core import ServerState
+from serve.api.urgency import MAX_TIMEOUT_MS, PRIORITY_HEADER, TIMEOUT_HEADER
+from serve.core import Priority, ServerState
 from serve.errors import (
     DeadlineExceeded,
     Draining,
@@ -87,6 +88,22 @@ _REQUEST_ID = {
     "schema": {"type": "string", "minLength": 1, "maxLength": 128},
 }
 
+_TIMEOUT = {
+    "name": TIMEOUT_HEADER,
+    "in": "header",
+    "required": False,
+    "description": "Milliseconds after which the answer is of no use. A request that would be late is refused at once "
+    "(429), one whose time has passed is answered with 504. The model's `default_timeout_ms` where absent.",
+    "schema": {"type": "integer", "minimum": 1, "maximum": MAX_TIMEOUT_MS},
+}
+_PRIORITY = {
+    "name": PRIORITY_HEADER,
+    "in": "header",
+    "required": False,
+    "description": "`bulk` rows take the room that `interactive` ones leave.",
+    "schema": {"type": "string", "enum": [priority.value for priority in Priority], "default": "interactive"},
+}
+
 PREDICT: Document = {
     "summary": "Predict rows",
     "operation_id": "predict",
@@ -100,7 +117,7 @@ PREDICT: Document = {
         ),
     },
     "openapi_extra": {
-        "parameters": [_MODEL, _REQUEST_ID],
+        "parameters": [_MODEL, _REQUEST_ID, _TIMEOUT, _PRIORITY],
         "requestBody": {"required": True, "content": {"application/json": {"schema": _ref("Query")}}},
     },
 }  # fmt: skip

@@ -71,7 +71,7 @@ class ClassificationAnswer(_Answer):
     classes: list[str]
     predictions: list[ClassPrediction]
     request_id: str
-    batch_rows: Annotated[int, Meta(description="Rows of the batch this request rode in, all callers together.")]
+    batch_rows: Annotated[int, Meta(description="Rows of the (last) batch it rode in, all callers together.")]
     timing_ms: TimingMs
 
 
@@ -80,7 +80,7 @@ class RegressionAnswer(_Answer):
 
     predictions: list[ValuePrediction]
     request_id: str
-    batch_rows: Annotated[int, Meta(description="Rows of the batch this request rode in, all callers together.")]
+    batch_rows: Annotated[int, Meta(description="Rows of the (last) batch it rode in, all callers together.")]
     timing_ms: TimingMs
 
 
@@ -117,6 +117,7 @@ class ModelDescription(ModelSummary, omit_defaults=True):
     num_context_rows: Annotated[int, Meta(description="Labelled rows that the model conditions on.")]
     num_members: Annotated[int, Meta(description="Ensemble members whose answers are averaged.")]
     max_rows: Annotated[int, Meta(description="Most rows in one request.")]
+    default_timeout_ms: Annotated[float, Meta(description="The deadline where `x-request-timeout-ms` names none.")]
     device: str
     implementation: Annotated[str, Meta(description="Whose forward pass answers: `ours`, or tabpfn's own, `library`.")]
     example: Annotated[dict[str, Any] | UnsetType, Meta(description="One record, ready to be posted.")] = UNSET
@@ -145,6 +146,7 @@ def describe_model(model: ServedModel, *, max_rows: int, device: str) -> ModelDe
         num_context_rows=definition.context.num_rows,
         num_members=definition.options.num_members,
         max_rows=max_rows,
+        default_timeout_ms=round(1e3 * model.timeout_s, 3),
         device=device,
         implementation=fitted.implementation,
         example=UNSET if definition.example is None else dict(definition.example),

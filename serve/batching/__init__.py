@@ -2,6 +2,20 @@
 
 from serve.batching.admission import AdmissionController
 from serve.batching.batcher import Batcher
+from serve.batching.cost import CostModel
+from serve.batching.fifo import QueuedRequest, Slice
+from serve.batching.in_flight import InFlight
+from serve.batching.limits import AdmissionLimits, QueueLimits
 from serve.batching.queue import BatchQueue
 
-__all__ = ["AdmissionController", "BatchQueue", "Batcher"]
+__all__ = [
+    "AdmissionController",
+    "AdmissionLimits",
+    "BatchQueue",
+    "Batcher",
+    "CostModel",
+    "InFlight",
+    "QueueLimits",
+    "QueuedRequest",
+    "Slice",
+]

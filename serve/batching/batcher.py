@@ -8,14 +8,16 @@ only when the device is free, so at most one is on the device and whatever queue
 are settled by a callback *after* the task went on to start the next batch: the device does not wait for 256 futures.
 
 Every admitted request has exactly one outcome, and one place gives back what it holds: the `finally` of `submit`. Its
-future is set by the first of: its answer, an engine fault, `close`, its own caller's cancellation. Whoever comes later
-finds it done and leaves it. A cancelled request therefore cannot harm its batch-mates: still queued it is taken out,
-on the device its rows are computed and dropped.
+future is set by the first of: its answer, an engine fault, its deadline, `close`, its own caller's cancellation.
+Whoever comes later finds it done and leaves it. A request that is done cannot harm its batch-mates: still queued it is
+taken out, on the device its rows are computed and dropped.
 
-An engine fault is shared by the requests of its batch, logged once, and its text goes no further. What runs on the
-device thread hands its exceptions over as values, because some (StopIteration, SystemExit) cannot cross a future.
-If `_run` itself should ever fail, that is our own bug: it is logged as critical, everyone waiting gets an EngineError
-and nothing more is admitted (`failed`), rather than letting callers wait for ever.
+Nobody waits beyond the deadline, not even for a device that hangs: one alarm is always set for the earliest deadline
+of those who are ongoing, or earlier. It is set when a request comes, and when it rings, from all that are left.
+
+A batch that fails is tried again in smaller parts (`recovery.py`) before the next is cut, so that only the culprit
+fails. What failed is logged once a batch, and its text goes no further. If `_run` itself should ever fail, that is our
+own bug: it is logged as critical, everyone waiting gets an EngineError and nothing more is admitted (`failed`).
 """
 
 from __future__ import annotations
@@ -24,49 +26,31 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TypeVar, cast
-
-import numpy as np
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from serve.batching.admission import AdmissionController
+from serve.batching.alarm import Alarm
+from serve.batching.cost import CostModel
+from serve.batching.device import Computed, Device
+from serve.batching.fifo import Slice
+from serve.batching.in_flight import InFlight
+from serve.batching.limits import AdmissionLimits, QueueLimits
+from serve.batching.outcomes import Outcomes
 from serve.batching.queue import BatchQueue
+from serve.batching.recovery import WrongAnswer, num_rows_of, smaller_parts
+from serve.batching.request import Request
 from serve.config import BatchingSettings
-from serve.core import Batch, Engine, FittedContext, Matrix, Prediction, Timing
-from serve.errors import Draining, EngineError, ServeError
+from serve.core import Engine, FittedContext, Matrix, Prediction, Priority
+from serve.errors import DeadlineExceeded, Draining, EngineError, OutOfMemory, Overloaded, ServeError
 from serve.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Request:
-    """One admitted request; see `queue.QueuedRequest`."""
-
-    context: FittedContext
-    rows: Matrix
-    model: str
-    arrived_at: float
-    answer: asyncio.Future[Prediction]
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.rows)
-
-
-@dataclass(frozen=True, slots=True)
-class _Computed:
-    """What the device thread made of a batch: the engine's answer as it came, or what it raised."""
-
-    outputs: Matrix | None
-    error: BaseException | None
-    started_at: float
-    ended_at: float
+Slices = Sequence[Slice[Request]]
 
 
 class Batcher:
@@ -79,24 +63,45 @@ class Batcher:
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._engine = engine
         self._metrics = metrics
         self._clock = clock
-        self._admission = AdmissionController(settings.max_ongoing_requests, settings.max_batch_rows)
-        self._queue: BatchQueue[_Request] = BatchQueue(settings.max_batch_rows, settings.max_queue_delay_ms / 1e3)
-        self._ongoing: set[_Request] = set()
-        self._on_device: list[_Request] = []
+        self._cost = CostModel(settings.max_batch_rows)
+        self._queue: BatchQueue[Request] = BatchQueue(self._cost, QueueLimits.of(settings))
+        self._in_flight = InFlight(settings.max_batch_overrun)
+        self._admission: AdmissionController[Request] = AdmissionController(
+            self._queue, self._cost, self._in_flight, AdmissionLimits.of(settings)
+        )
+        self._device = Device(engine, clock)
+        self._outcomes = Outcomes(self._queue, self._cost, metrics)
+        self._alarm = Alarm(clock, self._expire)
+        self._on_device: Slices = ()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._task: asyncio.Task[None] | None = None
-        self._device_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
         self._closed = False
-        self.failed = False
-        """The batching task died of a bug; nothing is answered any more, and the replica should be replaced."""
+        self._died = False
         metrics.queued_requests.set_function(lambda: self._queue.num_requests)
-        metrics.queued_rows.set_function(lambda: self._queue.num_rows)
+        for priority in Priority:
+            count = functools.partial(self._queue.num_rows_of, priority)
+            metrics.queued_rows.labels(priority.value).set_function(count)
         metrics.in_flight_requests.set_function(lambda: len(self._on_device))
+
+    @property
+    def failed(self) -> bool:
+        """Nothing is answered any more: the batching task died of a bug, or the batch on the device hangs.
+
+        The replica should then be replaced. A batch that comes back after all takes the second back.
+        """
+        return self._died or self._in_flight.is_overrun(self._clock())
+
+    def add_context(self, context: FittedContext, seconds_by_rows: Mapping[int, float], timeout_s: float) -> None:
+        """Tell what the warm-up measured of a context, and how long its requests have where they do not say.
+
+        A context that was not added is served too; its costs are learned from its batches.
+        """
+        self._cost.seed(context, seconds_by_rows, self._clock())
+        self._admission.set_timeout(context, timeout_s)
 
     async def start(self) -> None:
         """Begin batching on the running loop. Call once."""
@@ -110,40 +115,47 @@ class Batcher:
         """
         if self._closed:
             raise Draining("this replica is shutting down")
-        value, error = await asyncio.get_running_loop().run_in_executor(self._device_thread, _call, fn)
-        if error is not None:
-            raise error
-        return cast(T, value)
+        return await self._device.run(fn)
 
-    async def submit(self, context: FittedContext, rows: Matrix, *, model: str) -> Prediction:
+    async def submit(
+        self,
+        context: FittedContext,
+        rows: Matrix,
+        *,
+        model: str,
+        timeout_s: float | None = None,
+        priority: Priority = Priority.INTERACTIVE,
+    ) -> Prediction:
         """Answer one request's rows, in company; cancelling the caller drops the request.
 
         Args:
-            rows: float64 [rows, features] as encoded by `context`; 1 to `max_batch_rows` rows.
+            rows: float64 [rows, features] as encoded by `context`; 1 or more, split if a batch does not hold them.
             model: the metrics' label.
+            timeout_s: the deadline, from now; None takes the context's own.
 
         Raises:
             Overloaded, Draining: refused, nothing was done.
-            EngineError: the batch failed on the device.
+            DeadlineExceeded: the deadline passed before the answer.
+            EngineError: the device failed on these rows.
             Draining: also where `close` came before the answer.
         """
         assert self._task is not None, "start before submit"
-        answer: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
-        request = _Request(context, rows, model, self._clock(), answer)
-        permit = self._admission.acquire(len(rows))
-        self._ongoing.add(request)
+        request = self._request(context, rows, model, timeout_s, priority)
+        self._acquire(request)
+        answer = request.answer
         self._idle.clear()
         try:
             self._queue.add(request)
+            self._alarm.set(request.deadline)
             self._wake.set()
             return await answer
         finally:
             if answer.done() and not answer.cancelled():
                 answer.exception()  # counts as seen even where a cancellation overtook it
             self._queue.remove(request)
-            self._ongoing.remove(request)
-            self._admission.release(permit)
-            if not self._ongoing:
+            self._admission.release(request)
+            if not self._admission.ongoing:
+                self._alarm.cancel()
                 self._idle.set()
 
     async def drain(self, timeout_s: float) -> None:
@@ -161,112 +173,124 @@ class Batcher:
         Callers are answered before the wait. May be called more than once.
         """
         self._closed = True
-        if self._ongoing:
-            _log.warning("closing with %d requests unanswered", len(self._ongoing))
+        if self._admission.ongoing:
+            _log.warning("closing with %d requests unanswered", len(self._admission.ongoing))
         self._fail_everyone(Draining, "this replica shut down before the answer")
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-        await asyncio.to_thread(self._device_thread.shutdown)
+        await asyncio.to_thread(self._device.shutdown)
+
+    def _request(
+        self, context: FittedContext, rows: Matrix, model: str, timeout_s: float | None, priority: Priority
+    ) -> Request:
+        now = self._clock()
+        deadline = now + (self._admission.timeout_s(context) if timeout_s is None else timeout_s)
+        answer: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
+        return Request(context, rows, len(rows), model, priority, now, deadline, answer)
+
+    def _acquire(self, request: Request) -> None:
+        if request.deadline <= request.arrived_at:
+            raise DeadlineExceeded("the deadline passed before the request was read")
+        try:
+            self._admission.acquire(request, request.arrived_at)
+        except Overloaded as refusal:
+            self._metrics.refused_requests.labels(request.model, refusal.reason).inc()
+            raise
 
     async def _run(self) -> None:
         try:
             while True:
-                batch = await self._next_batch()
+                batch, cut_at = await self._next_batch()
                 self._on_device = batch
-                computed = await self.run_on_device(functools.partial(self._compute, batch))
-                self._on_device = []
-                asyncio.get_running_loop().call_soon(self._settle, batch, computed)
+                await self._execute(batch, cut_at)
+                self._on_device = ()
         except Exception:
-            self.failed = True
+            self._died = True
             _log.critical("the batching task died; this replica answers nothing more", exc_info=True)
             self._fail_everyone(EngineError, "this replica failed")
         finally:
-            self._on_device = []
+            self._on_device = ()
+            self._in_flight.end()
             self._fail_everyone(Draining, "this replica stopped before the answer")
 
-    async def _next_batch(self) -> list[_Request]:
-        """Sleep until there is a batch; no timer while nothing waits."""
+    async def _next_batch(self) -> tuple[Slices, float]:
+        """Sleep until there is a batch, and when it was cut; no timer while nothing waits."""
         while True:
             self._wake.clear()
             now = self._clock()
-            # A cancelled caller's task may not yet have run to take its request out.
-            if batch := [request for request in self._queue.cut(now) if not request.answer.done()]:
-                return batch
+            self._expire_queued(now)
+            if batch := self._queue.cut(now):
+                return batch, now
             cut_at = self._queue.next_cut_at()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(None if cut_at is None else cut_at - now):
                     await self._wake.wait()
 
-    def _compute(self, batch: list[_Request]) -> _Computed:
-        """On the device thread: join the rows and run the engine."""
-        outputs, error = None, None
-        started_at = self._clock()
-        try:
-            rows = np.concatenate([request.rows for request in batch])
-            outputs = self._engine.predict(Batch(batch[0].context, rows))
-        except BaseException as raised:
-            error = raised
-        return _Computed(outputs, error, started_at, self._clock())
+    async def _execute(self, batch: Slices, began_at: float) -> None:
+        """Run a batch to its end, where it fails in ever smaller parts.
 
-    def _settle(self, batch: list[_Request], computed: _Computed) -> None:
-        """Give every request of a batch its outcome."""
+        The cost that is learned is the time for which the next batch had to wait, from the cut until this task has its
+        turn again: beside fast batches, cutting them and crossing threads are no small part.
+        """
+        parts = [batch]
+        while parts:
+            # Who has an outcome already, such as a cancelled caller whose task did not yet run, is not computed for.
+            if part := [piece for piece in parts.pop() if not piece.request.answer.done()]:
+                num_rows = num_rows_of(part)
+                self._in_flight.begin(self._cost.of(part[0].request.context).predict(num_rows), began_at)
+                computed = await self._device.compute(part)
+                ended_at = self._clock()
+                if self._in_flight.is_overrun(ended_at):
+                    _log.error("a batch of %d rows took %.1f s", num_rows, ended_at - began_at)
+                self._in_flight.end()
+                parts.extend(reversed(self._conclude(part, computed, ended_at - began_at)))
+                began_at = ended_at
+        self._outcomes.log_faults(batch)
+
+    def _conclude(self, part: Slices, computed: Computed, cost_s: float) -> list[list[Slice[Request]]]:
+        """Leave a part's answers to be settled, or decide on its failure; the parts that are to be tried instead."""
         error = computed.error
         if error is None:
-            try:
-                self._answer(batch, _checked(batch, computed.outputs), computed)
-                self._observe(batch, computed)
-            except Exception as raised:
-                error = raised
-        if error is not None:
-            num_rows = sum(request.num_rows for request in batch)
-            _log.error("a batch of %d requests, %d rows, failed", len(batch), num_rows, exc_info=error)
-            _fail(batch, EngineError, "the model could not answer; the cause is in the server's log")
+            asyncio.get_running_loop().call_soon(self._outcomes.settle, part, computed, cost_s)
+            return []
+        model = part[0].request.model
+        if isinstance(error, OutOfMemory):
+            self._metrics.out_of_memory.labels(model).inc()
+            cost = self._cost.of(part[0].request.context)
+            cost.lower_budget(num_rows_of(part))
+            _log.error("out of memory at %d rows of %s; at most %d from now", num_rows_of(part), model, cost.row_budget)
+        smaller = smaller_parts(part, error)
+        if smaller:
+            self._metrics.bisected_batches.labels(model).inc()
+            return smaller
+        if isinstance(error, WrongAnswer):
+            self._metrics.wrong_answers.labels(model).inc()
+        self._outcomes.fail(part, error)
+        return []
 
-    def _answer(self, batch: list[_Request], outputs: Matrix, computed: _Computed) -> None:
-        compute_ms = 1e3 * (computed.ended_at - computed.started_at)
-        start = 0
-        for request in batch:
-            stop = start + request.num_rows
+    def _expire(self) -> None:
+        """The alarm rang: give their outcome to all whose deadline has passed, wherever they are."""
+        now = self._clock()
+        self._expire_queued(now)
+        earliest = self._queue.next_expiry_at()
+        earliest = math.inf if earliest is None else earliest
+        for request, _, _ in self._on_device:
             if not request.answer.done():
-                timing = Timing(1e3 * (computed.started_at - request.arrived_at), compute_ms)
-                # A copy: the answer outlives the batch, whose memory the engine may use again.
-                request.answer.set_result(Prediction(outputs[start:stop].copy(), len(outputs), timing))
-            start = stop
+                if request.deadline <= now:
+                    self._outcomes.expire(request, "in_flight")
+                else:
+                    earliest = min(earliest, request.deadline)
+        self._alarm.set(earliest)
 
-    def _observe(self, batch: list[_Request], computed: _Computed) -> None:
-        batch_s = computed.ended_at - computed.started_at
-        self._admission.learn(batch_s)
-        model = batch[0].model
-        self._metrics.batch_seconds.labels(model).observe(batch_s)
-        self._metrics.batch_rows.labels(model).observe(sum(request.num_rows for request in batch))
-        self._metrics.batch_requests.labels(model).observe(len(batch))
-        for request in batch:
-            self._metrics.queue_seconds.labels(request.model).observe(computed.started_at - request.arrived_at)
+    def _expire_queued(self, now: float) -> None:
+        for request in self._queue.expire(now):
+            self._outcomes.expire(request, "queued")
 
     def _fail_everyone(self, error: type[ServeError], detail: str) -> None:
         """Admit nothing more and give everyone who waits this outcome."""
         self._admission.close()
         self._queue.clear()
-        _fail(self._ongoing, error, detail)
-
-
-def _call(fn: Callable[[], T]) -> tuple[T | None, BaseException | None]:
-    try:
-        return fn(), None
-    except BaseException as error:
-        return None, error
-
-
-def _checked(batch: list[_Request], outputs: Matrix | None) -> Matrix:
-    """Rows in = rows out, or nobody can be told which answer is whose."""
-    expected = (sum(request.num_rows for request in batch), batch[0].context.num_outputs)
-    if not isinstance(outputs, np.ndarray) or outputs.shape != expected:
-        raise ValueError(f"the engine answered {getattr(outputs, 'shape', outputs)!r} where {expected} was due")
-    return outputs
-
-
-def _fail(requests: Iterable[_Request], error: type[ServeError], detail: str) -> None:
-    for request in requests:
-        if not request.answer.done():
-            request.answer.set_exception(error(detail))
+        self._alarm.cancel()
+        for request in self._admission.ongoing:
+            request.fail(error, detail)

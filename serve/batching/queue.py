@@ -3,148 +3,296 @@
 Theory of operation
 -------------------
 Requests of one fitted context may share a forward pass, others may not: the batch key is the *identity* of the fitted
-context, and there is one FIFO per key. A FIFO lives only while it holds a request, which keeps the key valid.
+context. A context has a FIFO of interactive requests and one of bulk; it lives here only while it holds a request.
 
-When the device can take a batch, the shell calls `cut(now)`:
+When the device is free, the shell calls `expire(now)` and then `cut(now)`:
 
-- a FIFO is ready when waiting for company can gain nothing or is over: its rows fill a batch, or its oldest request
-  arrived `max_queue_delay_s` ago or longer. With a delay of 0 every FIFO is always ready: "never wait", and still all
-  that queued while the device was busy rides together;
-- of the ready FIFOs the one whose oldest request came first has its turn, so no context starves another;
-- it is taken from the front until the next request does not fit into `max_batch_rows`. That one closes the batch and
-  stays at the head, however small those behind it are: nobody is overtaken within a FIFO, so nobody starves in it.
+- a context is ready when waiting for company can gain nothing or is over: its rows fill a batch, its oldest request
+  came `max_queue_delay_s` ago or longer, or its deadline would not survive more waiting. With a delay of 0 every
+  context is always ready: "never wait", and still all that queued while the device was busy rides together;
+- of the ready contexts with interactive rows, the one whose oldest interactive request has the earliest deadline has
+  its turn; only where there is none, a context with bulk rows, by the same rule. Deadlines further off than
+  `patience_s` count as that, so that a turn comes for everybody;
+- interactive rows are taken from the front, up to the context's row budget. What is larger than the room that is left
+  is split there, and its rest stays at the head: nobody is overtaken within a FIFO;
+- not taken are the few rows that would pad the batch to the next row bucket for more time than they take alone
+  (`ContextCost.worth_cutting`); they are at the head of the next batch;
+- then bulk rows of the same context fill the room that is left.
+
+Bulk rows must not cost interactive callers more than one bounded batch:
+
+- a batch with bulk rows is bounded: predicted to take `max_bulk_batch_s` at most (by default `BULK_COST_FACTOR` times
+  one row alone), unless its interactive rows alone take longer, or not even one row takes less;
+- no interactive row waits behind two such batches. A request that waits while one is cut, or comes while one runs, is
+  *delayed*; bulk rows go to the device only when no delayed request would be left waiting. For this each interactive
+  request has an *epoch*, the number of bulk batches before it: it is delayed when that is no longer the newest.
+
+And yet bulk never starves: a context whose bulk rows were not served for `max_bulk_wait_s` is *due*. It has the next
+turn in which no delayed request waits, with at least half of the batch for bulk, and until then no other context's bulk
+rows may ride (they would make new delayed requests). Every delayed request is served or expires by its deadline, so
+that the wait is bounded: `max_bulk_wait_s`, then the longest interactive timeout, for each context that is due.
 
 What is always true:
-- an added request leaves exactly once: by `cut`, `remove` (its caller went away) or `clear`;
-- a batch holds 1 to `max_batch_rows` rows of one context, in order of arrival;
+- an added request leaves exactly once: in slices by `cut`, which follow each other from row 0 to its last, or (with
+  what rows are left) by `remove`, `expire` or `clear`;
+- a batch holds 1 row to the row budget, of one context;
 - `cut(now)` is empty exactly when `next_cut_at()` is None or later than `now`, so the shell sleeps until then or until
   the next `add`, and never polls.
 
-What would break it: a request that is added twice or whose hash is not its identity (answers would be lost), and
-`arrived_at` from another clock than `now` (the delay would mean nothing).
-
-The place of what is to come: deadlines and priorities change which FIFO has its turn (`_Fifo.turn`) and when it is
-ready (`_cut_at`); splitting a request larger than a batch changes only `_take`. Nothing outside decides any of them.
+What would break it: a `cut` while the last batch is still on the device (arrivals would not count as delayed); a
+request whose hash is not its identity; `arrived_at` or `deadline` from another clock than `now`.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from typing import Generic, Protocol, TypeVar
+import math
+from typing import Generic
 
-from serve.core import FittedContext
-
-
-class QueuedRequest(Protocol):
-    """What the policy must know of a request. Compared and hashed by identity."""
-
-    @property
-    def context(self) -> FittedContext:
-        """The batch key."""
-
-    @property
-    def num_rows(self) -> int:
-        """From 1 to `max_batch_rows`."""
-
-    @property
-    def arrived_at(self) -> float:
-        """Seconds on the clock that `now` is read from."""
-
-
-R = TypeVar("R", bound=QueuedRequest)
-
-
-class _Fifo(Generic[R]):
-    """Requests of one context, each with its number in the order of arrival over all contexts. Never left empty."""
-
-    def __init__(self) -> None:
-        self.numbers: OrderedDict[R, int] = OrderedDict()
-        self.num_rows = 0
-
-    @property
-    def oldest(self) -> R:
-        return next(iter(self.numbers))
-
-    def turn(self) -> int:
-        """The lowest has the device first."""
-        return self.numbers[self.oldest]
+from serve.batching.cost import ContextCost, CostModel
+from serve.batching.deadlines import Deadlines
+from serve.batching.fifo import ContextQueue, R, Slice
+from serve.batching.limits import BULK_COST_FACTOR, QueueLimits
+from serve.core import Priority
 
 
 class BatchQueue(Generic[R]):
-    """Waiting requests, and the decision which of them ride together. See the theory above."""
+    """Waiting requests, and the decision which of their rows ride together. See the theory above."""
 
-    def __init__(self, max_batch_rows: int, max_queue_delay_s: float) -> None:
-        self._max_batch_rows = max_batch_rows
-        self._max_queue_delay_s = max_queue_delay_s
-        self._fifos: dict[int, _Fifo[R]] = {}
-        self._num_added = 0
-        self._num_requests = 0
-        self._num_rows = 0
+    def __init__(self, cost: CostModel, limits: QueueLimits) -> None:
+        self._cost = cost
+        self._limits = limits
+        self._delay_s = limits.max_queue_delay_s
+        self._contexts: dict[int, ContextQueue[R]] = {}
+        self._deadlines: Deadlines[R] = Deadlines(self.holds)
+        self._reset()
 
-    @property
-    def num_requests(self) -> int:
-        return self._num_requests
+    def _reset(self) -> None:
+        self.num_requests = 0
+        self._num_interactive = 0
+        self._num_rows = {Priority.INTERACTIVE: 0, Priority.BULK: 0}
+        self._interactive_s = self._bulk_s = 0.0
+        self._num_bulk_batches = 0
+        self._num_delayed = 0
+        self._bulk_on_device = False
 
     @property
     def num_rows(self) -> int:
-        return self._num_rows
+        """Rows that wait."""
+        return sum(self._num_rows.values())
+
+    def num_rows_of(self, priority: Priority) -> int:
+        return self._num_rows[priority]
+
+    def holds(self, request: R) -> bool:
+        """Some of its rows wait here."""
+        queue = self._contexts.get(id(request.context))
+        return queue is not None and request in queue.fifo(request.priority).epochs
 
     def add(self, request: R) -> None:
-        """Put a request at the end of its context's FIFO."""
-        assert 1 <= request.num_rows <= self._max_batch_rows, "a request's rows are checked before it is queued"
-        fifo = self._fifos.setdefault(id(request.context), _Fifo())
-        assert request not in fifo.numbers, "a request is queued once"
-        fifo.numbers[request] = self._num_added
-        fifo.num_rows += request.num_rows
-        self._num_added += 1
-        self._num_requests += 1
-        self._num_rows += request.num_rows
+        """Put a request at the end of its FIFO."""
+        assert request.num_rows >= 1, "a request's rows are checked before it is queued"
+        queue = self._contexts.get(id(request.context))
+        if queue is None:
+            queue = self._contexts[id(request.context)] = ContextQueue(self._cost.of(request.context))
+        if request.priority is Priority.BULK:
+            queue.bulk.add(request, 0)
+        else:
+            queue.interactive.add(request, self._num_bulk_batches - self._bulk_on_device)
+            self._num_interactive += 1
+            self._num_delayed += self._bulk_on_device
+        self.num_requests += 1
+        self._num_rows[request.priority] += request.num_rows
+        self._recount(queue)
+        self._deadlines.add(request, self.num_requests)
 
     def remove(self, request: R) -> bool:
-        """Take a request out wherever it stands, as if it had never come; False if it is not waiting here."""
-        key = id(request.context)
-        fifo = self._fifos.get(key)
-        if fifo is None or request not in fifo.numbers:
+        """Take out what is left of a request, wherever it stands; False if nothing of it waits here."""
+        queue = self._contexts.get(id(request.context))
+        if queue is None:
             return False
-        del fifo.numbers[request]
-        fifo.num_rows -= request.num_rows
-        if not fifo.numbers:
-            del self._fifos[key]
-        self._num_requests -= 1
-        self._num_rows -= request.num_rows
+        fifo = queue.fifo(request.priority)
+        epoch = fifo.epochs.get(request)
+        if epoch is None:
+            return False
+        self._num_rows[request.priority] -= fifo.remove(request)
+        self._count_out(request, epoch)
+        self._recount(queue)
         return True
 
-    def next_cut_at(self) -> float | None:
-        """When `cut` will next give a batch if nothing is added or removed; past or present: now; None: never."""
-        return min((self._cut_at(fifo) for fifo in self._fifos.values()), default=None)
+    def expire(self, now: float) -> list[R]:
+        """Take out those whose deadline has passed: an answer could only come too late."""
+        passed = self._deadlines.pop(now)
+        for request in passed:
+            self.remove(request)
+        return passed
 
-    def cut(self, now: float) -> list[R]:
-        """Take out the next batch, for a device that is free; empty if there is reason to wait or nothing waits."""
-        ready = [fifo for fifo in self._fifos.values() if self._cut_at(fifo) <= now]
-        return self._take(min(ready, key=_Fifo.turn)) if ready else []
-
-    def stop_waiting(self) -> None:
-        """No more company will come: from now on every FIFO is ready."""
-        self._max_queue_delay_s = 0.0
+    def next_expiry_at(self) -> float | None:
+        """The earliest deadline of those who wait."""
+        return self._deadlines.earliest()
 
     def clear(self) -> list[R]:
         """Take everything out."""
-        left = [request for fifo in self._fifos.values() for request in fifo.numbers]
-        self._fifos.clear()
-        self._num_requests = self._num_rows = 0
+        fifos = (fifo for queue in self._contexts.values() for fifo in (queue.interactive, queue.bulk))
+        left = [request for fifo in fifos for request in fifo.epochs]
+        self._contexts.clear()
+        self._reset()
         return left
 
-    def _cut_at(self, fifo: _Fifo[R]) -> float:
-        # As many rows as a batch holds mean that it is full, or closed by a request that does not fit.
-        full = fifo.num_rows >= self._max_batch_rows
-        return fifo.oldest.arrived_at + (0.0 if full else self._max_queue_delay_s)
+    def next_cut_at(self) -> float | None:
+        """When `cut` will next give a batch if nothing is added or removed; past or present: now; None: never."""
+        return min((self._ready_at(queue) for queue in self._contexts.values()), default=None)
 
-    def _take(self, fifo: _Fifo[R]) -> list[R]:
-        batch: list[R] = []
-        free_rows = self._max_batch_rows
-        while fifo.numbers and fifo.oldest.num_rows <= free_rows:
-            request = fifo.oldest
-            self.remove(request)
-            batch.append(request)
-            free_rows -= request.num_rows
-        return batch
+    def stop_waiting(self) -> None:
+        """No more company will come: from now on every context is ready."""
+        self._delay_s = 0.0
+
+    def cut(self, now: float) -> list[Slice[R]]:
+        """Take out the next batch, for a device that is free; empty if there is reason to wait or nothing waits."""
+        self._bulk_on_device = False
+        queue, due = self._turn(now)
+        if queue is None:
+            return []
+        slices: list[Slice[R]] = []
+        most, bulk_rows = queue.cost.row_budget, 0
+        limit = self._max_bulk_rows(queue.cost) if queue.bulk else 0
+        if queue is due and not self._num_delayed:
+            # Half of the batch, or what the interactive ones leave.
+            most, bulk_rows = limit, max(1, limit // 2, limit - queue.interactive.num_rows)
+        num_rows = min(queue.interactive.num_rows, most - bulk_rows)
+        if num_rows > limit:  # else bulk rows fill the row bucket
+            num_rows = queue.cost.worth_cutting(num_rows)
+        self._take(queue, Priority.INTERACTIVE, num_rows, slices)
+        if queue.bulk and not self._num_delayed and (due is None or due is queue):
+            # Rows in the same row bucket as the interactive ones cost nothing more.
+            free_rows = max(limit, queue.cost.padded(num_rows)) - num_rows
+            if self._take(queue, Priority.BULK, bulk_rows or free_rows, slices):
+                self._count_bulk_batch(queue, now)
+        self._recount(queue)
+        return slices
+
+    def seconds_ahead(self, request: R) -> tuple[float, float]:
+        """(before, own): device time of what waits and would be served first, and what `request` would add to it.
+
+        In O(1), and so pessimistic: interactive contexts that have more time count as served before it. Bulk rows do
+        not count for an interactive request: it may meet one bounded batch of them.
+        """
+        before = self._interactive_s
+        if request.priority is Priority.BULK:
+            before += self._bulk_s
+        return before, self._own_seconds(request)
+
+    def seconds_of_company(self, request: R) -> float:
+        """How much longer than by its rows of now the batch of an interactive request will take when it is cut.
+
+        While it waits others come and ride along, as many as of late: the batches of now tell.
+        """
+        if request.priority is Priority.BULK:
+            return 0.0  # its batches are filled already, by the rows of its like
+        cost, num_waiting, _ = self._others(request)
+        return max(0.0, cost.typical_s - cost.predict((num_waiting + request.num_rows - 1) % cost.row_budget + 1))
+
+    def seconds_before_turn(self, request: R) -> float:
+        """The first number of `seconds_ahead`, of those contexts only whose turn would come first; O(contexts)."""
+        seconds = 0.0
+        turn = self._turn_of(request)
+        is_bulk = request.priority is Priority.BULK
+        for queue in self._contexts.values():
+            is_own = queue.cost.context is request.context
+            if queue.interactive and (is_own or is_bulk or self._turn_of(queue.interactive.head) <= turn):
+                seconds += queue.interactive_s
+            if is_bulk and queue.bulk and (is_own or self._turn_of(queue.bulk.head) <= turn):
+                seconds += queue.bulk_s
+        return seconds
+
+    def _own_seconds(self, request: R) -> float:
+        cost, num_waiting, waiting_s = self._others(request)
+        batch_rows = self._max_bulk_rows(cost) if request.priority is Priority.BULK else cost.row_budget
+        return cost.predict_all(num_waiting + request.num_rows, batch_rows) - waiting_s
+
+    def _others(self, request: R) -> tuple[ContextCost, int, float]:
+        """The cost of its context, and what waits in its FIFO: rows and seconds."""
+        queue = self._contexts.get(id(request.context))
+        if queue is None:
+            return self._cost.of(request.context), 0, 0.0
+        if request.priority is Priority.BULK:
+            return queue.cost, queue.bulk.num_rows, queue.bulk_s
+        return queue.cost, queue.interactive.num_rows, queue.interactive_s
+
+    def _turn(self, now: float) -> tuple[ContextQueue[R] | None, ContextQueue[R] | None]:
+        """The context that is next, and the one whose bulk rows have waited longest and too long."""
+        interactive: ContextQueue[R] | None = None
+        bulk = due = interactive
+        interactive_turn = bulk_turn = math.inf
+        due_since = now - self._limits.max_bulk_wait_s
+        for queue in self._contexts.values():
+            if self._delay_s and self._ready_at(queue) > now:
+                continue
+            if queue.interactive:
+                turn = self._turn_of(queue.interactive.head)
+                if interactive is None or turn < interactive_turn:
+                    interactive, interactive_turn = queue, turn
+            if queue.bulk:
+                turn = self._turn_of(queue.bulk.head)
+                if bulk is None or turn < bulk_turn:
+                    bulk, bulk_turn = queue, turn
+                if queue.bulk_waits_since <= due_since:
+                    due_since, due = queue.bulk_waits_since, queue
+        if due is not None and not self._num_delayed:
+            return due, due
+        return interactive or bulk, due
+
+    def _turn_of(self, request: R) -> float:
+        """The lowest has the device first."""
+        return min(request.deadline, request.arrived_at + self._limits.patience_s)
+
+    def _ready_at(self, queue: ContextQueue[R]) -> float:
+        arrived_at = queue.oldest_arrival
+        if not self._delay_s or queue.num_rows >= queue.cost.row_budget:
+            return arrived_at
+        if queue.interactive and queue.interactive.epochs[queue.interactive.head] < self._num_bulk_batches:
+            return arrived_at  # it waited behind bulk rows, and they wait for it
+        head = (queue.interactive or queue.bulk).head
+        latest = head.deadline - queue.cost.predict(queue.num_rows)
+        return min(arrived_at + self._delay_s, max(latest, arrived_at))
+
+    def _max_bulk_rows(self, cost: ContextCost) -> int:
+        bound_s = self._limits.max_bulk_batch_s
+        return cost.rows_within(BULK_COST_FACTOR * cost.predict(1) if bound_s is None else bound_s)
+
+    def _take(self, queue: ContextQueue[R], priority: Priority, max_rows: int, slices: list[Slice[R]]) -> int:
+        """Move rows from a FIFO into a batch; how many there were."""
+        fifo = queue.fifo(priority)
+        num_rows = fifo.num_rows
+        for request, epoch in fifo.take(max_rows, slices):
+            self._count_out(request, epoch)
+        num_rows -= fifo.num_rows
+        self._num_rows[priority] -= num_rows
+        return num_rows
+
+    def _count_out(self, request: R, epoch: int) -> None:
+        self.num_requests -= 1
+        if request.priority is Priority.INTERACTIVE:
+            self._num_interactive -= 1
+            self._num_delayed -= epoch < self._num_bulk_batches
+
+    def _count_bulk_batch(self, queue: ContextQueue[R], now: float) -> None:
+        queue.bulk_served_at = now
+        self._num_bulk_batches += 1
+        self._num_delayed = self._num_interactive
+        self._bulk_on_device = True
+
+    def _recount(self, queue: ContextQueue[R]) -> None:
+        """After a context's rows have changed: its seconds, and none of it where nothing is left."""
+        cost = queue.cost
+        interactive_s = bulk_s = 0.0
+        if queue.interactive:
+            interactive_s = cost.predict_all(queue.interactive.num_rows, cost.row_budget)
+        if queue.bulk:
+            bulk_s = cost.predict_all(queue.bulk.num_rows, self._max_bulk_rows(cost))
+        self._interactive_s += interactive_s - queue.interactive_s
+        self._bulk_s += bulk_s - queue.bulk_s
+        queue.interactive_s, queue.bulk_s = interactive_s, bulk_s
+        if not (queue.interactive or queue.bulk):
+            del self._contexts[id(cost.context)]
+            if not self._contexts:
+                self._interactive_s = self._bulk_s = 0.0  # sums of floats drift

@@ -17,12 +17,19 @@ import numpy as np
 import torch
 
 from serve.core import Matrix
-from serve.engine.forward import Builder, Forward, v2, v3_5
+from serve.engine.forward import Builder, Forward, v2, v2_5, v3, v3_5
 from serve.engine.graphs import RecordedCompute
 from serve.engine.outputs import ClassifierOutputs, Outputs, RegressorOutputs, round_probabilities
+from serve.engine.precision import Precision
 from serve.engine.preprocessing import compile_preprocessing
 
-_BUILDERS: Mapping[str, Builder] = {"TabPFNV2": v2.build, "TabPFNV3p5": v3_5.build}
+_BUILDERS: Mapping[str, Builder] = {
+    "TabPFNV2": v2.build,
+    "TabPFNV2p5": v2_5.build,
+    "TabPFNV2p6": v2_5.build,
+    "TabPFNV3": v3.build,
+    "TabPFNV3p5": v3_5.build,
+}
 """By the class name of tabpfn's network."""
 
 
@@ -40,11 +47,11 @@ class CompiledEnsemble:
     Args:
         estimator: fitted with "fit_with_cache" and `can_compile`. It may drop its KV caches afterwards.
         device: where the estimator's networks and caches are.
-        dtype: precision of the forward passes.
+        precision: of the forward passes.
         probe: one clean row, float64 [1, features].
     """
 
-    def __init__(self, estimator: Any, device: torch.device, dtype: torch.dtype, probe: Matrix) -> None:
+    def __init__(self, estimator: Any, device: torch.device, precision: Precision, probe: Matrix) -> None:
         self._estimator = estimator
         self._is_classifier = hasattr(estimator, "classes_")
         executor = estimator.executor_
@@ -59,7 +66,7 @@ class CompiledEnsemble:
         groups = self._preprocessing.groups
         task_type = "multiclass" if self._is_classifier else "regression"
         self._forwards = [
-            _build_forward(executor, caches, group, task_type, device, dtype)
+            _build_forward(executor, caches, group, task_type, device, precision)
             for caches, group in zip(joined, groups, strict=True)
         ]
         order = [position for group in groups for position in group]
@@ -98,11 +105,12 @@ def _join_caches(executor: Any, widths: Sequence[int]) -> list[list[int]]:
 
 
 def _build_forward(
-    executor: Any, caches: list[int], group: Sequence[int], task_type: str, device: torch.device, dtype: torch.dtype
+    executor: Any, caches: list[int], group: Sequence[int], task_type: str, device: torch.device, precision: Precision
 ) -> Forward:
     """The forward of the members `group`, who lie in these of the library's caches in this order."""
     members = [executor.ensemble_members[position] for position in group]
     network = executor.model_caches[members[0].config._model_index].get(device)
     targets = [torch.as_tensor(member.y_train, dtype=torch.float32, device=device) for member in members]
     kv_caches = [executor.kv_caches[index].to(device) for index in caches]
-    return _BUILDERS[type(network).__name__](network, kv_caches, torch.stack(targets), task_type, dtype)
+    build = _BUILDERS[type(network).__name__]
+    return build(network, kv_caches, torch.stack(targets), task_type, precision.weights, precision.kv_cache)

@@ -26,10 +26,10 @@ from serve.engine import library
 from serve.engine.compiled import CompiledEnsemble, can_compile
 from serve.engine.memory import check_fits, count_parameters, predict_bytes
 from serve.engine.parity import canary_rows, compare_answers
-from serve.engine.precision import forward_dtype
+from serve.engine.precision import resolve_precision
 from serve.engine.row_encoder import RowEncoder
 from serve.engine.warmup import bucket_of, row_buckets
-from serve.errors import EngineError, InvalidInput, InvalidModel, StartupError
+from serve.errors import EngineError, InvalidInput, InvalidModel, OutOfMemory, StartupError
 
 _log = logging.getLogger(__name__)
 
@@ -45,10 +45,13 @@ class TabPFNContext:
         # ours is built from float32 caches, which it casts itself
         self._library_precision = "float32" if self._ours else settings.inference_precision
         num_parameters = count_parameters(Path(definition.checkpoint_path))
-        self._dtype = forward_dtype(settings.inference_precision, self._device, num_parameters)
-        need = predict_bytes(
-            definition, settings.device, self._library_precision, max_batch_rows, self._dtype if self._ours else None
+        self._precision = resolve_precision(
+            settings.inference_precision, settings.kv_cache_precision, self._device, num_parameters
         )
+        need = predict_bytes(
+            definition, settings.device, self._library_precision, max_batch_rows,
+            self._precision if self._ours else None,
+        )  # fmt: skip
         check_fits(need, settings.device)
         context = definition.context
         reader = RowEncoder(context.columns)
@@ -80,7 +83,7 @@ class TabPFNContext:
         """Our own answerer, proven on canary rows; then the library's KV caches go. None if it cannot be."""
         if not can_compile(self._estimator):
             return None
-        compiled = CompiledEnsemble(self._estimator, self._device, self._dtype, self._rows[:1])
+        compiled = CompiledEnsemble(self._estimator, self._device, self._precision, self._rows[:1])
         canaries = canary_rows(self._rows)
         # each row alone: in a batch the library's own fingerprints may flip (docs/architecture.md)
         alone = [library.predict_outputs(self._estimator, canaries[i : i + 1]) for i in range(len(canaries))]
@@ -167,12 +170,14 @@ class TabPFNEngine:
             ) from error
 
     def predict(self, batch: Batch) -> Matrix:
-        """Outputs float64 [rows, outputs]. Raises EngineError."""
+        """Outputs float64 [rows, outputs]. Raises OutOfMemory, EngineError."""
         context, num_rows = _ours(batch.context), len(batch.rows)
         padding = bucket_of(num_rows, self._buckets) - num_rows
         rows = np.concatenate([batch.rows, np.repeat(batch.rows[:1], padding, axis=0)])
         try:
             return context.answer(rows)[:num_rows]
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise OutOfMemory(f"no memory for {len(rows)} rows on {self.device}: {error}") from error
         except Exception as error:
             raise EngineError(f"tabpfn failed on a batch of {num_rows} rows: {error}") from error
 

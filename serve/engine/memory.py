@@ -26,10 +26,12 @@ from tabpfn.inference_config import InferenceConfig
 from tabpfn.preprocessing.configs import PreprocessorConfig
 
 from serve.core import Column, ColumnKind, Context, ModelDefinition, Task
+from serve.engine.precision import Precision
 from serve.engine.row_encoder import DATETIME_PARTS, feature_names
 from serve.errors import InvalidModel
 
 _WITH_THINKING_ROWS = ("tabpfn_v2_5", "tabpfn_v2_6")
+_WITH_INDUCING_POINTS = ("tabpfn_v3", "tabpfn_v3_5")
 _MAX_ONE_HOT_CELLS = 1_000_000
 """Beyond it the library leaves categories as they are (preprocessing/steps/encode_categorical_features_step.py)."""
 _MAX_APPENDING_FEATURES = 500
@@ -95,14 +97,14 @@ def predict_bytes(
     device: str,
     precision: str,
     max_batch_rows: int,
-    own_dtype: torch.dtype | None = None,
+    own: Precision | None = None,
 ) -> MemoryNeed:
     """What fitting and serving the model will take at its height.
 
     Args:
         precision: of the library's network and its caches, as `library.build_estimator` is given it.
         max_batch_rows: the largest row bucket.
-        own_dtype: precision of our own forward, which lays weights and caches out once more beside the library's;
+        own: precision of our own forward, which lays weights and caches out once more beside the library's;
             None where the library's forward answers.
     """
     task_type: TaskType = "multiclass" if definition.context.task is Task.CLASSIFICATION else "regression"
@@ -116,9 +118,11 @@ def predict_bytes(
     weights = 4 * facts.num_parameters  # the library holds float32 under autocast too
     caches = sum(cache_bytes(facts, task_type, rows, width, autocast) for width in widths)
     own_weights = own_caches = 0
-    if own_dtype is not None:
-        own_weights = own_dtype.itemsize * facts.num_parameters
-        own_caches = caches * own_dtype.itemsize // (2 if autocast else 4)
+    if own is not None:
+        own_weights = own.weights.itemsize * (facts.num_parameters + _num_turned_weights(facts, max(widths)))
+        own_caches = caches * own.kv_cache.itemsize // (2 if autocast else 4)
+        # of each inducing point ours holds a key and a value, the cache one vector
+        own_caches += 4 * sum(_num_inducing_cells(facts, width) for width in widths)
     # the context itself passes through once, when the caches are built and in the start-up check
     working = _working_bytes(facts, widths, rows, max(rows, max_batch_rows))
     return MemoryNeed(weights + own_weights, caches + own_caches, working)
@@ -133,7 +137,7 @@ def cache_bytes(facts: CheckpointFacts, task_type: TaskType, num_rows: int, widt
         autocast: 16-bit keys and values, as under autocast; else float32.
     """
     config = facts.config
-    if facts.architecture in ("tabpfn_v3", "tabpfn_v3_5"):
+    if facts.architecture in _WITH_INDUCING_POINTS:
         shape = {"n_train": num_rows, "n_features": width, "model_config": config, "kv_cache_precision": "auto"}
         base_dtype = "autocast" if autocast else torch.float32
         if facts.architecture == "tabpfn_v3":
@@ -212,6 +216,23 @@ def _num_thinking_rows(facts: CheckpointFacts) -> int:
     return int(facts.config.num_thinking_rows) if facts.architecture in _WITH_THINKING_ROWS else 0
 
 
+def _num_inducing_cells(facts: CheckpointFacts, width: int) -> int:
+    """Numbers in the inducing states of one member's cache."""
+    if facts.architecture not in _WITH_INDUCING_POINTS:
+        return 0
+    config = facts.config
+    return int(config.dist_embed_num_blocks * width * config.dist_embed_num_inducing_points * config.embed_dim)
+
+
+def _num_turned_weights(facts: CheckpointFacts, width: int) -> int:
+    """Numbers in the projections of queries and keys, one for each token of a row (`layers.TurnedHeads`)."""
+    if facts.architecture not in _WITH_INDUCING_POINTS:
+        return 0
+    config = facts.config
+    num_tokens = config.feat_agg_num_cls_tokens + width
+    return int(config.feat_agg_num_blocks * num_tokens * 2 * config.embed_dim**2)
+
+
 def _working_bytes(facts: CheckpointFacts, widths: Sequence[int], context_rows: int, num_rows: int) -> int:
     """Float32 activations of one layer, and its keys and values with their head copied for every query head.
 
@@ -219,7 +240,7 @@ def _working_bytes(facts: CheckpointFacts, widths: Sequence[int], context_rows: 
     (all architectures, CPU, float32) showed between 60 and 98 % of these sums.
     """
     config = facts.config
-    if facts.architecture in ("tabpfn_v3", "tabpfn_v3_5"):
+    if facts.architecture in _WITH_INDUCING_POINTS:
         members, factor = len(widths), 6 + 2 * config.ff_factor
         row_size = config.embed_dim * config.feat_agg_num_cls_tokens
         rows = min(members * num_rows, max(config.max_batched_estimator_rows, num_rows))

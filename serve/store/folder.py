@@ -61,6 +61,7 @@ class FolderStore:
             licence=manifest.checkpoint.licence,
             options=EnsembleOptions(**manifest.options.model_dump()),
             example=manifest.example,
+            default_timeout_ms=manifest.default_timeout_ms,
         )
 
     def _newest(self, name: str) -> Path:

@@ -64,6 +64,7 @@ class Manifest(_Part):
     context: FileEntry
     checkpoint: CheckpointEntry
     options: OptionsEntry = OptionsEntry()
+    default_timeout_ms: float | None = Field(None, gt=0, allow_inf_nan=False)
     example: dict[str, Scalar] | None = None
 
     @model_validator(mode="after")

@@ -17,6 +17,9 @@ NUMBER_COLUMN = "<the number column>"
 """Stands in `BadRequest.column` for the name that was handed to `body`."""
 
 
+JSON = {"content-type": "application/json"}
+
+
 @dataclass(frozen=True)
 class BadRequest:
     """One bad request and the problem that it must be answered with."""
@@ -27,7 +30,7 @@ class BadRequest:
     body: Callable[[Record, str], bytes]
     row: int | None = None
     column: str | None = None
-    headers: Mapping[str, str] = field(default_factory=lambda: {"content-type": "application/json"})
+    headers: Mapping[str, str] = field(default_factory=lambda: JSON)
     method: str = "POST"
     model: str | None = None
 
@@ -99,6 +102,11 @@ SYNTAX = [
     ),
     BadRequest("CSV", 415, "unsupported_media_type", text(b"a,b\n1,2\n"), headers={"content-type": "text/csv"}),
     BadRequest("bad request id", 400, "invalid_header", good, headers={"x-request-id": "x" * 129}),
+    BadRequest("no number for a timeout", 422, "invalid_timeout", good, headers=JSON | {"x-request-timeout-ms": "1s"}),
+    BadRequest("a timeout of nothing", 422, "invalid_timeout", good, headers=JSON | {"x-request-timeout-ms": "0"}),
+    BadRequest("a negative timeout", 422, "invalid_timeout", good, headers=JSON | {"x-request-timeout-ms": "-5"}),
+    BadRequest("a huge timeout", 422, "invalid_timeout", good, headers=JSON | {"x-request-timeout-ms": "9" * 5_000}),
+    BadRequest("an unknown priority", 422, "invalid_priority", good, headers=JSON | {"x-priority": "urgent"}),
     BadRequest("unknown model", 404, "unknown_model", good, model="no-such-model"),
     BadRequest("wrong method", 405, "method_not_allowed", text(b""), method="GET"),
 ]  # fmt: skip

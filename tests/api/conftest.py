@@ -19,11 +19,9 @@ from serve.predictor import Predictor
 
 @pytest.fixture
 def make_predictor() -> MakePredictor:
-    def make(
-        engine: Engine | None = None, *, max_body_bytes: int = 20_000, max_ongoing_requests: int = 512
-    ) -> Predictor:
+    def make(engine: Engine | None = None, *, max_body_bytes: int = 20_000, **batching: float) -> Predictor:
         settings = ServerSettings(
-            batching=BatchingSettings(max_batch_rows=64, max_ongoing_requests=max_ongoing_requests),
+            batching=BatchingSettings.model_validate({"max_batch_rows": 64, "max_request_rows": 256, **batching}),
             api=ApiSettings(max_body_bytes=max_body_bytes),
         )
         return Predictor(TwoModels(), engine or FakeEngine(), settings, Metrics())

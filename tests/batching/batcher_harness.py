@@ -8,12 +8,13 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import numpy as np
 
 from serve.batching import Batcher
 from serve.config import BatchingSettings
-from serve.core import Batch, Matrix, Prediction
+from serve.core import Batch, Matrix, Prediction, Priority
 from serve.engine.fake import FakeContext, FakeEngine, fake_answer
 from serve.metrics import Metrics
 
@@ -57,19 +58,23 @@ class Harness:
         start, self._num_rows = self._num_rows, self._num_rows + num_rows
         return np.arange(3 * start, 3 * self._num_rows, dtype=np.float64).reshape(num_rows, 3)
 
-    def request(self, num_rows: int = 1, context: FakeContext = A) -> "Ask":
-        return Ask(self.batcher, context, self.rows(num_rows))
+    def request(self, num_rows: int = 1, context: FakeContext = A, **options: Any) -> "Ask":
+        return Ask(self.batcher, context, self.rows(num_rows), **options)
 
     def value(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(f"tabpfn_{name}", labels) or 0.0
+
+    @property
+    def queued_rows(self) -> float:
+        return sum(self.value("queued_rows", priority=priority) for priority in Priority)
 
 
 class Ask:
     """One caller."""
 
-    def __init__(self, batcher: Batcher, context: FakeContext, rows: Matrix) -> None:
+    def __init__(self, batcher: Batcher, context: FakeContext, rows: Matrix, **options: Any) -> None:
         self.context, self.rows = context, rows
-        self.task = asyncio.create_task(batcher.submit(context, rows, model="m"))
+        self.task = asyncio.create_task(batcher.submit(context, rows, model="m", **options))
 
     async def answered(self) -> Prediction:
         """The answer, checked to be that of this caller's rows."""
@@ -100,14 +105,26 @@ async def serving(
 
 
 def _is_empty(metrics: Metrics) -> bool:
-    names = ("queued_requests", "queued_rows", "in_flight_requests")
-    return all(metrics.registry.get_sample_value(f"tabpfn_{name}") == 0 for name in names)
+    names = ("queued_requests", "in_flight_requests")
+    values = [metrics.registry.get_sample_value(f"tabpfn_{name}") for name in names]
+    values += [metrics.registry.get_sample_value("tabpfn_queued_rows", {"priority": p}) for p in Priority]
+    return values == [0, 0, 0, 0]
 
 
 async def turns(num: int = 5) -> None:
     """Let everything that is ready on the loop run."""
     for _ in range(num):
         await asyncio.sleep(0)
+
+
+class VirtualClock:
+    """Time that passes when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 class WrongEngine(FakeEngine):

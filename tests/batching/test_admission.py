@@ -1,71 +1,182 @@
-"""Permits and the refusal at the door."""
+"""Who is let in, and what the others are told. Plain calls under a virtual clock."""
 
-import hypothesis.strategies as st
+import math
+
 import pytest
-from hypothesis import given
+from queue_harness import BULK, A, B, Queue, Request, cost_model, cost_s, queue_of
 
-from serve.batching import AdmissionController
+from serve.batching import AdmissionController, AdmissionLimits, CostModel, InFlight
 from serve.errors import Draining, Overloaded
+
+MAX_ROWS = 8
+MARGIN = 1.5
+"""What is ahead counts as so much longer than it is predicted."""
+
+
+class Door:
+    """An admission controller and what it looks at."""
+
+    def __init__(self, cost: CostModel | None = None, **limits: float | None) -> None:
+        self.cost = cost or cost_model(MAX_ROWS, A, B)
+        self.queue: Queue = queue_of(cost=self.cost)
+        self.in_flight = InFlight(20)
+        all_limits = {"max_requests": 100, **limits}
+        self.admission: AdmissionController[Request] = AdmissionController(
+            self.queue,
+            self.cost,
+            self.in_flight,
+            AdmissionLimits(**all_limits),  # type: ignore[arg-type]
+        )
+
+    def ask(self, num_rows: int = 1, time_s: float = math.inf, now: float = 0.0, **request: object) -> Request:
+        asked = Request(request.pop("context", A), num_rows, now, now + time_s, **request)  # type: ignore[arg-type]
+        self.admission.acquire(asked, now)
+        self.queue.add(asked)
+        return asked
+
+    def refusal(self, *args: float, **request: object) -> Overloaded:
+        with pytest.raises(Overloaded) as refused:
+            self.ask(*args, **request)  # type: ignore[arg-type]
+        return refused.value
 
 
 def test_one_more_than_the_limit_is_refused() -> None:
     """fault 9"""
-    admission = AdmissionController(max_ongoing_requests=2, max_batch_rows=10)
-    permits = [admission.acquire(1), admission.acquire(1)]
-    with pytest.raises(Overloaded):
-        admission.acquire(1)
-    assert admission.num_ongoing == 2
-    admission.release(permits[0])
-    admission.acquire(1)
+    door = Door(max_requests=2)
+    first = door.ask()
+    door.ask()
+    refusal = door.refusal()
+    assert refusal.reason == "requests"
+    assert refusal.retry_after_s == pytest.approx(cost_s(2))
+    assert len(door.admission.ongoing) == 2
+    door.admission.release(first)
+    door.ask()
 
 
-def test_a_permit_is_released_once() -> None:
-    admission = AdmissionController(max_ongoing_requests=2, max_batch_rows=10)
-    first, _ = admission.acquire(3), admission.acquire(3)
-    admission.release(first)
+def test_a_request_is_released_once() -> None:
+    door = Door()
+    first, second = door.ask(3), door.ask(4)
+    door.admission.release(first)
     with pytest.raises(KeyError):
-        admission.release(first)
-    assert admission.num_ongoing == 1
+        door.admission.release(first)
+    assert door.admission.ongoing == {second}
+    assert door.admission.num_rows == 4
 
 
 def test_closed_refuses_as_draining_even_where_it_is_full() -> None:
-    admission = AdmissionController(max_ongoing_requests=1, max_batch_rows=10)
-    permit = admission.acquire(1)
-    admission.close()
+    door = Door(max_requests=1)
+    first = door.ask()
+    door.admission.close()
     with pytest.raises(Draining):
-        admission.acquire(1)
-    admission.release(permit)
+        door.ask()
+    door.admission.release(first)
     with pytest.raises(Draining):
-        admission.acquire(1)
+        door.ask()
 
 
-def test_retry_after_is_the_time_of_the_batches_ahead() -> None:
-    admission = AdmissionController(max_ongoing_requests=3, max_batch_rows=10)
-    permits = [admission.acquire(num_rows) for num_rows in (10, 10, 1)]
-    for _ in range(50):
-        admission.learn(0.2)
-    with pytest.raises(Overloaded) as refusal:
-        admission.acquire(1)
-    assert refusal.value.retry_after_s == pytest.approx(3 * 0.2)
-    admission.release(permits[0])
-    assert admission.retry_after_s() == pytest.approx(2 * 0.2)
+def test_rows_are_counted_where_a_limit_is_set() -> None:
+    door = Door(max_rows=10)
+    large = door.ask(25)  # alone it is answered, however large
+    assert door.refusal(1).reason == "rows"
+    door.admission.release(large)
+    door.ask(6)
+    door.ask(4)
+    assert door.refusal(1).reason == "rows"
 
 
-def test_retry_after_has_a_value_before_anything_was_learned() -> None:
-    admission = AdmissionController(max_ongoing_requests=1, max_batch_rows=10)
-    admission.acquire(1)
-    with pytest.raises(Overloaded) as refusal:
-        admission.acquire(1)
-    assert refusal.value.retry_after_s == 1.0
+def test_an_answer_that_would_be_late_is_refused_and_told_by_how_much() -> None:
+    door = Door()
+    for _ in range(3):
+        door.ask(MAX_ROWS, 1.0)
+    door.in_flight.begin(cost_s(MAX_ROWS), 0.0)
+    ahead_s = MARGIN * 4 * cost_s(MAX_ROWS)
+    refusal = door.refusal(MAX_ROWS, ahead_s)
+    assert refusal.reason == "deadline"
+    assert refusal.retry_after_s == pytest.approx(cost_s(MAX_ROWS)), "by then what is ahead is shorter by so much"
+    assert "the answer may take 126 ms, the deadline is in 108 ms" in str(refusal)
+    door.ask(MAX_ROWS, ahead_s + cost_s(MAX_ROWS) + 1e-9)
 
 
-@given(old=st.floats(0.001, 10), new=st.floats(0.001, 10))
-def test_mean_follows_a_change_within_twenty_batches(old: float, new: float) -> None:
-    admission = AdmissionController(max_ongoing_requests=1, max_batch_rows=1)
-    admission.acquire(1)
-    admission.learn(old)
-    assert admission.retry_after_s() == pytest.approx(old)
+def test_the_batch_on_the_device_counts_for_what_is_left_of_it() -> None:
+    door = Door()
+    door.in_flight.begin(0.1, 0.0)
+    time_s = MARGIN * 0.05 + cost_s(1) + 1e-9
+    assert door.refusal(1, time_s, 0.04).reason == "deadline"
+    door.ask(1, time_s, 0.05)
+
+
+def test_a_batch_that_is_late_is_expected_to_take_as_long_again() -> None:
+    in_flight = InFlight(20)
+    in_flight.begin(1.0, 10.0)
+    assert [in_flight.rest_s(now) for now in (10.0, 10.75, 11.0, 11.5, 20.0)] == [1.0, 0.25, 0.0, 0.5, 9.0]
+    in_flight.end()
+    assert in_flight.rest_s(20.0) == 0.0
+
+
+def test_only_contexts_that_go_first_count_before_a_refusal() -> None:
+    door = Door()
+    for _ in range(10):
+        door.ask(MAX_ROWS, 100.0, context=B)
+    door.ask(1, cost_s(1) + 1e-9)
+    assert door.refusal(1, cost_s(1) / 2, context=B)
+
+
+def test_bulk_does_not_count_for_an_interactive_request() -> None:
+    door = Door()
+    door.ask(100, priority=BULK)
+    door.ask(1, cost_s(1) + 1e-9)
+    assert door.refusal(1, cost_s(1) + 1e-9, context=B, priority=BULK)
+
+
+def test_rows_that_take_longer_than_the_request_has_are_said_to() -> None:
+    door = Door()
+    refusal = door.refusal(20, cost_s(MAX_ROWS))
+    assert "20 rows take about 50 ms here, the deadline is in 18 ms" in str(refusal)
+    assert refusal.retry_after_s == 0.0
+
+
+def test_an_estimate_that_refuses_everybody_is_doubted_after_a_while() -> None:
+    """Or a machine that was slow for a minute would refuse its callers for ever."""
+    door = Door()
+    time_s = cost_s(1) / 2
+    assert door.refusal(1, time_s, 9 * cost_s(1))
+    probe = door.ask(1, time_s, 11 * cost_s(1))
+    assert door.refusal(1, time_s, 11 * cost_s(1)), "one at a time"
+    [piece] = door.queue.cut(11 * cost_s(1))
+    assert piece.request is probe
     for _ in range(20):
-        admission.learn(new)
-        assert min(old, new) * 0.999 <= admission.retry_after_s() <= max(old, new) * 1.001
-    assert abs(admission.retry_after_s() - new) <= 0.02 * abs(old - new) + 1e-9
+        door.cost.of(A).learn(1, cost_s(1) / 10, 1.0)
+    door.ask(1, time_s, 1.0)
+
+
+def test_the_work_that_waits_fits_into_the_default_timeout_whatever_deadlines_are_asked_for() -> None:
+    door = Door(default_timeout_s=10 * cost_s(MAX_ROWS))
+    for _ in range(11):
+        door.ask(MAX_ROWS, 1e9)
+    refusal = door.refusal(MAX_ROWS, 1e9)
+    assert refusal.reason == "backlog"
+    assert refusal.retry_after_s == pytest.approx(cost_s(MAX_ROWS))
+    door.admission.set_timeout(A, 1.0)
+    assert door.admission.timeout_s(A) == 1.0
+    assert door.admission.timeout_s(B) == 10 * cost_s(MAX_ROWS)
+    door.ask(MAX_ROWS, 1e9)
+
+
+def test_where_nothing_was_measured_nobody_is_refused_for_time() -> None:
+    door = Door(cost_model(MAX_ROWS))
+    for _ in range(50):
+        door.ask(1_000, 1e-6)
+
+
+def test_a_batch_far_beyond_its_time_is_overrun() -> None:
+    in_flight = InFlight(max_overrun=20)
+    in_flight.begin(1.0, 0.0)
+    assert not in_flight.is_overrun(20.0)
+    assert in_flight.is_overrun(20.1)
+    in_flight.begin(0.01, 0.0)
+    assert not in_flight.is_overrun(9.9), "a stall of seconds is no hang"
+    assert in_flight.is_overrun(10.1)
+    in_flight.begin(0.0, 0.0)
+    assert not in_flight.is_overrun(1e6), "nothing is known of how long it should take"
+    in_flight.end()
+    assert not in_flight.is_overrun(1e6)

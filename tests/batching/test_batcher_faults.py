@@ -4,11 +4,9 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-import hypothesis.strategies as st
 import numpy as np
 import pytest
-from batcher_harness import TIMEOUT_S, A, Ask, B, Gate, WrongEngine, serving, turns
-from hypothesis import given, settings
+from batcher_harness import A, Ask, Gate, WrongEngine, serving, turns
 
 from serve.core import Batch, Matrix, Prediction
 from serve.engine.fake import FakeEngine
@@ -37,7 +35,7 @@ async def test_bad_input_is_refused_before_it_meets_a_batch() -> None:
         assert [getattr(outcome, "batch_rows", None) for outcome in outcomes] == [2, None, 2]
 
 
-async def test_engine_fault_is_shared_by_its_batch_only(caplog: pytest.LogCaptureFixture) -> None:
+async def test_engine_fault_is_of_its_culprit_only(caplog: pytest.LogCaptureFixture) -> None:
     """fault 6"""
     gate = Gate()
     poison = 0.5
@@ -54,10 +52,11 @@ async def test_engine_fault_is_shared_by_its_batch_only(caplog: pytest.LogCaptur
         await turns()
         gate.open()
         await before.answered()
-        errors = [await ask.failed() for ask in shared]
-        assert all(isinstance(error, EngineError) for error in errors)
-        assert len(set(map(id, errors))) == 3
-        assert not any("secret" in f"{error!r} {error.__cause__!r}" for error in errors)
+        error = await shared[1].failed()
+        assert isinstance(error, EngineError)
+        assert "secret" not in f"{error!r} {error.__cause__!r}"
+        await shared[0].answered()
+        await shared[2].answered()
         await harness.request().answered()
     records = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert len(records) == 1
@@ -158,65 +157,3 @@ async def test_cancelled_at_the_moment_of_the_cut_is_not_computed() -> None:
         await asyncio.wait([ask.task])
         await harness.request().answered()
     assert computed == [1]
-
-
-Step = tuple[str, int]
-STEPS = st.lists(
-    st.one_of(
-        st.tuples(st.just("submit"), st.integers(1, 4)),
-        st.tuples(st.just("cancel"), st.integers(0, 30)),
-        st.tuples(st.just("let_through"), st.integers(1, 2)),
-        st.tuples(st.just("finish"), st.just(0)),
-        st.tuples(st.just("turn"), st.integers(1, 4)),
-    ),
-    max_size=40,
-)
-
-
-@settings(max_examples=80, deadline=None)
-@given(steps=STEPS, delay_ms=st.sampled_from([0, 1]), fault_every=st.sampled_from([0, 3]))
-def test_cancel_any_subset_at_any_moment(steps: list[Step], delay_ms: float, fault_every: int) -> None:
-    """faults 1 and 7: everyone has one outcome, its own; nothing is left behind."""
-    asyncio.run(_cancel_any_subset(steps, delay_ms, fault_every))
-
-
-async def _cancel_any_subset(steps: list[Step], delay_ms: float, fault_every: int) -> None:
-    gate = Gate()
-    num_batches = 0
-
-    def pass_or_fail(batch: Batch) -> None:
-        nonlocal num_batches
-        num_batches += 1
-        gate(batch)
-        assert len(batch.rows) <= 6
-        if fault_every and num_batches % fault_every == 0:
-            raise RuntimeError("a fault that is planned")
-
-    async with serving(FakeEngine(gate=pass_or_fail), max_batch_rows=6, max_queue_delay_ms=delay_ms) as harness:
-        asks: list[Ask] = []
-        cancelled: set[Ask] = set()
-        for verb, number in steps:
-            if verb == "submit":
-                asks.append(harness.request(number, (A, B)[len(asks) % 2]))
-            elif verb == "cancel" and number < len(asks):
-                asks[number].task.cancel()
-                cancelled.add(asks[number])
-            elif verb == "let_through":
-                gate.let_through(number)
-            elif verb == "finish":
-                gate.let_through()
-                await harness.batcher.run_on_device(lambda: None)  # comes after the batch that is on the device
-            else:
-                await turns(number)
-        gate.open()
-        for ask in asks:
-            await asyncio.wait([ask.task], timeout=TIMEOUT_S)
-            assert ask.task.done(), "every admitted request has an outcome"
-            if ask.task.cancelled():
-                assert ask in cancelled
-            elif isinstance(ask.task.exception(), EngineError):
-                assert fault_every
-            else:
-                await ask.answered()
-        await asyncio.wait_for(harness.batcher.drain(TIMEOUT_S), TIMEOUT_S)
-        assert harness.value("queued_requests") == harness.value("in_flight_requests") == 0

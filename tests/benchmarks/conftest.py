@@ -22,3 +22,9 @@ async def start_server() -> AsyncIterator[StartServer]:
     yield start
     for server in servers:
         await server.stop()
+
+
+@pytest.fixture
+def never_lags(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probes are not void by lag: generator and scripted server share an event loop, on a busy machine."""
+    monkeypatch.setattr("benchmarks.online.probe.lag_reason", lambda *_: None)

@@ -19,6 +19,7 @@ class Request:
     method: str
     path: str
     body: bytes
+    head: str = ""
 
 
 Handler = Callable[[Request], Awaitable[Answer]]
@@ -63,7 +64,7 @@ class ScriptedServer:
         lengths = [line for line in head.split("\r\n") if line.lower().startswith("content-length:")]
         body = await reader.readexactly(int(lengths[0].split(":")[1])) if lengths else b""
         self.num_requests += 1
-        status, answer = await self.handler(Request(method, path, body))
+        status, answer = await self.handler(Request(method, path, body, head))
         if status == 0:
             raise ConnectionError("the script hangs up")
         if isinstance(answer, bytes):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from benchmarks.online.arrivals import draw_records, poisson_arrivals
+from benchmarks.online.arrivals import BURST_FACTOR, bursty_arrivals, draw_records, poisson_arrivals
 
 RATES = st.floats(0.5, 2000)
 DURATIONS = st.floats(0.1, 20)
@@ -62,3 +62,25 @@ def test_every_record_is_posted_about_equally_often_in_no_order() -> None:
     assert counts.min() > 850
     assert order != sorted(order)
     assert order == draw_records(8000, 8, seed=3)
+
+
+@given(RATES, DURATIONS, SEEDS)
+def test_bursty_due_times_are_sorted_seeded_and_within_the_duration(rate: float, duration: float, seed: int) -> None:
+    due = bursty_arrivals(rate, duration, seed)
+    assert np.all(np.diff(due) >= 0)
+    assert np.all((due >= 0) & (due < duration))
+    np.testing.assert_array_equal(due, bursty_arrivals(rate, duration, seed))
+
+
+def test_bursts_keep_the_mean_rate_and_are_bursts() -> None:
+    due = bursty_arrivals(200, 2000, seed=5)
+    assert len(due) == pytest.approx(200 * 2000, rel=0.05)
+    counts = np.histogram(due, bins=20_000, range=(0, 2000))[0]
+    assert counts.var() / counts.mean() > 5  # Poisson has 1
+    assert np.percentile(counts, 99.5) > 0.8 * BURST_FACTOR * 20
+
+
+@pytest.mark.parametrize(("rate", "duration"), [(0, 1), (1, -1), (math.nan, 1)])
+def test_a_senseless_burst_is_refused(rate: float, duration: float) -> None:
+    with pytest.raises(ValueError, match="positive"):
+        bursty_arrivals(rate, duration, 1)

@@ -13,7 +13,8 @@ from scripted_server import Answer, Request, ScriptedServer, StartServer, fraud_
 
 from benchmarks.online.client import Client, Exchange
 from benchmarks.online.offer import send_on_time
-from benchmarks.online.records import get_request, predict_request
+from benchmarks.online.records import get_request
+from benchmarks.online.wire import predict_request
 
 REQUEST = predict_request("localhost", "fraud", [{"amount": 1.0}])
 

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from benchmarks.online.records import join_rows, predict_request, read_records, vary
+from benchmarks.online.records import join_rows, read_records, vary
+from benchmarks.online.wire import predict_request
 
 EXAMPLE = {"amount": 120.5, "count": 40, "zero": 0, "category": "fuel", "is_online": True, "gap": None}
 

@@ -16,10 +16,10 @@ from benchmarks.online.client import Client
 from benchmarks.online.load import exit_status, main, run_load
 from benchmarks.online.offer import offer_rate, send_on_time
 from benchmarks.online.options import HELP, LoadOptions
-from benchmarks.online.records import predict_request
 from benchmarks.online.summary import summarise_rate
 from benchmarks.online.table import table
 from benchmarks.online.verify import Refused
+from benchmarks.online.wire import predict_request
 
 
 def options_for(server: ScriptedServer, **changes: Any) -> LoadOptions:

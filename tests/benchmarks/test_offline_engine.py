@@ -17,7 +17,12 @@ from benchmarks.offline.engine import EngineOptions, cases, demo_case, measure_c
 from serve.engine.engine import TabPFNEngine
 
 TINY: dict[str, dict[str, Any]] = {
-    "v2": {"max_num_classes": 10, "emsize": 32, "nlayers": 2, "nhead": 2},
+    **{arch: {"max_num_classes": 10, "emsize": 32, "nlayers": 2, "nhead": 2} for arch in ("v2", "v2_5", "v2_6")},
+    "v3": {
+        "max_num_classes": 10, "embed_dim": 16, "dist_embed_num_blocks": 1, "dist_embed_num_heads": 2,
+        "dist_embed_num_inducing_points": 4, "feat_agg_num_blocks": 1, "feat_agg_num_heads": 2,
+        "feat_agg_num_cls_tokens": 2, "nlayers": 2, "icl_num_heads": 2, "decoder_head_dim": 8, "decoder_num_heads": 2,
+    },
     "v3_5": {
         "max_num_classes": 10, "num_buckets": 50, "embed_dim": 16, "dist_embed_num_blocks": 1,
         "dist_embed_num_heads": 2, "dist_embed_num_inducing_points": 4, "feat_agg_num_blocks": 1,
@@ -80,13 +85,15 @@ def test_the_grid_is_the_product_of_its_axes(tmp_path: Path) -> None:
 
 def test_a_whole_run_of_tiny_networks(tmp_path: Path) -> None:
     seen: list[int] = []
-    run = run_engine(SMALL, TINY, on_result=lambda so_far: seen.append(len(so_far["results"])))
-    assert seen == [1, 2, 3, 4]
+    every = dataclasses.replace(SMALL, arch=tuple(ARCHITECTURES))
+    run = run_engine(every, TINY, on_result=lambda so_far: seen.append(len(so_far["results"])))
+    assert seen == list(range(1, 11))
     assert [(result["arch"], result["rows"]) for result in run["results"]] == [
-        ("v2", 1), ("v2", 5), ("v3_5", 1), ("v3_5", 5),
-    ]  # fmt: skip
+        (arch, rows) for arch in ("v2", "v2_5", "v2_6", "v3", "v3_5") for rows in (1, 5)
+    ]
     for result in run["results"]:
         check_cell(result)
+        assert result["implementation"] == "ours"
         facts = run["cases"][result["case"]]
         assert {axis: facts[axis] for axis in ("arch", "context_rows", "features", "members")} == {
             axis: result[axis] for axis in ("arch", "context_rows", "features", "members")
@@ -95,8 +102,8 @@ def test_a_whole_run_of_tiny_networks(tmp_path: Path) -> None:
         assert facts["parameters"] * 4 <= result["weights_bytes"]
     assert {"machine", "versions", "commit", "config", "torch_threads", "cases", "results"} <= set(run)
     write_json(run, tmp_path / "run.json")
-    assert json.loads((tmp_path / "run.json").read_text())["config"]["arch"] == ["v2", "v3_5"]
-    assert len(table(run).splitlines()) == 5
+    assert json.loads((tmp_path / "run.json").read_text())["config"]["arch"] == list(ARCHITECTURES)
+    assert len(table(run).splitlines()) == 11
 
 
 def check_cell(result: dict[str, Any]) -> None:

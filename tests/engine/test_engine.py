@@ -14,7 +14,7 @@ from serve.config import EngineSettings
 from serve.core import QUANTILES, REGRESSION_STATISTICS, Batch, ColumnKind, ModelDefinition, Task
 from serve.engine.engine import TabPFNContext, TabPFNEngine
 from serve.engine.row_encoder import RowEncoder, feature_names
-from serve.errors import EngineError, InvalidModel, StartupError
+from serve.errors import EngineError, InvalidModel, OutOfMemory, StartupError
 
 STRANGE = [
     {"amount": None, "country": "never seen", "code": "999", "seen_at": None, "note": "???"},
@@ -170,6 +170,20 @@ def test_a_missing_checkpoint_is_named(engine: TabPFNEngine, tmp_path: Path) -> 
 def test_a_broken_batch_is_an_engine_error(engine: TabPFNEngine, classifier: TabPFNContext) -> None:
     with pytest.raises(EngineError, match="2 rows"):
         engine.predict(Batch(classifier, np.zeros((2, 3))))
+
+
+@pytest.mark.parametrize("lack", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_a_lack_of_memory_is_told_apart(
+    engine: TabPFNEngine, classifier: TabPFNContext, monkeypatch: pytest.MonkeyPatch, lack: Exception
+) -> None:
+    """The batcher tries fewer rows then, and other requests alone where it is another fault."""
+
+    def run_out(_: object) -> None:
+        raise lack
+
+    monkeypatch.setattr(classifier, "answer", run_out)
+    with pytest.raises(OutOfMemory, match="no memory for 4 rows on cpu"):
+        engine.predict(Batch(classifier, np.repeat(classifier.encode_context()[:1], 3, axis=0)))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from models import definition, records
+from models import TINY, definition, records, write_tiny
+from tabpfn.architectures import ARCHITECTURES
 
 from serve.config import EngineSettings
 from serve.core import Batch, Task
@@ -19,6 +20,38 @@ from serve.errors import InvalidModel, StartupError
 def answers(engine: TabPFNEngine, context: TabPFNContext) -> np.ndarray:
     rows = context.encode_records(records(40, seed=5))
     return engine.predict(Batch(context, rows))
+
+
+@pytest.mark.parametrize("task", list(Task))
+@pytest.mark.parametrize("architecture", ["tabpfn_v2", "tabpfn_v2_5", "tabpfn_v2_6", "tabpfn_v3"])
+def test_every_architecture_is_answered_by_ours(
+    engine: TabPFNEngine, tmp_path: Path, architecture: str, task: Task
+) -> None:
+    """With the released recipes, whose fingerprints the library draws anew in a batch: so it is asked row by row."""
+    model = definition(write_tiny(architecture, tmp_path / f"{architecture[7:]}.safetensors", task), task, 80)
+    fitted = engine.fit(model)
+    assert fitted.implementation == "ours"
+    library_engine = TabPFNEngine(EngineSettings(implementation="library"))
+    librarys = library_engine.fit(model)
+    assert librarys.implementation == "library"
+    rows = fitted.encode_records(records(8, seed=5))
+    expected = np.concatenate([library_engine.predict(Batch(librarys, row)) for row in np.split(rows, len(rows))])
+    assert expected.std(axis=0).max() > 1e-3 * np.abs(expected).max(), "the rows must be told apart"
+    scale = 1.0 if task is Task.CLASSIFICATION else np.abs(expected).max()
+    got = engine.predict(Batch(fitted, rows))
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * scale)
+    alone = np.concatenate([engine.predict(Batch(fitted, row)) for row in np.split(rows, len(rows))])
+    np.testing.assert_allclose(got, alone, rtol=0, atol=1e-6 * scale)
+
+
+def test_every_architecture_of_this_tabpfn_has_a_forward_of_ours() -> None:
+    """One that comes with a new release runs on the library's until it has one."""
+    configs = {"tabpfn_v3_5": TINY, "tabpfn_v3": TINY}
+    networks = {
+        type(module.get_architecture(module.parse_config(configs.get(name, {"nlayers": 1, "max_num_classes": 10}))[0]))
+        for name, module in ARCHITECTURES.items()
+    }
+    assert {network.__name__ for network in networks} == set(compiled._BUILDERS)
 
 
 @pytest.mark.parametrize("task", list(Task))

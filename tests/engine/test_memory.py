@@ -9,37 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from models import COLUMNS, TINY, definition, write_random_checkpoint
+from models import COLUMNS, definition, write_tiny
 from safetensors.torch import load_file
-from tabpfn.architectures import ARCHITECTURES
-from tabpfn.architectures.shared.bar_distribution import FullSupportBarDistribution
-from tabpfn.checkpoint import save_as_safetensors
 
 from serve.core import Column, ColumnKind, ModelDefinition, Task
 from serve.engine import library, memory
 from serve.engine.memory import MemoryNeed
+from serve.engine.precision import Precision
 from serve.engine.row_encoder import RowEncoder
 from serve.errors import InvalidModel
 
 TASK_TYPES: dict[Task, Any] = {Task.CLASSIFICATION: "multiclass", Task.REGRESSION: "regression"}
-
-
-def write_tiny(architecture: str, path: Path, task: Task) -> Path:
-    """A tiny checkpoint; v2 and its like without an inference configuration, so that the released recipes apply."""
-    if architecture == "tabpfn_v3_5":
-        return write_random_checkpoint(path)
-    torch.manual_seed(0)
-    outputs = {"max_num_classes": 10} if task is Task.CLASSIFICATION else {"max_num_classes": 0, "num_buckets": 50}
-    module: Any = ARCHITECTURES[architecture]
-    sizes = TINY if architecture == "tabpfn_v3" else {"emsize": 32, "nlayers": 2, "nhead": 2}
-    config, _ = module.parse_config({**sizes, **outputs})
-    state = module.get_architecture(config).state_dict()
-    if task is Task.REGRESSION:
-        bars = FullSupportBarDistribution(torch.linspace(-4, 4, 51))
-        state |= {f"criterion.{name}": value for name, value in bars.state_dict().items()}
-    header = {} if architecture == "tabpfn_v2" else {"architecture_name": architecture}
-    save_as_safetensors({"state_dict": state, "config": dataclasses.asdict(config), **header}, path)
-    return path
 
 
 def fit(model: ModelDefinition, precision: str = "float32") -> Any:
@@ -121,11 +101,24 @@ def test_keys_and_values_of_16_bits_are_predicted_where_the_library_takes_them(t
     assert predicted == pytest.approx(cached_bytes(estimator), rel=0.02)
 
 
-def test_our_own_forward_adds_its_copies(tmp_path: Path) -> None:
-    model = definition(write_tiny("tabpfn_v3_5", tmp_path / "v3.5.safetensors", Task.CLASSIFICATION))
+@pytest.mark.parametrize("architecture", ["tabpfn_v2_6", "tabpfn_v3", "tabpfn_v3_5"])
+def test_our_own_forward_adds_its_copies(architecture: str, tmp_path: Path) -> None:
+    """Half as large as the library's; of v3 and v3.5 also keys beside values, in float32, of what they know of the
+    columns, and a projection for every token of a row."""
+    model = definition(write_tiny(architecture, tmp_path / "v3.5.safetensors", Task.CLASSIFICATION))
     alone = memory.predict_bytes(model, "cpu", "float32", 16)
-    beside = memory.predict_bytes(model, "cpu", "float32", 16, own_dtype=torch.bfloat16)
-    assert (beside.weights, beside.kv_caches) == (alone.weights * 3 // 2, alone.kv_caches * 3 // 2)
+    beside = memory.predict_bytes(model, "cpu", "float32", 16, own=Precision(torch.bfloat16, torch.bfloat16))
+    facts = memory.read_checkpoint_facts(Path(model.checkpoint_path), "multiclass")
+    columns = turned = 0
+    if architecture != "tabpfn_v2_6":
+        widths = memory.member_widths(facts, model.context, model.options.num_members)
+        estimator = fit(model)
+        hidden = [state for cache in estimator.executor_.kv_caches for state in cache.inducing_hidden]
+        columns = sum(state.numel() for state in hidden) * sum(widths) // sum(prepared_widths(estimator))
+        tokens = facts.config.feat_agg_num_cls_tokens + max(widths)
+        turned = facts.config.feat_agg_num_blocks * tokens * 2 * facts.config.embed_dim**2
+    assert beside.weights == alone.weights * 3 // 2 + 2 * turned
+    assert beside.kv_caches == alone.kv_caches * 3 // 2 + 4 * columns
 
 
 def test_more_rows_or_wider_batches_work_in_more_memory(tmp_path: Path) -> None:

@@ -88,6 +88,16 @@ def test_a_regression_target_is_numbers(repository: Path, checkpoint: Path) -> N
     assert store(repository).load("cards").context.target == [0.5, 1.5, 2.5, 3.5]
 
 
+def test_a_model_may_have_its_own_default_timeout(repository: Path, checkpoint: Path) -> None:
+    write(repository, checkpoint)
+    assert store(repository).load("cards").default_timeout_ms is None
+    write(repository, checkpoint, version="2", default_timeout_ms=250)
+    assert store(repository).load("cards").default_timeout_ms == 250.0
+    edit(repository / "cards" / "2", default_timeout_ms=0)
+    with pytest.raises(InvalidModel, match="default_timeout_ms"):
+        store(repository).load("cards")
+
+
 def test_the_newest_version_is_served(repository: Path, checkpoint: Path) -> None:
     for version in ("9", "10", "2"):
         write(repository, checkpoint, version=version)

@@ -1,4 +1,4 @@
-"""Our own test-only forward passes, one file per TabPFN architecture.
+"""Our own test-only forward passes, one file per TabPFN architecture (v2.6 runs by v2_5.py), and what they share.
 
 Each computes what the library's network computes for test rows given a KV cache, from the same weights, for every
 member of one cache group at once. What the library decides anew in each call (constants of the decoder, of attention
@@ -10,7 +10,7 @@ An architecture without a file here is served by the library's own forward.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -32,10 +32,26 @@ class Forward(Protocol):
         ...
 
 
-Builder = Callable[[torch.nn.Module, Sequence[Any], torch.Tensor, str, torch.dtype], Forward]
-"""`build(network, caches, targets, task_type, dtype)`.
+class Builder(Protocol):
+    """`build` of every architecture's file."""
 
-`network` is tabpfn's own module; `caches` its KV caches, whose batch axes laid end to end hold the members; `targets`
-float32 [members, context rows] as the network was given them; `task_type` is "multiclass" or "regression"; `dtype` is
-the precision of weights, keys and values (sums, norms and softmax stay in float32).
-"""
+    def __call__(
+        self,
+        network: torch.nn.Module,
+        caches: Sequence[Any],
+        targets: torch.Tensor,
+        task_type: str,
+        dtype: torch.dtype,
+        kv_dtype: torch.dtype | None = None,
+    ) -> Forward:
+        """The forward of one cache group.
+
+        Args:
+            network: tabpfn's own module.
+            caches: its KV caches, whose batch axes laid end to end hold the members.
+            targets: float32 [members, context rows] as the network was given them.
+            task_type: "multiclass" or "regression".
+            dtype: precision of the weights (sums, norms and softmax stay in float32).
+            kv_dtype: of the cached keys and values, and of attention to them; None takes `dtype`.
+        """
+        ...

@@ -1,18 +1,22 @@
 """The layers that test-only forwards are made of: packed products, float32 norms, attention to a fixed context.
 
-Attention never holds its scores (`scaled_dot_product_attention` works tile by tile on every device; measured on a CPU
-it is as fast as two batched products for one row, and 2.4 times as fast for 256), and takes its scale from the queries,
-into which it was multiplied once.
+Attention never holds all its scores, and takes its scale from the queries, into which it was multiplied once.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+from serve.engine.forward.attention import MAX_EXP_SCORE, attend_tiled, with_sums
+
+Attention = Callable[[torch.Tensor], torch.Tensor]
+"""Queries [batch, heads, length, D] to what they attend to, in the same shape."""
 
 _PACKED_CELLS = 1 << 18
 """Weights from this size on are packed for oneDNN on a CPU: 0.6 of the time of `F.linear` at 8 rows, 0.75 at 256."""
@@ -21,17 +25,32 @@ MAX_CUDA_GRID = 65_535
 """CUDA's largest grid axis, over which attention kernels lay batch x heads (pytorch issue 142228)."""
 
 
+_NARROW_WIDTH = 128
+"""On a CPU a narrower layer stays in float32: converting its input costs what bfloat16 products save (measured)."""
+
+
 @dataclass(frozen=True)
 class Place:
-    """Where and how precisely to compute: weights, keys and values in `dtype`."""
+    """Where and how precisely to compute: weights in `dtype`, cached keys and values in `kv_dtype` (None: the same)."""
 
     device: torch.device
     dtype: torch.dtype
+    kv_dtype: torch.dtype | None = None
 
     @property
     def attention_dtype(self) -> torch.dtype:
+        """Of attention to the cached context."""
+        dtype = self.kv_dtype or self.dtype
         # Scores pass the range of float16, in which a CPU's kernels keep them; the library widens there too.
-        return torch.float32 if self.device.type == "cpu" and self.dtype == torch.float16 else self.dtype
+        return torch.float32 if self.device.type == "cpu" and dtype == torch.float16 else dtype
+
+    @property
+    def short_dtype(self) -> torch.dtype:
+        """Of attention to few keys: on a CPU float32, in which it is faster than in bfloat16."""
+        return torch.float32 if self.device.type == "cpu" else self.attention_dtype
+
+    def weight_dtype(self, weight: torch.Tensor) -> torch.dtype:
+        return torch.float32 if self.device.type == "cpu" and min(weight.shape) < _NARROW_WIDTH else self.dtype
 
     def exact(self, value: torch.Tensor) -> torch.Tensor:
         return value.detach().to(self.device, torch.float32)
@@ -41,7 +60,12 @@ class Place:
         return torch.cat([self.exact(field(cache)) for cache in caches], dim=dim)
 
     def norm(self, module: Any, scale: float = 1.0) -> Norm:
-        return Norm(self.exact(module.weight) * scale, module.eps)
+        weight = torch.ones(module.normalized_shape) if module.weight is None else module.weight
+        return Norm(self.exact(weight) * scale, module.eps)
+
+    def head_norm(self, module: Any | None, scale: float = 1.0) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Of queries or keys, to float32, times `scale`; `module` is None where they are not normed (v3)."""
+        return (lambda x: x.float() * scale) if module is None else self.norm(module, scale)
 
     def linear(self, module: Any, heads: tuple[int, int] | None = None) -> Linear:
         return Linear(module, self, heads)
@@ -49,21 +73,25 @@ class Place:
     def exact_linear(self, module: Any, heads: tuple[int, int] | None = None) -> Linear:
         return Linear(module, Place(self.device, torch.float32), heads)
 
-    def by_head(self, x: torch.Tensor) -> torch.Tensor:
-        """[batch, length, heads, head_dim] to contiguous [batch, heads, length, head_dim], as attention takes it."""
-        return x.transpose(1, 2).to(self.device, self.attention_dtype).contiguous()
+    def attend_to(self, keys: torch.Tensor, values: torch.Tensor, max_query_length: float) -> Attention:
+        """Attention to fixed `keys` and `values` [batch, context, heads, D], of queries no longer than that."""
+        if self.device.type == "cpu" and self.attention_dtype == torch.float32:
+            max_score = max_query_length * float(keys.norm(dim=-1).max())
+            return TiledAttention(by_head(keys), by_head(values), is_bounded=max_score <= MAX_EXP_SCORE)
+        fixed = [by_head(x.to(self.device, self.attention_dtype)) for x in (keys, values)]
+        return lambda queries: attend(queries, *fixed)
 
 
 class Linear:
     """x W^T + b in the place's dtype, from a `torch.nn.Linear`; `heads` (number, width) splits its last axis."""
 
     def __init__(self, module: Any, place: Place, heads: tuple[int, int] | None) -> None:
-        self._dtype, self._heads = place.dtype, heads
-        self._weight = module.weight.detach().to(place.device, place.dtype)
-        self._bias = None if module.bias is None else module.bias.detach().to(place.device, place.dtype)
+        self._dtype, self._heads = place.weight_dtype(module.weight), heads
+        self._weight = module.weight.detach().to(place.device, self._dtype)
+        self._bias = None if module.bias is None else module.bias.detach().to(place.device, self._dtype)
         self.packed = (
             place.device.type == "cpu"
-            and place.dtype in (torch.float32, torch.bfloat16)
+            and self._dtype in (torch.float32, torch.bfloat16)
             and module.weight.numel() >= _PACKED_CELLS
             and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         )
@@ -87,7 +115,12 @@ class Norm:
     eps: float | None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps)
+        # On a CPU `F.rms_norm` passes over x five times.
+        x = x.float()
+        eps = torch.finfo(torch.float32).eps if self.eps is None else self.eps
+        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().mul_(1 / x.shape[-1])
+        normed: torch.Tensor = x * square.add_(eps).rsqrt_()
+        return normed.mul_(self.weight)
 
 
 class FeedForward:
@@ -113,6 +146,10 @@ class LengthScale:
             self._query = [place.exact_linear(module.query_mlp[i]) for i in (0, 2)]
         self._base = base.view(num_heads, head_dim) * float(head_dim**-0.5)
 
+    def max_length(self, norm_weight: torch.Tensor) -> float:
+        """The longest that a query can be that an RMS norm of these weights gave: its tanh adds at most as much."""
+        return 2 * math.sqrt(norm_weight.numel()) * float((self._base * norm_weight).abs().max())
+
     def __call__(self, queries: torch.Tensor) -> torch.Tensor:
         """float32 [..., heads, head_dim] to the same."""
         scaled = queries * self._base
@@ -122,24 +159,57 @@ class LengthScale:
         return torch.addcmul(scaled, scaled, torch.tanh(second(F.gelu(first(queries)))))
 
 
-class Rotation:
-    """Rotary embedding, then RMS norm: a rotation leaves the norm as it is, so the norm's weights join the tables.
+class TurnedHeads:
+    """Projection, rotary embedding and RMS norm of tokens by their position, the rotation folded into the weights.
+
+    A rotation leaves the norm as it is, so it may stand before it: every position has a projection of its own.
 
     Args:
-        norm: the library's; `scale` multiplies its weights.
+        norm: the library's, or None; `scale` multiplies its weights.
         angles: float32 [tokens, head_dim / 2], position times frequency.
     """
 
-    def __init__(self, norm: Any, angles: torch.Tensor, scale: float, place: Place) -> None:
-        self._norm = Norm(torch.ones_like(place.exact(norm.weight)), norm.eps)
-        weight, sign = place.exact(norm.weight) * scale, torch.ones_like(angles)
-        self._cos = (torch.cat([angles, angles], dim=-1).cos() * weight)[:, None]
-        self._sin = (torch.cat([angles, angles], dim=-1).sin() * torch.cat([-sign, sign], dim=-1) * weight)[:, None]
+    def __init__(
+        self, module: Any, norm: Any | None, angles: torch.Tensor, heads: tuple[int, int], scale: float, place: Place
+    ) -> None:
+        self._heads = heads
+        weight = place.exact(module.weight).T.reshape(-1, *heads)  # [E, heads, head_dim]
+        cos, sin = (torch.cat([part, part], dim=-1)[:, None, None] for part in (angles.cos(), angles.sin()))
+        first, second = weight.chunk(2, dim=-1)
+        turned = weight * cos + torch.cat([-second, first], dim=-1) * sin
+        # [tokens, E, heads head_dim]
+        self._weights = turned.flatten(2).to(place.weight_dtype(module.weight)).contiguous()
+        plain = torch.ones(heads[1], device=place.device)
+        self._scale = scale * (plain if norm is None else place.norm(norm).weight)
+        self._eps = None if norm is None else norm.eps or torch.finfo(torch.float32).eps
+        self.max_length = math.inf if norm is None else math.sqrt(heads[1]) * float(self._scale.abs().max())
+        """The longest that an answer can be."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[B R, tokens, heads, head_dim] to float32."""
-        x = self._norm(x)
-        return torch.addcmul(x * self._cos, x.roll(x.shape[-1] // 2, dims=-1), self._sin)
+        """[tokens, rows, E] to float32 [tokens, rows, heads, head_dim]."""
+        product = torch.bmm(x.to(self._weights.dtype), self._weights).float()
+        turned = product.view(*product.shape[:2], *self._heads)
+        if self._eps is None:
+            return turned.mul_(self._scale)
+        square = torch.linalg.vector_norm(turned, dim=-1, keepdim=True).square_().mul_(1 / turned.shape[-1])
+        return turned.mul_(square.add_(self._eps).rsqrt_()).mul_(self._scale)
+
+
+class TiledAttention:
+    """`attend` to one context on a CPU in float32, by `attend_tiled`."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, *, is_bounded: bool) -> None:
+        self._keys, values = keys.flatten(0, 1).transpose(1, 2).contiguous(), values.flatten(0, 1)
+        self._values, self._is_bounded = (with_sums(values) if is_bounded else values), is_bounded
+
+    def __call__(self, queries: torch.Tensor) -> torch.Tensor:
+        folded = queries.float().flatten(0, 1)
+        return attend_tiled(folded, self._keys, self._values, is_bounded=self._is_bounded).view_as(queries)
+
+
+def by_head(x: torch.Tensor) -> torch.Tensor:
+    """[batch, length, heads, head_dim] to contiguous [batch, heads, length, head_dim], as attention takes it."""
+    return x.transpose(1, 2).contiguous()
 
 
 def attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,9 @@ What is always true:
 - query heads that share a key/value head stand as further rows of one product, so no key is copied per head;
 - shapes and chunks follow from the shapes of the input, so no call waits for the device.
 
-`dtype` holds for weights, keys and values. The residual stream, norms, ranks, Fourier features, softmax, attention
-scales and the last projection stay in float32, where the library keeps some of them in bfloat16.
+`dtype` holds for weights, `kv_dtype` for the cached keys and values. The residual stream, norms, ranks, Fourier
+features, softmax, attention scales and the last projection stay in float32, where the library keeps some of them in
+bfloat16; on a CPU so do narrow layers and attention to few keys.
 
 Axes: B members, R rows, C columns, E width of a cell, T tokens of a row, H heads, D width of a head, N context rows.
 """
@@ -18,7 +19,7 @@ Axes: B members, R rows, C columns, E width of a cell, T tokens of a row, H head
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,16 +27,22 @@ import torch.nn.functional as F
 from tabpfn.architectures.kv_cache import QuantizedKVCacheEntry
 
 from serve.engine.forward import Forward
-from serve.engine.forward.layers import FeedForward, LengthScale, Place, Rotation, attend
+from serve.engine.forward.attention import MAX_EXP_SCORE, attend_tokens
+from serve.engine.forward.layers import FeedForward, LengthScale, Norm, Place, TurnedHeads, attend, by_head
+from serve.engine.forward.v3_cells import Scaling, find_neighbours
+from serve.engine.forward.votes import Votes
 
 _MAX_TOKENS, _MAX_TOKENS_CPU = 1 << 18, 1 << 14
 """Cells (and readout tokens) that pass the column stages at once: bounds memory; on a CPU keeps them near the cache."""
-_MAX_SCORES = 1 << 21
-"""Attention scores of the decoder at once; the other attentions never hold theirs."""
 
 
 def build(
-    network: torch.nn.Module, caches: Sequence[Any], targets: torch.Tensor, task_type: str, dtype: torch.dtype
+    network: torch.nn.Module,
+    caches: Sequence[Any],
+    targets: torch.Tensor,
+    task_type: str,
+    dtype: torch.dtype,
+    kv_dtype: torch.dtype | None = None,
 ) -> Forward:
     """The forward of one cache group, on the network's device; see `serve.engine.forward.Builder`.
 
@@ -44,18 +51,37 @@ def build(
     if task_type not in ("multiclass", "regression"):
         raise ValueError(f"task type {task_type!r} is neither 'multiclass' nor 'regression'")
     with torch.inference_mode():
-        return _Forward(network, caches, targets, task_type, dtype)
+        place = Place(next(network.parameters()).device, dtype, kv_dtype)
+        heads: Any = network.heads
+        head: list[Callable[[torch.Tensor], torch.Tensor]]
+        if task_type == "multiclass":
+            mlp = heads.mlp_classification
+            head = [FeedForward(mlp.norm, mlp.mlp, place), Votes(heads.many_class_decoder, caches, targets, place)]
+        else:
+            mlp = heads.mlp_regression
+            head = [FeedForward(mlp.norm, mlp.mlp, place), place.exact_linear(heads.output_projection)]
+        return StagedForward(network, caches, _Cells(network, caches, place), head, place)
 
 
-class _Forward:
+class StagedForward:
+    """The Forward of v3.5 and of v3, which differ in `cells` (stage 0) and `head` (what follows the last norm).
+
+    Args:
+        cells: float32 [B, C, R] to float32 [B, C, R, E].
+        head: one after the other, float32 [B, R, T E] to logits.
+    """
+
     def __init__(
-        self, network: Any, caches: Sequence[Any], targets: torch.Tensor, task_type: str, dtype: torch.dtype
+        self,
+        network: Any,
+        caches: Sequence[Any],
+        cells: Callable[[torch.Tensor], torch.Tensor],
+        head: Sequence[Callable[[torch.Tensor], torch.Tensor]],
+        place: Place,
     ) -> None:
-        place = Place(network.output_norm.weight.device, dtype)
-        mean = place.stack(caches, lambda cache: cache.scaler_cache["mean"])
-        num_members, num_columns = mean.shape
+        num_members, num_columns = place.stack(caches, lambda cache: cache.scaler_cache["mean"]).shape
         layers = network.feature_distribution_embedder.layers
-        self._cells = _Cells(network, caches, mean, place)
+        self._cells, self._head = cells, head
         hidden = zip(*(cache.inducing_hidden for cache in caches), strict=True)
         self._columns = [
             _ColumnBlock(layer.cross_attn_block2, torch.cat([place.exact(x) for x in parts]), place)
@@ -64,19 +90,21 @@ class _Forward:
         self._readout = _Readout(network.column_aggregator, num_columns, place)
         self._icl = [_IclBlock(block, [c.kv[i] for c in caches], place) for i, block in enumerate(network.icl_blocks)]
         self._norm = place.norm(network.output_norm)
-        voting, heads = task_type == "multiclass", network.heads
-        self._head = _Votes(heads, caches, targets, place) if voting else _Bars(heads, place)
         max_tokens = _MAX_TOKENS_CPU if place.device.type == "cpu" else _MAX_TOKENS
         num_tokens = num_members * (self._readout.num_queries + num_columns)
         self._max_rows = max(1, max_tokens // num_tokens)
 
     @torch.inference_mode()
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        parts = [self._embed(part) for part in torch.split(rows.float(), self._max_rows, dim=1)]
+        num_parts = math.ceil(rows.shape[1] / self._max_rows)
+        parts = [self._embed(part) for part in torch.chunk(rows.float(), num_parts, dim=1)]
         x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         for block in self._icl:
             x = block(x)
-        return torch.nan_to_num(self._head(self._norm(x)), nan=0.0)
+        x = self._norm(x)
+        for part in self._head:
+            x = part(x)
+        return torch.nan_to_num(x, nan=0.0)
 
     def _embed(self, rows: torch.Tensor) -> torch.Tensor:
         """Stages 0-2: rows [B, R, C] to [B, R, T E] (`_stages_0_to_2`)."""
@@ -91,11 +119,8 @@ class _Forward:
 class _Cells:
     """Stage 0: values to embedded cells (`_preprocess_raw`, `_group_features`, `x_embed`)."""
 
-    def __init__(self, network: Any, caches: Sequence[Any], mean: torch.Tensor, place: Place) -> None:
-        self._mean = mean[..., None]
-        # The epsilon is that of the dtype which the statistics were stored in.
-        std = place.stack(caches, lambda c: c.scaler_cache["std"] + torch.finfo(c.scaler_cache["std"].dtype).eps)
-        self._std = std[..., None]
+    def __init__(self, network: Any, caches: Sequence[Any], place: Place) -> None:
+        self._scaling = Scaling(caches, place)
         context = place.stack(caches, lambda cache: cache.ecdf_context, dim=1)
         num_members, num_columns, num_edges = context.shape[1:]
         self._edges = context[0].flatten(0, 1).contiguous()
@@ -106,8 +131,7 @@ class _Cells:
 
         embed = network.x_embed
         group, frequencies = embed.group_size, embed.ecdf_num_frequencies
-        columns = torch.arange(num_columns, device=place.device)
-        self._neighbours = torch.stack([(columns + 2**i) % num_columns for i in range(group)], dim=1).flatten()
+        self._neighbours = find_neighbours(num_columns, group, place)
         self._phases = math.pi * torch.arange(1, frequencies + 1, device=place.device, dtype=torch.float32)
         self._frequencies = place.exact(embed.fourier.frequencies)
         self._weight = torch.cat([place.exact(embed.fourier.in_linear.weight), _by_neighbour(embed, place)], dim=1)
@@ -117,10 +141,7 @@ class _Cells:
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
         """float32 [B, C, R] to float32 [B, C, R, E]."""
         num_columns = values.shape[1]
-        finite = torch.isfinite(values)
-        indicators = torch.where(finite, 0.0, torch.nan_to_num(values, nan=-2.0, posinf=2.0, neginf=4.0))
-        values = torch.where(finite, values, self._mean)
-        scaled = ((values - self._mean) / self._std).clamp(-100, 100)
+        values, scaled, indicators = self._scaling(values)
         phases = self._rank(values).unsqueeze(-1) * self._phases
         features = torch.cat([scaled[..., None], indicators[..., None], phases.sin(), phases.cos()], dim=-1)
         grouped = torch.unflatten(features.index_select(1, self._neighbours), 1, (num_columns, -1)).transpose(2, 3)
@@ -164,10 +185,11 @@ class _ColumnBlock:
         heads = (attention.num_heads, attention.head_dim)
         context = place.norm(block.layernorm_kv)(hidden)
         keys = place.exact_linear(attention.k_projection, heads)(context)
-        self._keys = place.by_head(place.norm(attention.k_norm)(keys))
-        self._values = place.by_head(place.exact_linear(attention.v_projection, heads)(context))
+        values = place.exact_linear(attention.v_projection, heads)(context)
+        keys = place.head_norm(getattr(attention, "k_norm", None))(keys)
+        self._keys, self._values = (by_head(x.to(place.short_dtype)) for x in (keys, values))
         self._norm, self._query = place.norm(block.layernorm_q), place.linear(attention.q_projection, heads)
-        self._query_norm = place.norm(attention.q_norm, attention.head_dim**-0.5)
+        self._query_norm = place.head_norm(getattr(attention, "q_norm", None), attention.head_dim**-0.5)
         self._out = place.linear(attention.out_projection)
         self._feed_forward = FeedForward(block.layernorm2, block.mlp, place)
 
@@ -179,26 +201,31 @@ class _ColumnBlock:
 
 
 class _Readout:
-    """Stage 2: readout tokens and cells of a row attend to each other; the tokens are the row (`ColumnAggregator`)."""
+    """Stage 2: readout tokens and cells of a row attend to each other; the tokens are the row (`ColumnAggregator`).
+
+    Tokens stand first among the axes here: what is done by position is then a batched product over contiguous rows.
+    """
 
     def __init__(self, aggregator: Any, num_columns: int, place: Place) -> None:
         self.num_queries = aggregator.num_cls_tokens
         num_tokens = self.num_queries + num_columns
-        angles = torch.arange(num_tokens, device=place.device).float()[:, None] * place.exact(aggregator.rope.freqs)
+        # Without a rotation every angle is zero.
+        width = aggregator.blocks[0].attention.head_dim // 2
+        frequencies = torch.zeros(width) if aggregator.rope is None else aggregator.rope.freqs
+        angles = torch.arange(num_tokens, device=place.device).float()[:, None] * place.exact(frequencies)
         *inner, last = aggregator.blocks
         self._blocks = [_RowBlock(block, angles, num_tokens, place) for block in inner]
         self._blocks.append(_RowBlock(last, angles, self.num_queries, place))
-        self._tokens = place.exact(aggregator.cls_tokens)
+        self._tokens = place.exact(aggregator.cls_tokens)[:, None, None]
         self._norm = place.norm(aggregator.out_ln)
 
     def __call__(self, cells: torch.Tensor) -> torch.Tensor:
         """float32 [B, C, R, E] to [B, R, T E]."""
         num_members, _, num_rows, _ = cells.shape
-        tokens = torch.cat([self._tokens.expand(num_members, num_rows, -1, -1), cells.transpose(1, 2)], dim=2)
-        x = tokens.flatten(0, 1)
+        x = torch.cat([self._tokens.expand(-1, num_members, num_rows, -1), cells.transpose(0, 1)]).flatten(1, 2)
         for block in self._blocks:
             x = block(x)
-        return self._norm(x).view(num_members, num_rows, -1)
+        return self._norm(x.transpose(0, 1).contiguous()).view(num_members, num_rows, -1)
 
 
 class _RowBlock:
@@ -206,24 +233,29 @@ class _RowBlock:
 
     def __init__(self, block: Any, angles: torch.Tensor, num_queries: int, place: Place) -> None:
         attention = block.attention
-        self._num_queries, heads = num_queries, (attention.num_heads, attention.head_dim)
-        self._norm, self._query = place.norm(block.layernorm), place.linear(attention.q_projection, heads)
-        self._key = place.linear(attention.k_projection, heads)
-        self._value = place.linear(attention.v_projection, heads)
-        self._turn_queries = Rotation(attention.q_norm, angles[:num_queries], attention.head_dim**-0.5, place)
-        self._turn_keys = Rotation(attention.k_norm, angles, 1.0, place)
+        self._num_queries, self._heads = num_queries, (attention.num_heads, attention.head_dim)
+        self._norm = place.norm(block.layernorm)
+        query_norm, key_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+        scale = attention.head_dim**-0.5
+        self._query = TurnedHeads(attention.q_projection, query_norm, angles[:num_queries], self._heads, scale, place)
+        self._key = TurnedHeads(attention.k_projection, key_norm, angles, self._heads, 1.0, place)
+        self._is_bounded = self._query.max_length * self._key.max_length <= MAX_EXP_SCORE
+        self._value = place.linear(attention.v_projection, self._heads)
         self._out = place.linear(attention.out_projection)
         self._feed_forward = FeedForward(block.layernorm_mlp, block.mlp, place)
-        self._dtype = place.attention_dtype
+        self._place = place
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """float32 [B R, T, E] to [B R, queries, E]."""
-        normed, kept = self._norm(x), slice(self._num_queries)
-        queries = self._turn_queries(self._query(normed[:, kept])).transpose(1, 2)
-        keys = self._turn_keys(self._key(normed)).transpose(1, 2)
-        values = self._value(normed).transpose(1, 2)
-        attended = attend(queries, keys.to(self._dtype), values.to(self._dtype)).transpose(1, 2).flatten(-2)
-        return self._feed_forward(x[:, kept] + self._out(attended))
+        """float32 [T, B R, E] to [queries, B R, E]."""
+        normed = self._norm(x)
+        queries, keys, values = self._query(normed[: self._num_queries]), self._key(normed), self._value(normed)
+        if self._place.device.type == "cpu":
+            attended = attend_tokens(queries, keys, values.float(), is_bounded=self._is_bounded)
+        else:
+            dtype = self._place.short_dtype
+            queries, keys, values = (part.to(dtype).permute(1, 2, 0, 3) for part in (queries, keys, values))
+            attended = attend(queries, keys, values).permute(2, 0, 1, 3)
+        return self._feed_forward(x[: self._num_queries] + self._out(attended.flatten(-2)))
 
 
 class _IclBlock:
@@ -234,12 +266,15 @@ class _IclBlock:
         dense = [e.dequantize(torch.float32) if isinstance(e, QuantizedKVCacheEntry) else e for e in entries]
         keys, values = (torch.cat([place.exact(getattr(e, name)) for e in dense]) for name in ("key", "value"))
         # A softmax does not see what all scores share, and centred keys keep more digits in a narrow dtype.
-        self._keys, self._values = place.by_head(keys - keys.mean(1, keepdim=True)), place.by_head(values)
+        keys = keys - keys.mean(1, keepdim=True)
         heads = (attention.num_heads, attention.head_dim)
         self._fold = (keys.shape[2], attention.num_heads // keys.shape[2])
         self._norm, self._query = place.norm(block.layernorm), place.linear(attention.q_projection, heads)
-        self._query_norm = place.norm(attention.q_norm)
+        self._query_norm = place.head_norm(getattr(attention, "q_norm", None))
         self._scale = LengthScale(attention.softmax_scaling_layer, *heads, keys.shape[1], place)
+        norm = self._query_norm
+        max_length = self._scale.max_length(norm.weight) if isinstance(norm, Norm) else math.inf
+        self._attend = place.attend_to(keys, values, max_length)
         self._out = place.linear(attention.out_projection)
         self._feed_forward = FeedForward(block.layernorm_mlp, block.mlp, place)
 
@@ -248,52 +283,5 @@ class _IclBlock:
         queries = self._scale(self._query_norm(self._query(self._norm(x))))
         # Query heads of one key/value head stand next to each other, and become rows.
         folded = torch.unflatten(queries, 2, self._fold).transpose(1, 2).flatten(2, 3)
-        attended = attend(folded, self._keys, self._values)
-        unfolded = torch.unflatten(attended, 2, (-1, self._fold[1])).transpose(1, 2).flatten(2)
+        unfolded = torch.unflatten(self._attend(folded), 2, (-1, self._fold[1])).transpose(1, 2).flatten(2)
         return self._feed_forward(x + self._out(unfolded))
-
-
-class _Votes:
-    """Classes by attention of test rows to the context's labels (`ManyClassDecoder`), in float32."""
-
-    def __init__(self, modules: Any, caches: Sequence[Any], targets: torch.Tensor, place: Place) -> None:
-        decoder = modules.many_class_decoder
-        if any(cache.decoder_keys is None for cache in caches):
-            raise ValueError("the cache of a regressor answers no classes: it has no decoder keys")
-        keys = place.stack(caches, lambda cache: cache.decoder_keys)
-        self._keys = keys.permute(0, 2, 3, 1).contiguous()
-        labels = place.exact(targets)
-        # A label that is no number takes part in the softmax, and votes for no class.
-        classes = torch.where(labels.isfinite(), labels, -1).long()
-        num_classes = max(1, int(classes.max()) + 1)
-        self._num_absent = decoder.max_num_classes - num_classes
-        if self._num_absent < 0:
-            raise ValueError(f"label {num_classes - 1}, but the network knows {decoder.max_num_classes} classes")
-        self._votes = (classes[..., None] == torch.arange(num_classes, device=place.device)).float() / decoder.num_heads
-        self._feed_forward = FeedForward(modules.mlp_classification.norm, modules.mlp_classification.mlp, place)
-        heads = (decoder.num_heads, decoder.head_dim)
-        self._query = place.exact_linear(decoder.q_projection, heads)
-        self._scale = LengthScale(decoder.softmax_scaling_layer, *heads, keys.shape[1], place)
-        self._max_rows = max(1, _MAX_SCORES // (keys.shape[0] * decoder.num_heads * keys.shape[1]))
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """float32 [B, R, T E] to logits [B, R, max_num_classes]."""
-        queries = self._scale(self._query(self._feed_forward(x))).transpose(1, 2)
-        shares = torch.cat([self._count(part) for part in torch.split(queries, self._max_rows, dim=2)], dim=1)
-        # The library's floor of a share, and of a class without context rows.
-        return torch.log(F.pad(shares, (0, self._num_absent)).clamp(min=1e-5) + 3e-5)
-
-    def _count(self, queries: torch.Tensor) -> torch.Tensor:
-        weights = torch.softmax(torch.matmul(queries, self._keys), dim=-1)
-        return torch.bmm(weights.flatten(1, 2), self._votes).view(*queries.shape[:3], -1).sum(1)
-
-
-class _Bars:
-    """Logits of the regressor's bars (`MultiTaskHeads`)."""
-
-    def __init__(self, heads: Any, place: Place) -> None:
-        self._feed_forward = FeedForward(heads.mlp_regression.norm, heads.mlp_regression.mlp, place)
-        self._out = place.exact_linear(heads.output_projection)
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._out(self._feed_forward(x))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tabpfn.architectures.tabpfn_v3_5 import SoftmaxScalingMLP, apply_rope
 
-from serve.engine.forward.layers import LengthScale, Place, Rotation, attend
+from serve.engine.forward.layers import LengthScale, Place, TurnedHeads, attend
 
 CPU = Place(torch.device("cpu"), torch.float32)
 
@@ -39,13 +39,46 @@ def test_queries_are_scaled_as_the_library_scales_them() -> None:
     torch.testing.assert_close(LengthScale(None, 4, 16, 700, CPU)(queries), queries / 4, rtol=0, atol=0)
 
 
-def test_a_rotation_then_norm_is_the_librarys() -> None:
-    norm, x = torch.nn.RMSNorm(16), torch.randn(3, 9, 4, 16)
-    norm.weight.uniform_(0.5, 2.0)
+@pytest.mark.parametrize("is_normed", [True, False])
+def test_heads_are_turned_by_position_then_normed(is_normed: bool) -> None:
+    module, x = torch.nn.Linear(24, 32, bias=False), torch.randn(9, 5, 24)  # tokens first
+    norm = torch.nn.RMSNorm(16, eps=1e-6)
+    torch.nn.init.normal_(norm.weight)
     frequencies = 1 / 100_000 ** (torch.arange(0, 16, 2) / 16)
     angles = torch.arange(9.0)[:, None] * frequencies
-    expected = norm(apply_rope(x.transpose(1, 2), frequencies).transpose(1, 2)) * 0.25
-    torch.testing.assert_close(Rotation(norm, angles, 0.25, CPU)(x), expected, rtol=0, atol=1e-6)
+    by_head = module(x).unflatten(-1, (2, 16)).permute(1, 2, 0, 3)
+    expected = apply_rope(by_head, frequencies).permute(2, 0, 1, 3)
+    expected = (norm(expected) if is_normed else expected) * 0.25
+    turned = TurnedHeads(module, norm if is_normed else None, angles, (2, 16), 0.25, CPU)
+    torch.testing.assert_close(turned(x), expected, rtol=1e-5, atol=1e-6)
+    assert turned(1e6 * x).norm(dim=-1).max() <= turned.max_length * (1 + 1e-5)
+
+
+def test_a_scaled_query_is_no_longer_than_its_bound() -> None:
+    module, norm = SoftmaxScalingMLP(4, 16, 32), torch.nn.RMSNorm(16, eps=1e-6)
+    for weight in (module.query_mlp[-1].weight, norm.weight):
+        torch.nn.init.normal_(weight, std=5)
+    scale = LengthScale(module, 4, 16, 700, CPU)
+    longest = scale(norm(torch.randn(2_000, 4, 16))).norm(dim=-1).max()
+    assert 0.2 * scale.max_length(norm.weight) < longest <= scale.max_length(norm.weight)
+
+
+@pytest.mark.parametrize("length", [0.5, 50.0])
+def test_attention_to_a_context_is_the_same_bounded_or_not(length: float) -> None:
+    queries, keys, values = torch.randn(2, 3, 40, 16), torch.randn(2, 90, 3, 16), torch.randn(2, 90, 3, 16)
+    queries = torch.nn.functional.normalize(queries, dim=-1) * length
+    attention = CPU.attend_to(keys, values, length)
+    expected = torch.softmax(queries @ keys.permute(0, 2, 3, 1), dim=-1) @ values.transpose(1, 2)
+    torch.testing.assert_close(attention(queries), expected, rtol=1e-5, atol=1e-5)
+    narrow = Place(CPU.device, torch.float32, torch.bfloat16).attend_to(keys, values, length)(queries)
+    torch.testing.assert_close(narrow.float(), expected, rtol=0, atol=0.1 if length < 1 else 1.5)
+
+
+def test_narrow_layers_stay_in_float32_on_a_cpu() -> None:
+    place = Place(CPU.device, torch.bfloat16)
+    assert place.linear(torch.nn.Linear(64, 256))(torch.randn(3, 64)).dtype == torch.float32
+    assert place.linear(torch.nn.Linear(256, 256))(torch.randn(3, 256)).dtype == torch.bfloat16
+    assert Place(torch.device("cuda"), torch.bfloat16).weight_dtype(torch.empty(64, 256)) == torch.bfloat16
 
 
 def test_half_precision_attends_in_the_values_dtype() -> None:
@@ -56,3 +89,4 @@ def test_half_precision_attends_in_the_values_dtype() -> None:
     assert narrow.dtype == torch.bfloat16
     torch.testing.assert_close(narrow.float(), expected, rtol=0, atol=0.05)
     assert Place(torch.device("cpu"), torch.float16).attention_dtype == torch.float32
+    assert Place(torch.device("cpu"), torch.float32, torch.bfloat16).attention_dtype == torch.bfloat16

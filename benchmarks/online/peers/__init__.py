@@ -1,0 +1,2 @@
+"""The same model behind other servers: installed, started, checked, measured beside ours, and stopped, by one
+command."""

@@ -1,0 +1,104 @@
+"""The demo model as a peer's server holds it: by the library as its users do, or by our engine, lent.
+
+`library-uncached` and `library` are the library's own classifier with its own defaults, fed a DataFrame; `ours` is
+TabPFNEngine behind the same call. `library.TabPFNClassifier` is tabpfn's own, with the internet shut. All answer the
+same question: probabilities corrected to the true share of fraud.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+
+from benchmarks.online.peers.servers.options import ENGINE_VARIABLE, MAX_BATCH_ROWS, THREADS_VARIABLE
+from serve.config import EngineSettings, StoreSettings
+from serve.core import Batch, ModelDefinition
+from serve.engine import library
+from serve.engine.engine import TabPFNEngine
+from serve.store import FolderStore
+
+Records = Sequence[Mapping[str, Any]]
+Probabilities = list[list[float]]
+Predict = Callable[[Records], Probabilities]
+PredictAll = Callable[[Sequence[Records]], list[Probabilities]]
+Kind = Literal["library-uncached", "library", "library-float32", "ours"]
+
+_WARM_UP_ROWS = (64, 8, 1)
+
+
+def load_from_environment() -> Predict:
+    """The model that this process was told to hold."""
+    return load(os.environ[ENGINE_VARIABLE], int(os.environ[THREADS_VARIABLE]))
+
+
+def load_batched() -> PredictAll:
+    """The same, for several requests by one call."""
+    return functools.partial(predict_all, load_from_environment())
+
+
+def load(kind: str, num_threads: int) -> Predict:
+    """Fit the demo model and answer a few rows, so that no caller pays for a first time."""
+    definition = FolderStore(StoreSettings()).load("fraud")
+    predict = _ours(definition, num_threads) if kind == "ours" else _library(definition, kind, num_threads)
+    for rows in _WARM_UP_ROWS if kind != "library-uncached" else (1,):
+        predict([definition.example or {}] * rows)
+    return predict
+
+
+def predict_all(predict: Predict, requests: Sequence[Records]) -> list[Probabilities]:
+    """Answer several requests by one call."""
+    answers = iter(predict([record for records in requests for record in records]))
+    return [list(itertools.islice(answers, len(records))) for records in requests]
+
+
+def _library(definition: ModelDefinition, kind: str, num_threads: int) -> Predict:
+    torch.set_num_threads(num_threads)
+    context = definition.context
+    frame = pd.DataFrame({column.name: context.cells[column.name] for column in context.columns})
+    target = np.asarray(context.target)
+    classifier = library.TabPFNClassifier(
+        model_path=definition.checkpoint_path,
+        device="cpu",
+        fit_mode="fit_preprocessors" if kind == "library-uncached" else "fit_with_cache",
+        n_estimators=definition.options.num_members,
+        random_state=definition.options.random_state,
+        categorical_features_indices=[i for i, c in enumerate(context.columns) if c.kind != "number"],
+        inference_precision=torch.float32 if kind == "library-float32" else "auto",
+        kv_cache_precision="auto",  # of the forward; faster than the int8 that is the default
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Running on CPU with more than")
+        classifier.fit(frame, target)
+    priors = context.class_priors or {}
+    weights = np.array([priors[label] / np.mean(target == label) for label in classifier.classes_])
+
+    def predict(records: Records) -> Probabilities:
+        # the types of the context, since one row alone does not tell them
+        rows = pd.DataFrame(records, columns=frame.columns).astype(frame.dtypes)
+        weighted = classifier.predict_proba(rows) * weights
+        answers: Probabilities = (weighted / weighted.sum(axis=1, keepdims=True)).tolist()
+        return answers
+
+    return predict
+
+
+def _ours(definition: ModelDefinition, num_threads: int) -> Predict:
+    engine = TabPFNEngine(EngineSettings(num_threads=num_threads), max_batch_rows=MAX_BATCH_ROWS)
+    context = engine.fit(definition)
+
+    def predict(records: Records) -> Probabilities:
+        rows = context.encode_records(records)
+        answers: Probabilities = []
+        for first in range(0, len(rows), MAX_BATCH_ROWS):
+            answers += engine.predict(Batch(context, rows[first : first + MAX_BATCH_ROWS])).tolist()
+        return answers
+
+    return predict

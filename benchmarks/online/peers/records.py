@@ -1,0 +1,51 @@
+"""What the systems are asked, and the answers that they must give."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from training.cards import FEATURES, simulate
+
+SEED = 1_001
+NUM_FRAUD, NUM_HONEST = 48, 80
+"""More fraud than in life, so that answers differ and one that went to the wrong caller is seen."""
+
+Record = dict[str, Any]
+
+
+def draw_transactions() -> list[Record]:
+    """Unseen card transactions of the demo model, in an order that does not tell which are fraud."""
+    rows = simulate(SEED, num_customers=500)
+    parts = [
+        rows[rows["is_fraud"] == is_fraud].sample(most, random_state=SEED)
+        for is_fraud, most in ((1, NUM_FRAUD), (0, NUM_HONEST))
+    ]
+    shuffled = pd.concat(parts).sample(frac=1, random_state=SEED)
+    records: list[Record] = json.loads(shuffled[list(FEATURES)].to_json(orient="records"))
+    return records
+
+
+def expected_answers(records: Sequence[Record], num_threads: int) -> list[list[float]]:
+    """By the library's cached predict in float32, every record alone: probabilities, as every system answers them."""
+    from benchmarks.online.peers.models import load
+
+    predict = load("library-float32", num_threads)
+    return [predict([record])[0] for record in records]
+
+
+def main() -> None:
+    """Print records and answers as JSON: in a process of its own, the generator stays small."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    records = draw_transactions()
+    print(json.dumps({"records": records, "answers": expected_answers(records, given.threads)}))
+
+
+if __name__ == "__main__":
+    main()

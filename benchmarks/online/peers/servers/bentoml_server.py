@@ -1,0 +1,25 @@
+"""BentoML with adaptive batching (docs.bentoml.com, Adaptive batching), started by its own command, `bentoml serve`.
+
+`max_latency_ms` is what the dispatcher plans for and beyond which it sheds (503): here the benchmark's own bound.
+Access log and the tracking of usage are off. One worker: one model process.
+"""
+
+from typing import Any
+
+import bentoml
+
+from benchmarks.online.peers.servers.options import MAX_BATCH_ROWS
+
+MAX_LATENCY_MS = 100
+
+
+@bentoml.service(name="fraud", workers=1, logging={"access": {"enabled": False}}, metrics={"enabled": False})
+class Fraud:
+    def __init__(self) -> None:
+        from benchmarks.online.peers.models import load_from_environment  # torch in the worker alone
+
+        self._predict = load_from_environment()
+
+    @bentoml.api(batchable=True, max_batch_size=MAX_BATCH_ROWS, max_latency_ms=MAX_LATENCY_MS)
+    def predict(self, records: list[dict[str, Any]]) -> list[list[float]]:
+        return self._predict(records)

@@ -1,0 +1,43 @@
+"""LitServe with its dynamic batching (lightning.ai/docs/litserve/features/batching).
+
+`batch_timeout` 2 ms: the worker collects that long after it became free, and what arrived while it computed is there at
+once. 0 would spin on the queue with a whole core, which the HTTP server and the load generator need here. The ZeroMQ
+queue (`fast_queue`) is the documented choice for high rates. One worker: one model process, as everywhere here.
+"""
+
+from typing import Any
+
+import litserve as ls
+
+from benchmarks.online.peers.servers.options import MAX_BATCH_ROWS, read_options
+
+Records = list[dict[str, Any]]
+
+
+class FraudAPI(ls.LitAPI):
+    def setup(self, device: str) -> None:  # noqa: ARG002 - the framework's own signature
+        from benchmarks.online.peers.models import load_batched  # torch in the worker alone
+
+        self.predict_all = load_batched()
+
+    def decode_request(self, request: dict[str, Any]) -> Records:
+        return request["records"]
+
+    def batch(self, inputs: list[Records]) -> list[Records]:
+        return inputs
+
+    def predict(self, x: list[Records]) -> list[list[list[float]]]:
+        return self.predict_all(x)
+
+    def unbatch(self, output: list[list[list[float]]]) -> list[list[list[float]]]:
+        return output
+
+    def encode_response(self, output: list[list[float]]) -> dict[str, Any]:
+        return {"probabilities": output}
+
+
+if __name__ == "__main__":
+    options = read_options()
+    api = FraudAPI(max_batch_size=MAX_BATCH_ROWS, batch_timeout=0.002)
+    server = ls.LitServer(api, accelerator="cpu", workers_per_device=1, fast_queue=True)
+    server.run(host="127.0.0.1", port=options.port, log_level="warning", generate_client_file=False, num_api_servers=1)

@@ -1,0 +1,42 @@
+"""mosec with dynamic batching (mosecorg.github.io): Rust front, one Python worker.
+
+`max_wait_time` 1 ms, the least it takes (0 means its default, 10): the front collects while the worker is busy anyhow.
+JSON by msgspec in the documented hooks, faster than the default `json` with its indented answers. The time-out is
+raised from 3 to 30 s, so that its warm-up is not cut; the capacity of 1,024 is the default.
+"""
+
+import sys
+from typing import Any
+
+import msgspec
+from mosec import Server, Worker
+
+from benchmarks.online.peers.servers.options import MAX_BATCH_ROWS, read_options
+
+Records = list[dict[str, Any]]
+
+
+class Fraud(Worker):
+    def __init__(self) -> None:
+        super().__init__()
+        from benchmarks.online.peers.models import load_batched  # torch in the worker alone
+
+        self._predict_all = load_batched()
+
+    def deserialize(self, data: bytes) -> Records:
+        return msgspec.json.decode(data)["records"]
+
+    def forward(self, data: list[Records]) -> list[list[list[float]]]:
+        return self._predict_all(data)
+
+    def serialize(self, data: list[list[float]]) -> bytes:
+        return msgspec.json.encode({"probabilities": data})
+
+
+if __name__ == "__main__":
+    options = read_options()
+    flags = {"address": "127.0.0.1", "port": options.port, "timeout": 30_000, "log-level": "warning"}
+    sys.argv[1:] = [f"--{name}={value}" for name, value in flags.items()]  # mosec reads its own
+    server = Server()
+    server.append_worker(Fraud, max_batch_size=MAX_BATCH_ROWS, max_wait_time=1, route="/predict")
+    server.run()

@@ -1,0 +1,65 @@
+"""Plots of a search and of the peers' run, from their JSON alone; see `benchmarks.report`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.report import finish, plain_log, title
+
+_OURS, _LIBRARY, _GREY, _RED = "#2f6db3", "#d98e04", "#777777", "#b3372f"
+_BAR_INCHES, _WIDTH_INCHES = 0.42, 12.0
+
+
+def draw_search(run: Mapping[str, Any]) -> Figure:
+    """Every probe: its rate, its p99, and its verdict."""
+    figure = Figure(figsize=(9.0, 5.0), layout="constrained")
+    axes = figure.subplots()
+    for label, colour, probes in (
+        ("passed", _OURS, [probe for probe in run["results"] if probe["passed"] and not probe["void"]]),
+        ("failed", _RED, [probe for probe in run["results"] if not probe["passed"] and not probe["void"]]),
+        ("void", _GREY, [probe for probe in run["results"] if probe["void"]]),
+    ):
+        known = [probe for probe in probes if probe["latency"]["p99_ms"] is not None]
+        points = [probe["rate"] for probe in known], [probe["latency"]["p99_ms"] for probe in known]
+        axes.plot(*points, "o", color=colour, label=label)
+    found = run["found"]
+    axes.axhline(found["bound_ms"], color=_GREY, linestyle=":", label=f"bound {found['bound_ms']:g} ms")
+    axes.axvline(found["max_rate"], color=_OURS, linestyle=":", label=f"highest rate {found['max_rate']:g}/s")
+    plain_log(axes)
+    axes.set_xlabel("offered rate, requests per second")
+    axes.set_ylabel("p99, ms from the scheduled send")
+    finish(axes)
+    figure.suptitle(title(run, "search of the highest rate within the bound"))
+    return figure
+
+
+def draw_peers(run: Mapping[str, Any]) -> Figure:
+    """Bars by system: highest rate, latency at half load, CPU per request. The colour tells whose engine answers."""
+    systems = dict(sorted(run["systems"].items(), key=lambda item: item[1]["max_rate_p99_100ms"] or 0.0))
+    figure = Figure(figsize=(_WIDTH_INCHES, 1.6 + _BAR_INCHES * len(systems)), layout="constrained")
+    rate, latency, cpu = figure.subplots(1, 3, sharey=True)
+    _bars(rate, systems, "max_rate_p99_100ms")
+    rate.set_xlabel("highest rate with p99 within 100 ms, 1/s")
+    _bars(latency, systems, "p99_ms_half_load", alpha=0.45)
+    _bars(latency, systems, "p50_ms_half_load")
+    at = run["rates"].get("half_load")
+    latency.set_xlabel("p50 and p99 (pale), ms" + (f", at {at:.0f}/s: half of the best peer's" if at else ""))
+    _bars(cpu, systems, "cpu_ms_per_request")
+    cpu.set_xlabel("CPU per request at that rate, ms")
+    for colour, engine in ((_OURS, "our engine"), (_LIBRARY, "the library's")):
+        rate.plot([], [], "s", color=colour, label=engine)
+    rate.legend(loc="lower right")
+    figure.suptitle(title(run, "the same model behind each server, one-row requests (medians of the rounds)"))
+    return figure
+
+
+def _bars(axes: Axes, systems: Mapping[str, Mapping[str, Any]], key: str, alpha: float = 1.0) -> None:
+    names: Sequence[str] = list(systems)
+    values = [systems[name][key] or 0.0 for name in names]
+    colours = [_OURS if systems[name]["engine"] == "ours" else _LIBRARY for name in names]
+    axes.barh(names, values, color=colours, alpha=alpha)
+    axes.grid(alpha=0.3, axis="x")

@@ -1,0 +1,138 @@
+"""What waits for one context: a FIFO per priority, taken from the front by rows.
+
+What is always true: only the request at the head can be taken in part, since rows leave from the front only. So where
+it was cut is one number of the FIFO, and a request itself stays as it came.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from serve.batching.cost import ContextCost
+from serve.core import FittedContext, Priority
+
+
+class QueuedRequest(Protocol):
+    """What the policy must know of a request. Compared and hashed by identity; nothing here changes while it waits."""
+
+    @property
+    def context(self) -> FittedContext:
+        """The batch key."""
+
+    @property
+    def num_rows(self) -> int:
+        """1 or more; what is more than a batch holds is answered in several."""
+
+    @property
+    def priority(self) -> Priority:
+        """Which of the context's FIFOs it stands in."""
+
+    @property
+    def arrived_at(self) -> float:
+        """Seconds on the clock that `now` is read from."""
+
+    @property
+    def deadline(self) -> float:
+        """When its caller gives up, on the same clock; infinity for never."""
+
+
+R = TypeVar("R", bound=QueuedRequest)
+
+
+class Slice(NamedTuple, Generic[R]):
+    """Rows `start` to `stop` (not included) of a request, riding in one batch."""
+
+    request: R
+    start: int
+    stop: int
+
+
+class Fifo(Generic[R]):
+    """Requests of one context and priority, each with the number that `BatchQueue` gave it when it came."""
+
+    __slots__ = ("_head_start", "epochs", "num_rows")
+
+    def __init__(self) -> None:
+        self.epochs: OrderedDict[R, int] = OrderedDict()
+        self.num_rows = 0
+        """Rows that were not taken yet."""
+        self._head_start = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.epochs)
+
+    @property
+    def head(self) -> R:
+        """The oldest request."""
+        return next(iter(self.epochs))
+
+    def add(self, request: R, epoch: int) -> None:
+        assert request not in self.epochs, "a request is queued once"
+        self.epochs[request] = epoch
+        self.num_rows += request.num_rows
+
+    def remove(self, request: R) -> int:
+        """Take out what is left of a request; the number of its rows."""
+        left = request.num_rows
+        if self._head_start and request is self.head:
+            left -= self._head_start
+            self._head_start = 0
+        del self.epochs[request]
+        self.num_rows -= left
+        return left
+
+    def take(self, max_rows: int, slices: list[Slice[R]]) -> list[tuple[R, int]]:
+        """Move up to `max_rows` rows from the front into `slices`; the requests, with numbers, that have left whole."""
+        left: list[tuple[R, int]] = []
+        start = self._head_start
+        room = min(max(max_rows, 0), self.num_rows)
+        self.num_rows -= room
+        while room:
+            request = next(iter(self.epochs))
+            stop = request.num_rows
+            if stop - start > room:
+                slices.append(Slice(request, start, start + room))
+                start += room
+                break
+            slices.append(Slice(request, start, stop))
+            room -= stop - start
+            start = 0
+            left.append((request, self.epochs.pop(request)))
+        self._head_start = start
+        return left
+
+
+class ContextQueue(Generic[R]):
+    """Both FIFOs of one context, and the predicted seconds of device time that each stands for."""
+
+    __slots__ = ("bulk", "bulk_s", "bulk_served_at", "cost", "interactive", "interactive_s")
+
+    def __init__(self, cost: ContextCost) -> None:
+        self.cost = cost
+        self.interactive: Fifo[R] = Fifo()
+        self.bulk: Fifo[R] = Fifo()
+        self.interactive_s = 0.0
+        self.bulk_s = 0.0
+        self.bulk_served_at = float("-inf")
+        """When bulk rows of this context last went to the device."""
+
+    def fifo(self, priority: Priority) -> Fifo[R]:
+        return self.bulk if priority is Priority.BULK else self.interactive
+
+    @property
+    def num_rows(self) -> int:
+        return self.interactive.num_rows + self.bulk.num_rows
+
+    @property
+    def oldest_arrival(self) -> float:
+        """Of the requests at the two heads."""
+        if not self.bulk:
+            return self.interactive.head.arrived_at
+        bulk = self.bulk.head.arrived_at
+        return min(bulk, self.interactive.head.arrived_at) if self.interactive else bulk
+
+    @property
+    def bulk_waits_since(self) -> float:
+        """From when the bulk FIFO counts as not served; infinity if it is empty."""
+        return max(self.bulk.head.arrived_at, self.bulk_served_at) if self.bulk else float("inf")

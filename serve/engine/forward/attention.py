@@ -1,0 +1,73 @@
+"""Attention on a CPU by batched products, where torch's fused kernel loses more in its loops than it saves in memory.
+
+Measured on one core (AVX-512), against `scaled_dot_product_attention`: 4 queries to 1,200 keys in 0.8 of its time, 128
+in 0.9, 448 in 0.6; the tokens of one table row to each other in half of it or less, since the kernel starts anew for
+every row and head.
+
+A softmax is the same whatever constant is taken off its scores; the largest is taken off so that no exponential
+overflows. Where queries and keys were normed, their scores have a bound that the weights alone tell. If it is small
+enough, `exp` is applied as it is: one pass over the scores in place of four, and their sum is one more column of the
+values. The bound holds for any input, so nothing is looked at during a call.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+MAX_EXP_SCORE = 60.0
+"""exp(60) times a million keys still is a float32, and exp(-60) is a normal one."""
+
+_TILE_BYTES = 2**20
+"""Scores held at a time for each thread: few enough to be softmaxed and spent in its core's cache."""
+
+
+def with_sums(values: torch.Tensor) -> torch.Tensor:
+    """Values [..., D] and a column of ones, which gives every query the sum of its exponentials."""
+    return F.pad(values, (0, 1), value=1.0).contiguous()
+
+
+def attend_tiled(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *, is_bounded: bool = False
+) -> torch.Tensor:
+    """softmax(queries keys) values, so many batch elements, or queries of one, at a time as keep the scores small.
+
+    Args:
+        queries: [batch, queries, D].
+        keys: [batch, D, context], in the memory order that is fastest for the kernel.
+        values: [batch, context, D]; if bounded `with_sums` of it.
+        is_bounded: no score is beyond `MAX_EXP_SCORE`, whatever the queries.
+    """
+    num_batch, num_queries, _ = queries.shape
+    budget = torch.get_num_threads() * _TILE_BYTES // (keys.shape[2] * queries.element_size())
+    batch = min(max(1, budget // num_queries), num_batch)
+    per_tile = min(max(1, budget), num_queries)
+    mixed = queries.new_empty(num_batch, num_queries, values.shape[2])
+    scores = queries.new_empty(batch * per_tile * keys.shape[2])
+    for first in range(0, num_batch, batch):
+        here = slice(first, first + batch)
+        for start in range(0, num_queries, per_tile):
+            part = queries[here, start : start + per_tile]
+            tile = scores[: part.shape[0] * part.shape[1] * keys.shape[2]].view(*part.shape[:2], -1)
+            torch.bmm(part, keys[here], out=tile)
+            if is_bounded:
+                torch.exp(tile, out=tile)
+            else:
+                torch.softmax(tile, dim=-1, out=tile)
+            torch.bmm(tile, values[here], out=mixed[here, start : start + per_tile])
+    return mixed[..., :-1] / mixed[..., -1:] if is_bounded else mixed
+
+
+def attend_tokens(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *, is_bounded: bool = False
+) -> torch.Tensor:
+    """softmax(queries keys^T) values for very many short sequences; float32 [tokens, rows, heads, D] each, and back."""
+    num_queries, num_rows, num_heads, _ = queries.shape
+    queries, keys, values = (x.permute(1, 2, 0, 3).flatten(0, 1) for x in (queries, keys, values))
+    scores = torch.bmm(queries, keys.transpose(1, 2))
+    if is_bounded:
+        scores.exp_()
+        mixed = torch.bmm(scores, values).div_(scores.sum(-1, keepdim=True))
+    else:
+        mixed = torch.bmm(torch.softmax(scores, dim=-1), values)
+    return mixed.view(num_rows, num_heads, num_queries, -1).permute(2, 0, 1, 3)

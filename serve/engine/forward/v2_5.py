@@ -1,0 +1,108 @@
+"""Test rows through tabpfn_v2_5 or tabpfn_v2_6 from their KV caches: v2's layers (v2.py) on other cells.
+
+How they differ from v2, in what a test row meets:
+- columns that are constant in the context are taken out before columns are grouped, not within each group. Each member
+  of a group may so keep another number of columns, and have another number of tokens; those of equal number share a
+  pass;
+- what stands in for a missing value is the scaler's mean, which is that of the finite values;
+- a group's embedding may have a hidden layer (`encoder_type="mlp"`);
+- the columns' random embeddings come from a table inside tabpfn where it is as wide as they are (emsize 192, the
+  default); else, and past the table's 2,000 columns, they are drawn on the device, as in v2;
+- the hidden layers are half as wide; v2.6 norms by the root mean square, with weights;
+- thinking rows: they stand before the context's in the cached keys and values, and need nothing here.
+
+`TabPFNV2p5.forward` and `TabPFNV2p6.forward` (x_is_test_only=True) are the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from serve.engine.forward import Forward
+from serve.engine.forward.v2 import CellsForward
+from serve.engine.forward.v2_cells import Cells, draw_columns, find_sources
+
+_SEED = 42
+"""Of the columns' embeddings, in `_add_column_embeddings`."""
+
+
+def build(
+    network: torch.nn.Module,
+    caches: Sequence[Any],
+    targets: torch.Tensor,
+    task_type: str,
+    dtype: torch.dtype,
+    kv_dtype: torch.dtype | None = None,
+) -> Forward:
+    """See serve.engine.forward.Builder. `caches` are of equal width and context; both tasks run alike."""
+    del targets, task_type  # the cache holds the target column's embedding
+    alike: dict[int, list[int]] = {}
+    for index, cache in enumerate(caches):
+        alike.setdefault(_count_columns(cache), []).append(index)
+    with torch.inference_mode():
+        groups = [[caches[index] for index in indices] for indices in alike.values()]
+        forwards = [
+            CellsForward(network, some, _read_cells(network, some), dtype, kv_dtype or dtype) for some in groups
+        ]
+        if len(forwards) == 1:
+            return forwards[0]
+        sizes, device = [cache.train_shape[0] for cache in caches], caches[0].test_y_embedding.device
+        positions = torch.split(torch.arange(sum(sizes), device=device), sizes)
+        return _Apart(forwards, [torch.cat([positions[index] for index in indices]) for indices in alike.values()])
+
+
+class _Apart:
+    """Members of several numbers of columns, a pass for each number.
+
+    Args:
+        members: int64, the positions of each forward's members among all.
+    """
+
+    def __init__(self, forwards: Sequence[Forward], members: Sequence[torch.Tensor]) -> None:
+        self._parts = list(zip(forwards, members, strict=True))
+        self._in_order = torch.cat(list(members)).argsort()
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            answers = [forward(rows.index_select(0, some)) for forward, some in self._parts]
+            return torch.cat(answers).index_select(0, self._in_order)
+
+
+def _count_columns(cache: Any) -> int:
+    """Columns of tokens, the target's included."""
+    return int(cache.kv[0].key.shape[0]) // int(cache.train_shape[0])
+
+
+def _read_cells(network: Any, caches: Sequence[Any]) -> Cells:
+    def stack(part: str, key: str) -> torch.Tensor:
+        return torch.cat([getattr(cache, part)[key] for cache in caches])
+
+    kept = stack("feature_state", "column_mask").bool()
+    num_groups, embedder = _count_columns(caches[0]) - 1, network.feature_group_embedder
+    mean, width = stack("scaler_cache", "mean"), kept.shape[1]
+    # As the library selects: a member alone loses its constant columns, among others it gets zeros in their place.
+    sources = find_sources(kept[:, None])
+    return Cells.make(
+        network,
+        caches,
+        _draw_columns(network, num_groups, caches[0].test_y_embedding),
+        functional.pad(sources, (0, num_groups * network.features_per_group - width), value=width),
+        width,
+        [embedder[0], embedder[2]] if isinstance(embedder, torch.nn.Sequential) else [embedder],
+        fill=mean,
+        mean=mean,
+        deviation=stack("scaler_cache", "std"),
+        used=stack("feature_state", "normalize_mask"),
+        num_used=stack("feature_state", "normalize_used"),
+    )
+
+
+def _draw_columns(network: Any, num_groups: int, like: torch.Tensor) -> torch.Tensor:
+    drawn, table = draw_columns(network, num_groups, _SEED, like), network.pre_generated_column_embeddings
+    if drawn.shape[1] == table.shape[1]:
+        drawn[: len(table)] = table[:num_groups].to(drawn)
+    return drawn

@@ -1,0 +1,51 @@
+"""The classification head of v3 and v3.5: a test row's classes are the labels of context rows that it attends to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from serve.engine.forward.attention import attend_tiled
+from serve.engine.forward.layers import LengthScale, Place
+
+_MAX_SCORES = 1 << 21
+"""Attention scores at once; the other attentions never hold theirs."""
+
+
+class Votes:
+    """Classes by attention of test rows to the context's labels (`ManyClassDecoder`), in float32."""
+
+    def __init__(self, decoder: Any, caches: Sequence[Any], targets: torch.Tensor, place: Place) -> None:
+        if any(cache.decoder_keys is None for cache in caches):
+            raise ValueError("the cache of a regressor answers no classes: it has no decoder keys")
+        keys = place.stack(caches, lambda cache: cache.decoder_keys)
+        self._is_on_cpu = place.device.type == "cpu"
+        self._keys = keys.permute(0, 2, 3, 1).flatten(0, 1).contiguous()
+        labels = place.exact(targets)
+        # A label that is no number takes part in the softmax, and votes for no class.
+        classes = torch.where(labels.isfinite(), labels, -1).long()
+        num_classes = max(1, int(classes.max()) + 1)
+        self._num_absent = decoder.max_num_classes - num_classes
+        if self._num_absent < 0:
+            raise ValueError(f"label {num_classes - 1}, but the network knows {decoder.max_num_classes} classes")
+        votes = (classes[..., None] == torch.arange(num_classes, device=place.device)).float() / decoder.num_heads
+        self._votes = votes.repeat_interleave(decoder.num_heads, 0)
+        heads = (decoder.num_heads, decoder.head_dim)
+        self._query = place.exact_linear(decoder.q_projection, heads)
+        self._scale = LengthScale(decoder.softmax_scaling_layer, *heads, keys.shape[1], place)
+        self._max_rows = max(1, _MAX_SCORES // (keys.shape[0] * decoder.num_heads * keys.shape[1]))
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """float32 [B, R, T E] to logits [B, R, max_num_classes]."""
+        queries = self._scale(self._query(x)).transpose(1, 2)
+        if self._is_on_cpu:
+            shares = attend_tiled(queries.flatten(0, 1), self._keys, self._votes)
+        else:
+            parts = torch.split(queries.flatten(0, 1), self._max_rows, dim=1)
+            shares = torch.cat([torch.bmm(torch.softmax(part @ self._keys, -1), self._votes) for part in parts], dim=1)
+        shares = shares.view(*queries.shape[:3], -1).sum(1)
+        # The library's floor of a share, and of a class without context rows.
+        return torch.log(F.pad(shares, (0, self._num_absent)).clamp(min=1e-5) + 3e-5)

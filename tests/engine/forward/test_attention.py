@@ -1,0 +1,55 @@
+"""Products in tiles are the attention that they replace, whatever the tiles' size, and whatever the scores'."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serve.engine.forward import attention
+from serve.engine.forward.attention import MAX_EXP_SCORE, attend_tiled, attend_tokens, with_sums
+
+
+def plain(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """[batch, length, D] each, in float64."""
+    scores = queries.double() @ keys.double().transpose(1, 2)
+    return (torch.softmax(scores, dim=-1) @ values.double()).float()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(1, 5), st.integers(1, 70), st.integers(1, 50), st.sampled_from([1, 700, 5_000, 2**20]), st.booleans(),
+    st.integers(0, 2**32),
+)  # fmt: skip
+def test_tiles_do_not_show(batch: int, queries: int, context: int, tile_bytes: int, bounded: bool, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(batch, n, 8, generator=generator) for n in (queries, context, context))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "_TILE_BYTES", tile_bytes)
+        mixed = attend_tiled(q, k.transpose(1, 2), with_sums(v) if bounded else v, is_bounded=bounded)
+    torch.testing.assert_close(mixed, plain(q, k, v), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("score", [MAX_EXP_SCORE, -MAX_EXP_SCORE])
+def test_the_largest_scores_that_count_as_bounded_are_exact(score: float) -> None:
+    keys = torch.zeros(1, 100_000, 8)
+    keys[..., 0] = score
+    queries, values = torch.eye(8)[None, :1], torch.randn(1, 100_000, 8)
+    mixed = attend_tiled(queries, keys.transpose(1, 2), with_sums(values), is_bounded=True)
+    torch.testing.assert_close(mixed[0, 0], values[0].mean(0), rtol=1e-3, atol=1e-5)
+
+
+def test_unbounded_scores_may_be_of_any_size() -> None:
+    queries, keys, values = 300 * torch.randn(2, 5, 8), torch.randn(2, 40, 8), torch.randn(2, 40, 8)
+    torch.testing.assert_close(
+        attend_tiled(queries, keys.transpose(1, 2), values), plain(queries, keys, values), rtol=1e-3, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_tokens_of_a_row_meet_no_other_row(bounded: bool) -> None:
+    queries, keys, values = torch.randn(3, 6, 4, 8), torch.randn(7, 6, 4, 8), torch.randn(7, 6, 4, 8)
+    mixed = attend_tokens(queries, keys, values, is_bounded=bounded)
+    for row in range(6):
+        for head in range(4):
+            alone = (x[None, :, row, head] for x in (queries, keys, values))
+            torch.testing.assert_close(mixed[:, row, head], plain(*alone)[0], rtol=1e-5, atol=1e-5)
