@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from tabpfn.architectures import ARCHITECTURES
 from tabpfn.checkpoint import save_as_safetensors
 from tabpfn.inference_config import InferenceConfig
@@ -22,6 +23,9 @@ CONFIG: dict[str, Any] = {
     "dist_embed_num_blocks": 2,
     "dist_embed_num_heads": 4,
     "dist_embed_num_inducing_points": 16,
+    # One column a cell, not three: after seven minutes from random weights the loss was 0.65 against 0.71, cards 0.88
+    # against 0.87. So few inducing points describe how a label depends on one column, not on three at once.
+    "feature_group_size": 1,
     "feat_agg_num_blocks": 2,
     "feat_agg_num_heads": 4,
     "feat_agg_num_cls_tokens": 4,
@@ -71,3 +75,27 @@ def save_checkpoint(state: dict[str, torch.Tensor], path: Path, config: dict[str
         },
         path,
     )
+
+
+def load_weights(path: Path, like: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a saved checkpoint, for a network that may see fewer columns in a cell than the saved one did.
+
+    The first columns' share of the cell embedding is kept, and made larger by the root of what was summed before.
+    Raises ValueError where any other shape differs.
+    """
+    saved, wanted = load_file(path), like.state_dict()
+    prefix = "state_dict." if any(name.startswith("state_dict.") for name in saved) else ""
+    weights = {name: saved[prefix + name] for name in wanted}
+    before, after = (state["x_embed.fourier.frequencies"].shape[0] for state in (weights, wanted))
+    if after < before:
+        scale = (before / after) ** 0.5
+        weights["x_embed.fourier.frequencies"] = weights["x_embed.fourier.frequencies"][:after]
+        weights["x_embed.fourier.in_linear.weight"] = weights["x_embed.fourier.in_linear.weight"] * scale
+        linear = weights["x_embed.metadata_linear.weight"]
+        values, flags, ranks = linear.split([before, before, linear.shape[1] - 2 * before], dim=1)
+        kept = [values[:, :after], flags[:, :after], ranks[:, : ranks.shape[1] // before * after]]
+        weights["x_embed.metadata_linear.weight"] = torch.cat(kept, dim=1) * scale
+    for name, tensor in wanted.items():
+        if weights[name].shape != tensor.shape:
+            raise ValueError(f"{path}: {name} is {tuple(weights[name].shape)}, the network's {tuple(tensor.shape)}")
+    return weights

@@ -2,10 +2,13 @@
 
 Each step every worker draws a batch of tables of one size, shows the network the labelled context rows, and scores the
 query rows by cross entropy; gradients are averaged over the workers. Tables are small and simple for the first
-`SMALL_STEPS` (cheap, and enough to learn what a label is), then of every mechanism and size until the plateau ends,
-then mostly of two classes, and in the last third of the decay of the sizes that are served. Matrices inside the blocks
-are trained by Muon, everything else by AdamW, with a warm-up, a plateau of `PLATEAU_STEPS` and a linear decay to the
-end.
+`SMALL_STEPS` (cheap, and enough to learn what a label is), then of every size until `FULL_STEPS`, then of every
+mechanism and mostly of two classes, and in the last third of the decay of the sizes that are served. Matrices inside
+the blocks are trained by Muon, everything else by AdamW, with a warm-up, a plateau until `PLATEAU_STEPS` and a linear
+decay to the end.
+
+`--start-from` takes the weights of an earlier checkpoint and joins the schedule after `FULL_STEPS`: that is how the
+checkpoint in the package was made, from the one that it replaced.
 
 A step's tables depend on the seed, its number and the worker alone: an interrupted run goes on with `--resume`, and
 `--steps` may still be raised until the plateau ends.
@@ -27,12 +30,12 @@ import torch
 from torch import distributed, multiprocessing, nn
 from torch.nn import functional
 
-from training.checkpoint import build_network, save_checkpoint
+from training.checkpoint import build_network, load_weights, save_checkpoint
 from training.prior import BASIC_WEIGHTS, FINAL_WEIGHTS, FULL_WEIGHTS, Table, sample_table
 
 CELLS_PER_WORKER = 16_000
 MIN_TABLES, MAX_TABLES = 4, 24
-WARMUP_STEPS, SMALL_STEPS, PLATEAU_STEPS = 100, 1_500, 3_500
+WARMUP_STEPS, SMALL_STEPS, FULL_STEPS, PLATEAU_STEPS = 100, 1_500, 3_500, 5_200
 MUON_RATE, ADAMW_RATE = 3e-3, 1.5e-3
 SAVE_EVERY, LOG_EVERY = 100, 50
 
@@ -65,13 +68,18 @@ class Run:
     num_workers: int
     threads: int
     port: int
+    start_from: Path | None = None
+
+    @property
+    def first_step(self) -> int:
+        return FULL_STEPS if self.start_from else 0
 
 
 def stage_of(step: int, num_steps: int) -> Stage:
     """The stage of a step."""
     if step < SMALL_STEPS:
         return SMALL
-    if step < PLATEAU_STEPS:
+    if step < FULL_STEPS:
         return FULL
     return BINARY if 3 * (num_steps - step) > num_steps - PLATEAU_STEPS else FINAL
 
@@ -122,9 +130,9 @@ def make_optimizers(network: nn.Module) -> list[torch.optim.Optimizer]:
     ]
 
 
-def rate_factor(step: int, num_steps: int) -> float:
-    """Warm-up, plateau, linear decay to zero."""
-    return min(1.0, (step + 1) / WARMUP_STEPS, (num_steps - step) / max(1, num_steps - PLATEAU_STEPS))
+def rate_factor(step: int, num_steps: int, first_step: int = 0) -> float:
+    """Warm-up from `first_step`, plateau, linear decay to zero."""
+    return min(1.0, (step - first_step + 1) / WARMUP_STEPS, (num_steps - step) / max(1, num_steps - PLATEAU_STEPS))
 
 
 def average_gradients(network: nn.Module, num_workers: int) -> None:
@@ -146,14 +154,16 @@ def train(worker: int, run: Run) -> None:
         )
     torch.manual_seed(run.seed)
     network = build_network().train()
+    if run.start_from:
+        network.load_state_dict(load_weights(run.start_from, network))
     optimizers = make_optimizers(network)
     base_rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
-    first = _restore(run.resume, network, optimizers) if run.resume else 0
+    first = _restore(run.resume, network, optimizers) if run.resume else run.first_step
     started, losses = time.perf_counter(), []
     for step in range(first, run.num_steps):
         features, labels, num_context = draw_batch(run.seed, step, worker, stage_of(step, run.num_steps))
         for optimizer, base in zip(optimizers, base_rates, strict=True):
-            optimizer.param_groups[0]["lr"] = base * rate_factor(step, run.num_steps)
+            optimizer.param_groups[0]["lr"] = base * rate_factor(step, run.num_steps, run.first_step)
             optimizer.zero_grad(set_to_none=True)
         loss = batch_loss(network, features, labels, num_context)
         loss.backward()
@@ -192,19 +202,21 @@ def _restore(path: Path, network: nn.Module, optimizers: list[torch.optim.Optimi
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("training/out/demo-v3.5.safetensors"))
-    parser.add_argument("--steps", type=int, default=7_200)
+    parser.add_argument("--steps", type=int, default=8_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2, help="processes; part of the recipe, as each draws its own")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch in each")
     parser.add_argument("--resume", type=Path, help="the .resume.pt of an interrupted run")
+    parser.add_argument("--start-from", type=Path, help="a checkpoint to take the first weights from")
     arguments = parser.parse_args()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     run = Run(
-        arguments.steps, arguments.seed, arguments.out, arguments.resume, arguments.workers, arguments.threads, port
-    )
+        arguments.steps, arguments.seed, arguments.out, arguments.resume, arguments.workers, arguments.threads, port,
+        arguments.start_from,
+    )  # fmt: skip
     started = time.perf_counter()
     multiprocessing.spawn(train, args=(run,), nprocs=run.num_workers)
     print(f"wrote {run.out} after {(time.perf_counter() - started) / 60:.1f} minutes", flush=True)

@@ -5,7 +5,7 @@ checkpoint believes a table looks like. A table is drawn in three steps, each in
 
 1. a *mechanism* draws features and class scores that belong together: a linear model of shared latent factors, class
    clusters, a random network read at random nodes (a structural causal model), rules, an ordinary population some of
-   whose rows are disturbed in one of several ways, the nearest of many prototypes, or deep trees;
+   whose rows are disturbed in one of several ways, the nearest of many prototypes, deep trees, or one curve a column;
 2. *observation* spoils the features as the world does: monotone warps, heavy tails, rounding, categories without
    order, irrelevant columns, missing values;
 3. *labelling* turns scores into classes: noise, class imbalance, permuted class numbers.
@@ -207,6 +207,36 @@ def _trees(rng: np.random.Generator, num_rows: int, num_features: int, num_class
     return _f32(features), scores
 
 
+def _additive(rng: np.random.Generator, num_rows: int, num_features: int, num_classes: int) -> tuple[Floats, Floats]:
+    """A sum of one curve per feature: steps, hinges, windows, tails, a level per bin. Many weak columns add up."""
+    features, _ = (_linear_factors if rng.random() < 0.7 else _network)(rng, num_rows, num_features, 2)
+    standard = _standardise(features)
+    used = np.flatnonzero(rng.random(num_features) < rng.uniform(0.4, 1))
+    scores = np.zeros((num_rows, _num_scores(rng, num_classes)), np.float32)
+    for column in used if len(used) else [0]:
+        for score in range(scores.shape[1]):
+            scores[:, score] += rng.gamma(1.0) * _standardise(_curve(rng, standard[:, column, None]))[:, 0]
+    return features, scores
+
+
+def _curve(rng: np.random.Generator, values: Floats) -> Floats:
+    """A random function of one standardised column [rows, 1]."""
+    kind, cut = rng.integers(0, 6), rng.normal() * 0.8
+    sign, width = rng.choice([-1.0, 1.0]), rng.lognormal(-0.7, 0.5)
+    if kind == 0:
+        return _f32(sign * (values > cut))
+    if kind == 1:
+        return _f32(sign * np.maximum(values - cut, 0))
+    if kind == 2:
+        return _f32(sign * np.exp(-np.square((values - cut) / width)))
+    if kind == 3:
+        return _f32(sign * np.minimum(np.square(values - 0.3 * cut), 6))
+    if kind == 4:
+        return _f32(sign * np.tanh(values / width))
+    cuts = np.sort(rng.normal(size=int(rng.integers(2, 10))))
+    return _normal(rng, len(cuts) + 1)[np.searchsorted(cuts, values)]
+
+
 _MECHANISMS: tuple[Callable[[np.random.Generator, int, int, int], tuple[Floats, Floats]], ...] = (
     _linear_factors,
     _clusters,
@@ -215,13 +245,15 @@ _MECHANISMS: tuple[Callable[[np.random.Generator, int, int, int], tuple[Floats, 
     _disturbances,
     _prototypes,
     _trees,
+    _additive,
 )
 BASIC_WEIGHTS = (0.30, 0.12, 0.35, 0.23)
 """How often each mechanism is drawn while the network learns what a label is."""
 FULL_WEIGHTS = (0.24, 0.10, 0.25, 0.16, 0.25)
 """How often afterwards."""
-FINAL_WEIGHTS = (0.06, 0.04, 0.13, 0.12, 0.22, 0.18, 0.25)
-"""How often while the rate decays: mostly where features matter together, which is what is learned last."""
+FINAL_WEIGHTS = (0.10, 0.05, 0.18, 0.11, 0.22, 0.07, 0.07, 0.20)
+"""How often in the end. A sum of many columns' own curves is what tables are most often made of: on the card simulator
+stumps reach 0.966, a network that was never shown such sums 0.949."""
 
 
 # --- step 2: observation ---------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import torch
 from tabpfn import TabPFNClassifier
 
 from training import pretrain
-from training.checkpoint import build_network
+from training.checkpoint import build_network, load_weights, save_checkpoint
 from training.pretrain import (
     BINARY,
     FINAL,
@@ -93,8 +93,23 @@ def test_tabpfn_loads_what_is_saved(tmp_path: Path) -> None:
 
 
 def test_tables_grow_with_the_schedule() -> None:
-    assert stage_of(0, 6_000) is SMALL
-    assert stage_of(pretrain.SMALL_STEPS, 6_000) is FULL
-    assert stage_of(pretrain.PLATEAU_STEPS, 6_500) is BINARY
-    assert stage_of(5_499, 6_500) is BINARY
-    assert stage_of(5_500, 6_500) is FINAL
+    first, steps = pretrain.PLATEAU_STEPS, pretrain.PLATEAU_STEPS + 3_000
+    assert stage_of(0, steps) is SMALL
+    assert stage_of(pretrain.SMALL_STEPS, steps) is FULL
+    assert stage_of(pretrain.FULL_STEPS, steps) is BINARY
+    assert stage_of(first + 1_999, steps) is BINARY
+    assert stage_of(first + 2_000, steps) is FINAL
+
+
+def test_a_run_that_starts_from_a_checkpoint_joins_the_schedule(tmp_path: Path) -> None:
+    earlier = tmp_path / "earlier-v3.5.safetensors"
+    torch.manual_seed(5)
+    save_checkpoint(build_network().state_dict(), earlier)
+    first = pretrain.FULL_STEPS
+    run = Run(first + 1, 3, tmp_path / "v3.5.safetensors", None, 1, 1, 0, start_from=earlier)
+    train(0, run)
+    assert torch.load(run.out.with_suffix(".resume.pt"), weights_only=True)["step"] == first + 1
+    assert rate_factor(first, first + 1_000, first) == pytest.approx(0.01)
+    before, after = load_weights(earlier, build_network()), load_weights(run.out, build_network())
+    moved = max(float((after[name] - before[name]).abs().max()) for name in before)
+    assert 0 < moved < 1e-3, "one step at a hundredth of the rate"

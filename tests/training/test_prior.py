@@ -3,6 +3,7 @@
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
 from training.prior import BASIC_WEIGHTS, FINAL_WEIGHTS, FULL_WEIGHTS, MAX_CLASSES, sample_table
 
@@ -58,3 +59,22 @@ def test_labels_can_be_learned_from_features() -> None:
         )
         better.append(np.mean(nearest == table.labels[200:]) > chance)
     assert np.mean(better) > 0.75
+
+
+def test_columns_of_a_sum_tell_little_alone_and_much_together() -> None:
+    rng = np.random.default_rng(3)
+    only_sums = (0.0,) * (len(FINAL_WEIGHTS) - 1) + (1.0,)
+    alone, together = [], []
+    for _ in range(25):
+        table = sample_table(rng, 600, 12, only_sums, 1.0)
+        columns = np.nan_to_num(table.features).argsort(axis=0).argsort(axis=0) * 10 // 600  # ten bins
+        labels, scores = table.labels, np.zeros((300, 12))
+        for column in range(12):
+            for level in range(10):
+                seen = labels[:300][columns[:300, column] == level]
+                scores[columns[300:, column] == level, column] = (seen.sum() + 1) / (len(seen) + 2)
+        if labels[300:].min() < labels[300:].max():
+            scores = np.log(scores / (1 - scores))
+            alone.append(max(roc_auc_score(labels[300:], scores[:, column]) for column in range(12)))
+            together.append(roc_auc_score(labels[300:], scores.sum(axis=1)))
+    assert np.mean(together) > np.mean(alone) + 0.03

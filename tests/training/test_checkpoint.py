@@ -1,0 +1,47 @@
+"""A checkpoint's weights serve a network whose cells hold fewer columns; anything else that differs is refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.checkpoint import CONFIG, build_network, load_weights, save_checkpoint
+
+
+def saved(config: dict[str, object], path: Path) -> torch.nn.Module:
+    torch.manual_seed(1)
+    network = build_network(config)
+    save_checkpoint(network.state_dict(), path, config)
+    return network
+
+
+def test_weights_come_back_as_they_were_saved(tmp_path: Path) -> None:
+    path = tmp_path / "same-v3.5.safetensors"
+    network = saved(CONFIG, path)
+    for name, tensor in load_weights(path, build_network()).items():
+        torch.testing.assert_close(tensor, network.state_dict()[name], rtol=0, atol=0)
+
+
+def test_the_first_column_of_a_cell_is_kept_and_all_else_is_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "three-v3.5.safetensors"
+    three = saved({**CONFIG, "feature_group_size": 3}, path)
+    one = build_network({**CONFIG, "feature_group_size": 1})
+    one.load_state_dict(load_weights(path, one))
+    for name, tensor in one.state_dict().items():
+        if not name.startswith(("x_embed.fourier", "x_embed.metadata")):
+            torch.testing.assert_close(tensor, three.state_dict()[name], rtol=0, atol=0)
+    # a cell of three columns of which two are zero, and missing nothing, but for what zeros add
+    values, zeros = torch.randn(4, 1), torch.zeros(4, 2)
+    alone = torch.cat([values, torch.zeros(4, 1), torch.rand(4, 1)], dim=-1)
+    joined = torch.cat([values, zeros, torch.zeros(4, 3), alone[:, 2:], zeros], dim=-1)
+    first, second = (network.x_embed.metadata_linear.weight for network in (one, three))
+    ranks = torch.tensor([6, 7, 8, 9, 10, 11, 12, 13])  # of the first of three, behind values and flags
+    torch.testing.assert_close(first, second[:, torch.cat([torch.tensor([0, 3]), ranks])] * 3**0.5)
+    assert one.x_embed(alone).shape == three.x_embed(joined).shape
+
+
+def test_another_width_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "narrow-v3.5.safetensors"
+    saved({**CONFIG, "embed_dim": 16}, path)
+    with pytest.raises(ValueError, match=r"narrow-v3\.5\.safetensors: [a-z_.]+ is \(.*\), the network's \(.*\)"):
+        load_weights(path, build_network())
