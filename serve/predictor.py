@@ -9,6 +9,7 @@ What is always true:
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -83,6 +84,10 @@ class Predictor:
             self.metrics.model_info.labels(
                 name, definition.version, definition.checkpoint_name, self._engine.device
             ).set(1)
+        # What is here now stays as long as the replica, and walking through it takes the garbage collector as long as
+        # many batches: for callers of that moment a stall of 0.2 s. It is told to leave all that alone.
+        gc.collect()
+        gc.freeze()
         self._state = ServerState.READY
         self.metrics.ready.set(1)
 

@@ -47,7 +47,7 @@ def draw_peers(run: Mapping[str, Any]) -> Figure:
     _bars(latency, systems, "p99_ms_half_load", alpha=0.45)
     _bars(latency, systems, "p50_ms_half_load")
     at = run["rates"].get("half_load")
-    latency.set_xlabel("p50 and p99 (pale), ms" + (f", at {at:.0f}/s: half of the best peer's" if at else ""))
+    latency.set_xlabel("p50 and p99 (pale), ms" + (f", at {at:.0f}/s" if at else ""))
     _bars(cpu, systems, "cpu_ms_per_request")
     cpu.set_xlabel("CPU per request at that rate, ms")
     for colour, engine in ((_OURS, "our engine"), (_LIBRARY, "the library's")):

@@ -24,13 +24,13 @@ _SLOW_S = 1.0
 
 
 def row_buckets(max_batch_rows: int) -> tuple[int, ...]:
-    """Powers of two, from 16 on with three steps between, up to `max_batch_rows`, which is itself the last bucket.
+    """Powers of two with up to three steps between, up to `max_batch_rows`, which is itself the last bucket.
 
     So padding adds a quarter to a large batch at most, not as much again; each bucket costs its one run at the start.
     """
     buckets = {max_batch_rows}
     for power in (2**exponent for exponent in range((max_batch_rows - 1).bit_length())):
-        steps = (power, power * 5 // 4, power * 3 // 2, power * 7 // 4) if power >= 16 else (power,)
+        steps = (power, power * 5 // 4, power * 3 // 2, power * 7 // 4)
         buckets.update(step for step in steps if step < max_batch_rows)
     return tuple(sorted(buckets))
 
