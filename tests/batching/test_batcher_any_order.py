@@ -12,7 +12,7 @@ from hypothesis import given, settings
 
 from serve.core import Batch, Priority
 from serve.engine.fake import FakeEngine
-from serve.errors import DeadlineExceeded, Draining, EngineError, OutOfMemory
+from serve.errors import DeadlineExceeded, Draining, EngineError, OutOfMemory, Overloaded
 
 MAX_ROWS = 6
 LONG_S, SHORT_S = 1e6, 2.0
@@ -136,7 +136,7 @@ class Run:
                 assert may_fail
             elif isinstance(error, Draining):
                 assert self.drains
-            elif isinstance(error, DeadlineExceeded):
+            elif isinstance(error, (DeadlineExceeded, Overloaded)):
                 assert ask in self.hurried
             else:
                 await ask.answered()

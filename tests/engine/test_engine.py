@@ -182,7 +182,7 @@ def test_a_lack_of_memory_is_told_apart(
         raise lack
 
     monkeypatch.setattr(classifier, "answer", run_out)
-    with pytest.raises(OutOfMemory, match="no memory for 4 rows on cpu"):
+    with pytest.raises(OutOfMemory, match="no memory for 3 rows on cpu"):
         engine.predict(Batch(classifier, np.repeat(classifier.encode_context()[:1], 3, axis=0)))
 
 

@@ -137,7 +137,7 @@ def test_rows_cut_into_passes_and_tiles_are_rows_uncut(
 @every_arch
 def test_the_fused_kernel_is_the_librarys(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What CUDA runs."""
-    monkeypatch.setattr(v2, "_tiled", lambda _: False)
+    monkeypatch.setattr(v2, "_tiled", lambda *_: False)
     check(Group.fit(arch), 7)
 
 
