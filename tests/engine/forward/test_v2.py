@@ -198,7 +198,12 @@ def test_any_small_network_and_table_is_the_librarys(arch: str, data: st.DataObj
         emsize=heads * 4 * data.draw(st.integers(1, 5), label="quarter of a head"),
         nlayers=data.draw(st.integers(1, 3), label="layers"),
     )
-    check(group, data.draw(st.integers(1, 20), label="rows"))
+    rows = group.rows(data.draw(st.integers(1, 20), label="rows"))
+    apart = (group.ours(rows).softmax(-1) - group.library(rows).softmax(-1)).abs().amax(-1)
+    # Scores of queries and keys that no norm bounds reach thousands in the odd row of a random network, whose cells are
+    # far off and whose weights are drawn large; there float32 keeps four digits, whoever multiplies.
+    assert apart.median() <= 2e-6
+    assert apart.max() <= 1e-3
 
 
 def test_the_full_size_network() -> None:
