@@ -59,12 +59,14 @@ def attend_tiled(
 
 
 def attend_tokens(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *, is_bounded: bool = False
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *, scale: float = 1.0, is_bounded: bool = False
 ) -> torch.Tensor:
-    """softmax(queries keys^T) values for very many short sequences; float32 [tokens, rows, heads, D] each, and back."""
+    """softmax(scale queries keys^T) values for very many short sequences; float32 [tokens, rows, heads, D] each, and
+    back."""
     num_queries, num_rows, num_heads, _ = queries.shape
     queries, keys, values = (x.permute(1, 2, 0, 3).flatten(0, 1) for x in (queries, keys, values))
-    scores = torch.bmm(queries, keys.transpose(1, 2))
+    unread = queries.new_empty(1)  # beta is 0
+    scores = torch.baddbmm(unread, queries, keys.transpose(1, 2), beta=0, alpha=scale)
     if is_bounded:
         scores.exp_()
         mixed = torch.bmm(scores, values).div_(scores.sum(-1, keepdim=True))

@@ -8,7 +8,9 @@ What is always true:
 - whatever depends on cache and weights alone is computed in `build`: which column goes where, the scaling, the columns'
   random embeddings (drawn on the device that serves, as the library draws them), the target column, fused weights;
 - keys and values have a single head, so all query heads of all rows of a column form one matrix [rows * heads,
-  head_dim]: a column's context is read once per call, not once per head. The softmax scale is folded into the keys;
+  head_dim]: a column's context is read once per call, not once per head. The softmax scale is folded into the keys.
+  Between columns it is not folded into the weights: tokens are not normed before the first layer, a far-off cell's
+  products are hundreds large and cancel in a score, and a weight rounded elsewhere than the library's shows;
 - keys are centred over the context: a constant added to every score of a query leaves its softmax as it is, and a score
   near zero keeps more digits in low precision. Values are centred likewise, their mean returns behind the projection;
 - the residual stream, norms, embeddings and the output head are float32; `dtype` is that of the products in between;
@@ -117,7 +119,7 @@ class _Layer:
     num_heads: int
     num_kept: int
     norms: Sequence[Callable[[torch.Tensor], torch.Tensor]]
-    between_columns: torch.Tensor  # [3 * emsize, emsize]: query times 1 / sqrt(head_dim), key, value
+    between_columns: torch.Tensor  # [3 * emsize, emsize]: query, key, value
     between_columns_out: torch.Tensor
     query: torch.Tensor
     query_out: torch.Tensor
@@ -141,12 +143,13 @@ class _Layer:
         members, rows, columns, emsize = tokens.shape
         fused = functional.linear(tokens.to(self.between_columns.dtype), self.between_columns)
         query, key, value = fused.view(members * rows, columns, 3, self.num_heads, -1).unbind(2)
-        query = query[:, -self.num_kept :]
+        query, scale = query[:, -self.num_kept :], 1 / math.sqrt(query.shape[-1])
         if query.device.type == "cpu":
-            mixed = attend_tokens(*(part.float().transpose(0, 1) for part in (query, key, value))).transpose(0, 1)
+            query, key, value = (part.float().transpose(0, 1) for part in (query, key, value))
+            mixed = attend_tokens(query, key, value, scale=scale).transpose(0, 1)
         else:
             query, key, value = (part.transpose(1, 2) for part in (query, key, value))
-            mixed = functional.scaled_dot_product_attention(query, key, value, scale=1.0).transpose(1, 2)
+            mixed = functional.scaled_dot_product_attention(query, key, value, scale=scale).transpose(1, 2)
         mixed = mixed.reshape(members, rows, self.num_kept, emsize).to(self.between_columns_out.dtype)
         return functional.linear(mixed, self.between_columns_out)
 
@@ -178,14 +181,13 @@ def _read_layer(
         narrowed: torch.Tensor = linear.weight.detach().to(dtype)
         return narrowed
 
-    across_query = across.q_projection.weight / math.sqrt(across.head_dim)
-    between_columns = torch.cat([across_query, across.k_projection.weight, across.v_projection.weight])
-
     return _Layer(
         num_heads=along.num_heads,
         num_kept=num_kept,
         norms=[_read_norm(norm) for norm in (block.layernorm_mha1, block.layernorm_mha2, block.layernorm_mlp)],
-        between_columns=between_columns.detach().to(dtype),
+        between_columns=torch.cat(
+            [weight(part) for part in (across.q_projection, across.k_projection, across.v_projection)]
+        ),
         between_columns_out=weight(across.out_projection),
         query=weight(along.q_projection),
         query_out=weight(along.out_projection),

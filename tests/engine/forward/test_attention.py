@@ -45,11 +45,12 @@ def test_unbounded_scores_may_be_of_any_size() -> None:
     )
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.25])
 @pytest.mark.parametrize("bounded", [True, False])
-def test_tokens_of_a_row_meet_no_other_row(bounded: bool) -> None:
+def test_tokens_of_a_row_meet_no_other_row(bounded: bool, scale: float) -> None:
     queries, keys, values = torch.randn(3, 6, 4, 8), torch.randn(7, 6, 4, 8), torch.randn(7, 6, 4, 8)
-    mixed = attend_tokens(queries, keys, values, is_bounded=bounded)
+    mixed = attend_tokens(queries, keys, values, scale=scale, is_bounded=bounded)
     for row in range(6):
         for head in range(4):
-            alone = (x[None, :, row, head] for x in (queries, keys, values))
+            alone = (x[None, :, row, head] for x in (scale * queries, keys, values))
             torch.testing.assert_close(mixed[:, row, head], plain(*alone)[0], rtol=1e-5, atol=1e-5)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tabpfn.architectures.kv_cache import KVCacheEntry
 from tabpfn.architectures.tabpfn_v2 import TabPFNV2Cache
-from v2_harness import ARCHITECTURES, BUILDERS, CONTEXT_ROWS, TINY, Group, check, distance, draw_network, fit
+from v2_harness import ARCHITECTURES, BUILDERS, CONTEXT_ROWS, TINY, Group, check, distance, distances, draw_network, fit
 
 from serve.engine.forward import attention, v2
 
@@ -199,11 +199,14 @@ def test_any_small_network_and_table_is_the_librarys(arch: str, data: st.DataObj
         nlayers=data.draw(st.integers(1, 3), label="layers"),
     )
     rows = group.rows(data.draw(st.integers(1, 20), label="rows"))
-    apart = (group.ours(rows).softmax(-1) - group.library(rows).softmax(-1)).abs().amax(-1)
-    # Odd rows of some random networks are farther off (5e-5 seen). Perhaps scores that no norm bounds:
-    # cells are far off and weights drawn large. That was not measured.
-    assert apart.median() <= 2e-6
-    assert apart.max() <= 1e-3
+    apart = distances(group.ours(rows), group.library(rows))
+    # A far-off cell is 100 deviations large and not normed before the first attention between columns: products of
+    # hundreds cancel in its scores, and a value of hundreds is weighed by them. On some rows the library is then itself
+    # 7e-5 from its answer in float64, and so are we. All other rows are held to 1e-5, and every row to what float32
+    # leaves open in it: 1e-5 or less in 99 rows of 100.
+    far_off = (rows.isfinite() & (rows.abs() > 1e30)).any(-1)
+    assert (apart[~far_off] <= 1e-5).all()
+    assert (apart <= 1e-6 + 3 * group.wobble(rows)).all()
 
 
 def test_the_full_size_network() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -63,6 +65,21 @@ class Group:
             ]
         return torch.stack(outputs).float()
 
+    def wobble(self, rows: torch.Tensor) -> torch.Tensor:
+        """[members, rows]: how far the library's probabilities move when each weight moves to the next float32.
+
+        The farthest of eight moves: what float32 leaves open in a row's answer, whoever computes it.
+        """
+        generator, answer, moves = torch.Generator().manual_seed(0), self.library(rows), []
+        for _ in range(8):
+            network = copy.deepcopy(self.network)
+            with torch.no_grad():
+                for weights in network.parameters():
+                    up = torch.rand(weights.shape, generator=generator) < 0.5
+                    weights.copy_(torch.nextafter(weights, torch.where(up, math.inf, -math.inf)))
+            moves.append(distances(dataclasses.replace(self, network=network).library(rows), answer))
+        return torch.stack(moves).amax(0)
+
     def build(self, dtype: torch.dtype = torch.float32) -> Any:
         return BUILDERS[self.arch](self.network, self.caches, torch.zeros(0), "multiclass", dtype)
 
@@ -95,11 +112,15 @@ def fit(network: Any, features: torch.Tensor, labels: torch.Tensor) -> Any:
     return cache
 
 
-def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Largest difference between probabilities of classes, or of the regressor's bars."""
+def distances(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """Each row's largest difference between probabilities of classes, or of the regressor's bars."""
     assert ours.shape == theirs.shape
     assert ours.dtype == torch.float32
-    return float((ours.softmax(-1) - theirs.softmax(-1)).abs().max())
+    return (ours.softmax(-1) - theirs.softmax(-1)).abs().amax(-1)
+
+
+def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float(distances(ours, theirs).max())
 
 
 def check(group: Group, num_rows: int) -> None:
