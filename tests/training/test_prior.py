@@ -3,9 +3,16 @@
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import roc_auc_score
 
 from training.prior import BASIC_WEIGHTS, FINAL_WEIGHTS, FULL_WEIGHTS, MAX_CLASSES, sample_table
+
+_ADDITIVE, _EVENTS = 7, 8
+
+
+def only(mechanism: int) -> tuple[float, ...]:
+    return tuple(float(number == mechanism) for number in range(len(FINAL_WEIGHTS)))
 
 
 @settings(deadline=None, max_examples=150)
@@ -63,7 +70,7 @@ def test_labels_can_be_learned_from_features() -> None:
 
 def test_columns_of_a_sum_tell_little_alone_and_much_together() -> None:
     rng = np.random.default_rng(3)
-    only_sums = (0.0,) * (len(FINAL_WEIGHTS) - 1) + (1.0,)
+    only_sums = only(_ADDITIVE)
     alone, together = [], []
     for _ in range(25):
         table = sample_table(rng, 600, 12, only_sums, 1.0)
@@ -78,3 +85,21 @@ def test_columns_of_a_sum_tell_little_alone_and_much_together() -> None:
             alone.append(max(roc_auc_score(labels[300:], scores[:, column]) for column in range(12)))
             together.append(roc_auc_score(labels[300:], scores.sum(axis=1)))
     assert np.mean(together) > np.mean(alone) + 0.03
+
+
+def test_a_log_has_zeros_codes_and_gaps_and_can_be_learned_from() -> None:
+    rng = np.random.default_rng(4)
+    tables = [sample_table(rng, 400, 12, only(_EVENTS), 1.0) for _ in range(40)]
+    columns = [column for table in tables for column in table.features.T]
+    assert np.mean([np.mean(column == 0) > 0.5 for column in columns]) > 0.05, "mostly nothing"
+    assert 0.1 < np.mean([len(np.unique(column[~np.isnan(column)])) <= 15 for column in columns]) < 0.6, "few levels"
+    assert 0.05 < np.mean([np.isnan(column).any() for column in columns]) < 0.6, "missing"
+    scores = []
+    for table in tables:
+        if 0 < table.labels[200:].min() + table.labels[200:].max() < 2 and len(np.unique(table.labels[:200])) == 2:
+            forest = RandomForestClassifier(60, random_state=0).fit(
+                np.nan_to_num(table.features[:200], nan=-1e9), table.labels[:200]
+            )
+            answer = forest.predict_proba(np.nan_to_num(table.features[200:], nan=-1e9))[:, 1]
+            scores.append(roc_auc_score(table.labels[200:], answer))
+    assert np.mean(scores) > 0.65
