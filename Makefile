@@ -5,7 +5,7 @@ PORT ?= 8080
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: install serve up test lint bench bench-peers bench-policy lock clean
+.PHONY: install serve up test test-images lint bench bench-peers bench-policy lock clean
 
 install: $(STAMP)
 
@@ -14,20 +14,38 @@ $(STAMP): pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[ray,dev]"
 	touch $@
 
+install-deploy: $(STAMP)-deploy
+
+$(STAMP)-deploy: $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[deploy]"
+	touch $@
+
 serve: install  ## the Ray Serve application with the demo fraud model
 	$(VENV)/bin/tabpfn-serve serve --port $(PORT)
 
 up: install  ## the same application under uvicorn, without Ray
 	$(VENV)/bin/tabpfn-serve up --port $(PORT)
 
-test: install
+test: install-deploy
 	$(VENV)/bin/python -m pytest
 
-lint: install
+# Options of scripts/build-image, for a machine behind a package mirror: make test-images BUILD_OPTIONS="--ca FILE"
+BUILD_OPTIONS :=
+
+test-images: install  ## build the CPU image, then run it as docs/containers.md says; Docker, or buildah and podman
+	scripts/build-image cpu --name tabpfn-serve:test $(BUILD_OPTIONS)
+	TEST_IMAGE=tabpfn-serve:test $(VENV)/bin/python -m pytest -s -v tests/containers
+
+lint: install-deploy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+synth: install-deploy  ## the CloudFormation templates of every stage, linted; offline, needs node
+	$(VENV)/bin/python -m deployment.app
+	$(VENV)/bin/cfn-lint --config-file deployment/cfnlint.yaml -- deployment/templates/*/*.json
+	$(VENV)/bin/python -m deployment.policies deployment/templates/*/*.json
 
 RESULTS := benchmarks/results
 
@@ -41,7 +59,7 @@ bench-peers: install  ## the same model behind other servers, about half an hour
 bench-policy: install  ## the batching policy beside its peers' under a virtual clock, about three minutes
 	$(VENV)/bin/python -m benchmarks.offline.batcher --json $(RESULTS)/batcher-simulation.json --plot $(RESULTS)/batcher-simulation.png
 
-lock: install  ## pin what is installed now; run it in a fresh environment after changing pyproject.toml
+lock: install-deploy  ## pin what is installed now; run it in a fresh environment after changing pyproject.toml
 	$(VENV)/bin/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt
 
 clean:

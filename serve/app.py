@@ -25,6 +25,7 @@ ends the app's lifespan, which drains the same predictor.
 import contextlib
 import importlib
 import logging
+import math
 import os
 import re
 import signal
@@ -32,13 +33,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api import create_app
 from serve.config import ServerSettings
@@ -73,9 +74,7 @@ class TabPFNDeployment:
         await self._predictor.start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        app = create_app(self._predictor)
-        app.add_middleware(_OneRequestId)
-        return app
+        return create_app(self._predictor, answers_request_id=False)  # Ray adds it to every answer
 
     def check_health(self) -> None:
         """Asked by Ray; an exception three times in a row has the replica replaced."""
@@ -88,21 +87,6 @@ class TabPFNDeployment:
         """Step 3 of the end."""
         await self._predictor.drain()
         await self._predictor.close()
-
-
-class _OneRequestId:
-    """ASGI middleware. Ray adds the `x-request-id` that the app was given to every answer; here goes the app's own."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_without_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [header for header in message["headers"] if header[0] != b"x-request-id"]
-            await send(message)
-
-        await self._app(scope, receive, send_without_id)
 
 
 def _keep_to_loopback() -> None:
@@ -184,8 +168,9 @@ def _start(settings: ServerSettings, launch: Launch) -> DeploymentHandle[Any]:
         raise StartupError(f"{launch.num_replicas} GPU(s) are needed, Ray sees {num_gpus}")
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     # The loopback whatever was asked for: the front door's address is `ingress.py`'s work.
-    serve.start(http_options={"host": _LOOPBACK, "port": launch.port})
-    target = _deployment(settings, launch.num_replicas).bind(settings)
+    keep_alive_s = math.ceil(settings.api.keep_alive_s)
+    serve.start(http_options={"host": _LOOPBACK, "port": launch.port, "keep_alive_timeout_s": keep_alive_s})
+    target = _deployment(settings, launch.num_replicas).bind(_with_log(settings))
     try:
         handle = serve.run(target, name=APP_NAME, route_prefix="/")
     except RuntimeError:
@@ -193,6 +178,14 @@ def _start(settings: ServerSettings, launch: Launch) -> DeploymentHandle[Any]:
     # Asked now, so that the handle knows its replicas when they are to drain.
     handle.broadcast("check_health").results(timeout_s=30)
     return handle
+
+
+def _with_log(settings: ServerSettings) -> ServerSettings:
+    """Metrics that are written to the log go to the launcher's own: a replica's output ends in a file of Ray's."""
+    if settings.metrics.emf_namespace is None or settings.metrics.emf_path is not None:
+        return settings
+    own_output = settings.metrics.model_copy(update={"emf_path": Path(f"/proc/{os.getpid()}/fd/1")})
+    return settings.model_copy(update={"metrics": own_output})
 
 
 def _cause() -> str:

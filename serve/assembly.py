@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from serve.config import ServerSettings
-from serve.engine.engine import TabPFNEngine
+from serve.core import Engine
+from serve.engine.process import EngineProcess
 from serve.metrics import Metrics
 from serve.predictor import Predictor
-from serve.store import FolderStore
+from serve.store import FolderStore, ModelStore, SourceStore
 
 
 def assemble(settings: ServerSettings) -> Predictor:
     """A predictor that has not started. Raises StartupError where the settings name what is not there."""
-    store = FolderStore(settings.store)
-    engine = TabPFNEngine(settings.engine, max_batch_rows=settings.batching.max_batch_rows)
-    return Predictor(store, engine, settings, Metrics())
+    return Predictor(_store(settings), _engine(settings), settings, Metrics())
+
+
+def _store(settings: ServerSettings) -> ModelStore:
+    return SourceStore(settings.store) if settings.store.models else FolderStore(settings.store)
+
+
+def _engine(settings: ServerSettings) -> Engine:
+    max_batch_rows = settings.batching.max_batch_rows
+    if settings.engine.own_process:
+        return EngineProcess(settings.engine, max_batch_rows)
+    from serve.engine.engine import TabPFNEngine  # torch and tabpfn, which this process does without otherwise
+
+    return TabPFNEngine(settings.engine, max_batch_rows)

@@ -1,7 +1,8 @@
-"""The command line: `tabpfn-serve up` (uvicorn, in this process) and `tabpfn-serve serve` (Ray Serve on this machine).
+"""The command line: `tabpfn-serve up` (uvicorn, in this process), `serve` (Ray Serve on this machine) and `import`.
 
-Every setting of `config.py` is an option of its own name; what is given here goes before what `--config` says. Exit
-codes: 0 after a stop that was asked for, 1 after a failed start, 2 for a command line that cannot be understood.
+Every setting of `config.py` is an option of its own name. What is given here goes before the environment
+(`environment.py`), and that before what `--config` says. Exit codes: 0 after a stop that was asked for, 1 after a
+failed start, 2 for settings or a command line that cannot be understood.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import socket
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from serve import ray_environment
-from serve.config import ServerSettings
-from serve.errors import StartupError
+from serve import environment, ray_environment
+from serve.config import ServerSettings, every_setting
+from serve.errors import InvalidModel, StartupError
 from serve.ingress import Ingress
+from serve.model_source import parse_model
+from serve.store import importing
 
 _INSTALL_RAY = 'Ray is not installed: pip install "tabpfn-serve[ray]", or use `tabpfn-serve up`, which needs none'
 
@@ -42,14 +45,15 @@ class _Refused(Exception):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(argv)
+    options = _parser().parse_args(_with_variables(sys.argv[1:] if argv is None else argv))
     logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        settings = _settings(options)
-        if options.command == "up":
-            _up(settings, options)
+        if options.command == "import":
+            _import(options)
+        elif options.command == "up":
+            _up(_settings(options), options)
         else:
-            _serve(settings, options)
+            _serve(_settings(options), options)
     except _Refused as refused:
         print(f"tabpfn-serve: {refused}", file=sys.stderr)
         return refused.exit_code
@@ -59,6 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tabpfn-serve: the start failed: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _with_variables(argv: Sequence[str]) -> list[str]:
+    """The command line with the options of the environment in front, where others of the same name go before them."""
+    given = environment.options(os.environ, argv[0]) if argv else {}
+    return [*argv[:1], *(f"--{name}={value}" for name, value in given.items()), *argv[1:]]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,34 +82,43 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
         command.add_argument("--config", type=Path, help="YAML with settings: serve_config.yaml, or its `args` alone")
         settings = command.add_argument_group("settings")
-        for _, name, field in _settings_fields():
+        for _, name, field in every_setting():
             _add_setting(settings, name, field)
+    importing.add_parser(commands)
     under_ray.add_argument("--num-replicas", type=int, default=1, help="copies of the server (1)")
     under_ray.add_argument("--dashboard", action="store_true", help="Ray's dashboard on http://127.0.0.1:8265")
     return parser
 
 
-def _settings_fields() -> Iterator[tuple[str, str, FieldInfo]]:
-    """(owner, name, field) of every setting."""
-    for owner, group in ServerSettings.model_fields.items():
-        assert group.annotation is not None
-        for name, field in group.annotation.model_fields.items():
-            yield owner, name, field
-
-
 def _add_setting(group: Any, name: str, field: FieldInfo) -> None:
     flag = "--" + name.replace("_", "-")
     help_text = (field.description or "").replace("%", "%%")
-    if field.annotation is bool:
+    if name == "models":
+        form = "NAME=URI[@sha256:HEX]"
+        group.add_argument("--model", dest=name, action="append", type=_model, metavar=form, help=help_text)
+    elif field.annotation is bool:
         group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=help_text)
     else:
         group.add_argument(flag, metavar="VALUE", help=help_text)
 
 
+def _model(text: str) -> dict[str, str]:
+    try:
+        return parse_model(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _settings(options: argparse.Namespace) -> ServerSettings:
     values = {} if options.config is None else _read_config(options.config)
-    for owner, name, _ in _settings_fields():
+    try:
+        variables = environment.settings(os.environ)
+    except ValueError as error:
+        raise _Refused(str(error), exit_code=2) from None
+    for owner, name, _ in every_setting():
         given = getattr(options, name)
+        if given is None:
+            given = variables.get((owner, name))
         if given is not None:
             values.setdefault(owner, {})[name] = given
     try:
@@ -107,17 +126,22 @@ def _settings(options: argparse.Namespace) -> ServerSettings:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise _Refused(f"setting {place}: {first['msg']}", exit_code=2) from None
+        raise _Refused(f"setting {place}: {first['msg'].removeprefix('Value error, ')}", exit_code=2) from None
 
 
 def _with_absolute_paths(settings: ServerSettings) -> ServerSettings:
     """A path means what it means where the command was given: a Ray replica works in another folder."""
     store, engine = settings.store, settings.engine
-    if store.model_repository is not None:
-        store = store.model_copy(update={"model_repository": store.model_repository.absolute()})
+    folders = {name: getattr(store, name) for name in ("model_repository", "cache_dir")}
+    absolute: dict[str, Any] = {name: folder.absolute() for name, folder in folders.items() if folder is not None}
+    absolute["models"] = tuple(source.with_absolute_path() for source in store.models)
+    store = store.model_copy(update=absolute)
     if engine.kv_cache_dir is not None:
         engine = engine.model_copy(update={"kv_cache_dir": engine.kv_cache_dir.absolute()})
-    return settings.model_copy(update={"store": store, "engine": engine})
+    metrics = settings.metrics
+    if metrics.emf_path is not None:
+        metrics = metrics.model_copy(update={"emf_path": metrics.emf_path.absolute()})
+    return settings.model_copy(update={"store": store, "engine": engine, "metrics": metrics})
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -130,6 +154,13 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise _Refused(f"cannot read {path}: {' '.join(str(error).split())}", exit_code=2) from None
     except (TypeError, ValueError, AttributeError, LookupError):
         raise _Refused(f"{path} does not hold settings by their owners", exit_code=2) from None
+
+
+def _import(options: argparse.Namespace) -> None:
+    try:
+        importing.run(options)
+    except InvalidModel as error:
+        raise _Refused(str(error)) from None
 
 
 def _up(settings: ServerSettings, options: argparse.Namespace) -> None:

@@ -6,11 +6,15 @@ The environment and files are read by the command line and the Ray edge only; be
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
 from serve.core import DevicePattern
+from serve.model_source import ModelSource
 
 _MOST_ONGOING_REQUESTS = 4_096
 
@@ -27,6 +31,11 @@ class EngineSettings(_Settings):
         pattern=DevicePattern,
         description="Where models run: `cpu` or one named GPU, `cuda:0`. Never guessed: a fitted context belongs to "
         "the kind of device that built it.",
+    )
+    own_process: bool = Field(
+        True,
+        description="Run the engine in a process of its own, so that reading requests and computing answers do not "
+        "wait for each other. Without it a single process does both: for one core, or to look into it with a profiler.",
     )
     num_threads: int = Field(
         1,
@@ -150,6 +159,12 @@ class ApiSettings(_Settings):
         gt=0,
         description="Most that a shutdown waits for admitted requests. Keep it below the orchestrator's kill timeout.",
     )
+    keep_alive_s: float = Field(
+        75.0,
+        gt=0,
+        description="How long an idle connection is kept. Longer than the load balancer in front keeps its own, or it "
+        "sends a request into a connection that is just being closed (502).",
+    )
 
 
 class StoreSettings(_Settings):
@@ -157,12 +172,64 @@ class StoreSettings(_Settings):
 
     model_repository: Path | None = Field(
         None,
-        description="Folder of models, `NAME/VERSION/manifest.json`. Empty serves the demo model inside the package.",
+        description="Folder of models, `NAME/VERSION/manifest.json`. Empty serves those of `models`, or, where that is "
+        "empty too, the demo model inside the package.",
+    )
+    models: tuple[ModelSource, ...] = Field(
+        (),
+        description="Models one by one, instead of `model_repository`: a list of `name`, `uri` and `sha256` for "
+        "folders on this machine or in S3, and for pickles of pinned digest (docs/models.md, Models from S3).",
+    )
+    cache_dir: Path | None = Field(
+        None,
+        description="Folder that keeps what `models` had downloaded or imported, so that a restart downloads nothing. "
+        "Empty is `tabpfn-serve` in `XDG_CACHE_HOME` or `~/.cache`. It holds contexts: guard it like the data. "
+        "Nothing in it is ever deleted by the server; you may.",
+    )
+    s3_endpoint_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s/]+/?$",
+        description="Address of an S3-compatible server, such as `http://127.0.0.1:9000`. Empty is AWS, or what "
+        "`AWS_ENDPOINT_URL_S3` says. Region and credentials are found as by every AWS tool.",
     )
     allow_non_commercial: bool = Field(
         False,
         description="Serve checkpoints whose licence forbids commercial use (TabPFN 2.5 and newer). Set it only where "
         "the use is research or evaluation.",
+    )
+
+    @model_validator(mode="after")
+    def _names_one_origin(self) -> Self:
+        if self.models and self.model_repository is not None:
+            raise ValueError("store.models and store.model_repository are both set; models come from one of them")
+        names = [source.name for source in self.models]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"store.models names {', '.join(twice)} more than once")
+        return self
+
+
+class MetricsSettings(_Settings):
+    """Owner: `emf.py`. Prometheus reads `/metrics` whatever is said here."""
+
+    emf_namespace: str | None = Field(
+        None,
+        min_length=1,
+        description="CloudWatch namespace: where it is set, metrics are written to the log in CloudWatch's embedded "
+        "metric format, which needs no agent. Empty writes none.",
+    )
+    emf_service: str = Field(
+        "tabpfn-serve",
+        min_length=1,
+        description="The dimension `Service` of those metrics. Name it as the service is named where it runs.",
+    )
+    emf_interval_s: float = Field(
+        15.0,
+        gt=0,
+        description="Seconds between two documents. Shorter lets scaling react sooner, and fills the log.",
+    )
+    emf_path: Path | None = Field(
+        None,
+        description="File or pipe that they are appended to. Empty is standard output; under Ray, the launcher's.",
     )
 
 
@@ -173,3 +240,12 @@ class ServerSettings(_Settings):
     batching: BatchingSettings = Field(default_factory=BatchingSettings, description="Batch and queue limits.")
     api: ApiSettings = Field(default_factory=ApiSettings, description="HTTP limits and shutdown.")
     store: StoreSettings = Field(default_factory=StoreSettings, description="Where models come from.")
+    metrics: MetricsSettings = Field(default_factory=MetricsSettings, description="Metrics beside `/metrics`.")
+
+
+def every_setting() -> Iterator[tuple[str, str, FieldInfo]]:
+    """(owner, name, field) of each."""
+    for owner, group in ServerSettings.model_fields.items():
+        assert group.annotation is not None
+        for name, field in group.annotation.model_fields.items():
+            yield owner, name, field

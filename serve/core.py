@@ -56,6 +56,7 @@ class Context:
         cells: one sequence per column, each `num_rows` long; None for missing.
         target: `num_rows` labels (classification: strings) or numbers (regression).
         class_priors: true share of each class where the context was sampled by class; None leaves the answers alone.
+        num_hidden_rows: rows that only a fitted estimator has seen; `cells` and `target` are empty then.
     """
 
     task: Task
@@ -63,10 +64,11 @@ class Context:
     cells: Mapping[str, Sequence[Scalar]]
     target: Sequence[str] | Sequence[float]
     class_priors: Mapping[str, float] | None = None
+    num_hidden_rows: int = 0
 
     @property
     def num_rows(self) -> int:
-        return len(self.target)
+        return len(self.target) + self.num_hidden_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,8 @@ class ModelDefinition:
     description: str = ""
     default_timeout_ms: float | None = None
     """The deadline of a request that names none; None leaves it to `BatchingSettings`."""
+    estimator_path: str | None = None
+    """A fitted estimator (`engine/estimator_file.py`), verified, in the place of a context that has no rows here."""
 
 
 class FittedContext(Protocol):

@@ -80,6 +80,10 @@ class OutOfMemory(EngineError):
     meets it."""
 
 
+class DeviceLost(EngineError):
+    """The engine is gone with all that it held; nothing can be answered any more and the replica must be replaced."""
+
+
 class StartupError(ServeError):
     """A replica must not become ready: a model, its checkpoint, warm-up or the parity check is at fault."""
 

@@ -112,6 +112,12 @@ class Metrics:
             "Requests in the batch on the device.",
             registry=self.registry,
         )
+        self.event_loop_lag_seconds = Histogram(
+            "tabpfn_event_loop_lag_seconds",
+            "How much later than due the event loop ran a task, sampled; added to every caller's latency.",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
         self.ready = Gauge(
             "tabpfn_ready", "1 once every model is warmed up, 0 before and while draining.", registry=self.registry
         )

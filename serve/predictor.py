@@ -11,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from serve.aside import SMALL_ROWS, Aside, observe_lag
 from serve.batching import Batcher
 from serve.config import ServerSettings
 from serve.core import Engine, FittedContext, Matrix, ModelDefinition, Prediction, Priority, ServerState
@@ -50,6 +52,8 @@ class Predictor:
         self._store = store
         self._engine = engine
         self._batcher = Batcher(engine, settings.batching, metrics)
+        self.aside = Aside()
+        self._lag: asyncio.Task[None] | None = None
         self._models: dict[str, ServedModel] = {}
         self._state = ServerState.STARTING
 
@@ -75,8 +79,9 @@ class Predictor:
     async def start(self) -> None:
         """Fit, warm up and check every model of the store. Raises StartupError; the replica must then not serve."""
         await self._batcher.start()
+        self._lag = asyncio.create_task(observe_lag(self.metrics.event_loop_lag_seconds), name="event-loop-lag")
         for name in self._store.names():
-            definition = self._store.load(name)
+            definition = await asyncio.to_thread(self._store.load, name)  # it may download; a stop is heard meanwhile
             fitted, seconds = await self._batcher.run_on_device(partial(self._prepare, definition))
             model = ServedModel(definition, fitted, self._timeout_s(definition, seconds))
             self._batcher.add_context(fitted, seconds, model.timeout_s)
@@ -135,7 +140,9 @@ class Predictor:
         Raises InvalidInput, TooLarge, Overloaded, Draining, DeadlineExceeded, EngineError.
         """
         self._check_rows(len(records))
-        return await self._predict(model, model.fitted.encode_records(records), timeout_s, priority)
+        began = time.monotonic()
+        rows = await self.aside.run(len(records) > SMALL_ROWS, model.fitted.encode_records, records)
+        return await self._predict(model, rows, _left(timeout_s, began), priority)
 
     async def predict_table(
         self,
@@ -148,7 +155,9 @@ class Predictor:
     ) -> Prediction:
         """The same for column names and rows of cells."""
         self._check_rows(len(data))
-        return await self._predict(model, model.fitted.encode_table(columns, data), timeout_s, priority)
+        began = time.monotonic()
+        rows = await self.aside.run(len(data) > SMALL_ROWS, model.fitted.encode_table, columns, data)
+        return await self._predict(model, rows, _left(timeout_s, began), priority)
 
     async def _predict(
         self, model: ServedModel, rows: Matrix, timeout_s: float | None, priority: Priority
@@ -183,5 +192,12 @@ class Predictor:
             return
         self._state = ServerState.CLOSED
         self.metrics.ready.set(0)
+        if self._lag is not None:
+            self._lag.cancel()
         await self._batcher.close()
+        self.aside.close()
         await asyncio.to_thread(self._engine.close)
+
+
+def _left(timeout_s: float | None, began: float) -> float | None:
+    return None if timeout_s is None else timeout_s - (time.monotonic() - began)

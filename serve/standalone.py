@@ -76,6 +76,8 @@ def _config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nobody asks for the caller's address
+        timeout_keep_alive=math.ceil(settings.api.keep_alive_s),
         timeout_graceful_shutdown=math.ceil(GRACE_S + settings.api.drain_timeout_s) + _LAST_BYTES_S,
     )
 

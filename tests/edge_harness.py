@@ -44,7 +44,8 @@ class Server:
         watchdog = threading.Timer(TIMEOUT_S, self.process.kill)
         watchdog.start()
         assert self.process.stdout is not None
-        self.ready_line = self.process.stdout.readline()
+        lines = iter(self.process.stdout.readline, "")
+        self.ready_line = next((line for line in lines if "is ready at" in line), "")
         watchdog.cancel()
         if not self.ready_line:
             raise AssertionError(f"{shlex.join(arguments)} did not start: {self.process.communicate()[1][-4000:]}")

@@ -99,6 +99,10 @@ def test_predictor_imports_without_ray() -> None:
     [
         (["--device", "gpu"], "setting engine.device: "),
         (["--max-batch-rows", "0"], "setting batching.max_batch_rows: "),
+        (["--model", "a=s3://models/x.pkl"], "setting store.models.0: model a: s3://models/x.pkl is a pickle"),
+        (["--model", "a=ftp://b/x"], "setting store.models.0: ftp://b/x: models are read from folders and s3://"),
+        (["--model", "a=x", "--model", "a=y"], "setting store: store.models names a more than once"),
+        (["--model", "a=x", "--model-repository", "y"], "setting store: store.models and store.model_repository are"),
         (["--config", "absent.yaml"], "cannot read absent.yaml: "),
         (["--port", "80800"], "cannot listen on 127.0.0.1 port 80800: "),
         (["--host", "198.51.100.7"], "cannot listen on 198.51.100.7 port 8080: "),
@@ -125,6 +129,27 @@ def test_every_setting_has_an_option_of_its_name() -> None:
     assert given.engine.device == "cuda:1"
     assert given.batching.max_queue_delay_ms == 2.5
     assert given.store.allow_non_commercial is True
+
+
+def test_models_are_given_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = settings("--model", "fraud=models/fraud/1", "--model", f"churn=s3://bucket/x.pkl@sha256:{'a' * 64}")
+    assert [(model.name, model.uri, model.sha256) for model in given.store.models] == [
+        ("fraud", str(tmp_path / "models/fraud/1"), None),
+        ("churn", "s3://bucket/x.pkl", "a" * 64),
+    ]
+
+
+def test_models_may_be_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("applications: [{args: {store: {models: [{name: fraud, uri: 's3://bucket/fraud/1'}]}}}]")
+    assert [model.uri for model in settings("--config", str(file)).store.models] == ["s3://bucket/fraud/1"]
+
+
+def test_a_model_that_cannot_be_understood_is_refused(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["up", "--model", "fraud"])
+    assert "'fraud' is not NAME=URI or NAME=URI@sha256:HEX" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("shape", ["applications:\n  - args: {}", "{}"])
@@ -170,3 +195,15 @@ def test_relative_folders_are_where_the_command_was_given(tmp_path: Path, monkey
     settings = cli._settings(options)
     assert settings.store.model_repository == tmp_path / "models"
     assert settings.engine.kv_cache_dir == tmp_path / "kv"
+
+
+def test_importing_a_pickle_of_another_digest_ends_with_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pickle = tmp_path / "model.pkl"
+    pickle.write_bytes(b"not what was promised")
+    assert cli.main(["import", str(pickle), "--sha256", "0" * 64, "--name", "m", "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("tabpfn-serve: ")
+    assert error.count("\n") == 1
+    assert "0" * 64 in error

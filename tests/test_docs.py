@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from annotated_types import Ge, Gt, Le
 from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel
@@ -17,6 +18,7 @@ from serve.config import EngineSettings, ServerSettings, StoreSettings
 from serve.core import Batch, ColumnKind, Task
 from serve.engine.engine import TabPFNEngine
 from serve.metrics import Metrics
+from serve.model_source import PICKLE_SUFFIXES, ModelSource
 from serve.store import FolderStore
 from serve.store.folder import EMBEDDED
 from serve.store.manifest import CheckpointEntry, Manifest, OptionsEntry
@@ -58,7 +60,7 @@ def render_settings() -> str:
 
 def default_of(field: FieldInfo) -> str:
     value = field.default
-    return "empty" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"
+    return "empty" if value in (None, ()) else f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
 def limits_of(field: FieldInfo) -> str:
@@ -143,6 +145,19 @@ def test_every_manifest_field_and_kind_is_documented() -> None:
         assert f"`{name}`" in text
 
 
+def test_every_key_of_a_model_source_is_documented() -> None:
+    _, _, text = read("models.md").partition("## Models from S3\n")
+    section = text.partition("\n## ")[0]
+    assert [row[0].strip("`") for row in table_rows(section)] == list(ModelSource.model_fields)
+    assert all(f"`{suffix}`" in section for suffix in PICKLE_SUFFIXES)
+
+
+def test_the_example_of_models_in_s3_is_a_configuration() -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", read("models.md"), re.DOTALL)
+    settings = ServerSettings.model_validate(yaml.safe_load(example))
+    assert [model.name for model in settings.store.models] == ["fraud", "churn"]
+
+
 # --- the rest -------------------------------------------------------------------------------------------------------
 
 
@@ -161,7 +176,7 @@ def test_the_layout_is_what_is_there() -> None:
     written = list(layout())
     there = {
         str(path.relative_to(ROOT))
-        for top in ("serve", "benchmarks", "training")
+        for top in ("serve", "benchmarks", "training", "deployment")
         for path in (ROOT / top).rglob("*.py")
     }
     assert {path for path in written if path.endswith(".py")} == there

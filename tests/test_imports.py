@@ -29,3 +29,12 @@ import huggingface_hub.constants
 assert huggingface_hub.constants.HF_HUB_OFFLINE
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_server_leaves_torch_to_the_process_of_its_engine() -> None:
+    code = """
+import sys
+import serve.standalone
+assert not {"torch", "tabpfn", "pandas", "sklearn"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

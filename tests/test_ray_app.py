@@ -24,19 +24,20 @@ pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
 CONFIG = Path(__file__).parents[1] / "serve_config.yaml"
 BODY_LIMIT_BYTES = 8 * 2**20
+SERVE = ("serve", "--port", "0", "--max-batch-rows", "16", "--emf-namespace", "Test", "--emf-interval-s", "1")
 
 
 @pytest.fixture(scope="module")
 def serving() -> Iterator[Callable[[], Server]]:
     """Gives the running server; starts one where there is none, since one test stops it."""
-    with running(AS_INSTALLED, "serve", "--port", "0", "--max-batch-rows", "16") as first:
+    with running(AS_INSTALLED, *SERVE) as first:
         server = first
         started = []
 
         def get() -> Server:
             nonlocal server
             if server.process.poll() is not None:
-                context = running(AS_INSTALLED, "serve", "--port", "0", "--max-batch-rows", "16")
+                context = running(AS_INSTALLED, *SERVE)
                 server = context.__enter__()
                 started.append(context)
             return server
@@ -64,6 +65,13 @@ def test_serves_docs_and_health(server: Server) -> None:
     problem = httpx.get(f"{server.url}/nothing")
     assert problem.status_code == 404
     assert problem.json()["code"] == "unknown_route"
+
+
+def test_metrics_of_a_replica_are_written_to_the_launchers_output(server: Server) -> None:
+    assert server.process.stdout is not None
+    document = json.loads(server.process.stdout.readline())
+    assert document["_aws"]["CloudWatchMetrics"][0]["Namespace"] == "Test"
+    assert (document["Service"], document["Ready"]) == ("tabpfn-serve", 1)
 
 
 def test_listens_on_loopback_only(server: Server) -> None:

@@ -1,8 +1,10 @@
 """Assembles the ASGI app: doors, errors, limits, and the replica's life.
 
 The same app runs under uvicorn and inside the Ray replica. Layers, from the outside: `Edge` (request id, last resort),
-`BodyLimit`, the router. The lifespan is the replica's life: the app serves nothing before the predictor has started,
-and when the server stops, what was admitted is answered first.
+`BodyLimit`, then for a prediction the native door itself, for all else FastAPI's router. FastAPI's own layers cost a
+prediction more than reading and answering it (benchmarks/README.md, "The front's own cost"), and it needs none of them.
+The lifespan is the replica's life: the app serves nothing before the predictor has started, and when the server stops,
+what was admitted is answered first.
 """
 
 from __future__ import annotations
@@ -14,22 +16,40 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import serve
 from serve.api import docs, openapi
 from serve.api.body import BodyLimit
 from serve.api.edge import Edge
 from serve.api.health import HealthDoor
-from serve.api.native import UNKNOWN_MODEL_LABEL, NativeDoor
+from serve.api.native import UNKNOWN_MODEL_LABEL, NativeDoor, asked_model
 from serve.api.problems import CALLER_ERRORS, from_http, respond
 from serve.core import ServerState
+from serve.emf import line_writer, publishing
 from serve.errors import ServeError
 from serve.predictor import Predictor
 
 
-def create_app(predictor: Predictor) -> FastAPI:
-    """The app of one replica. Its lifespan starts, drains and closes `predictor`; an error of the start is raised."""
-    app = FastAPI(
+class _App(FastAPI):
+    """FastAPI whose requests come through `layers` first."""
+
+    layers: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (self.layers if scope["type"] == "http" else super().__call__)(scope, receive, send)
+
+    async def route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """FastAPI's own part."""
+        await super().__call__(scope, receive, send)
+
+
+def create_app(predictor: Predictor, *, answers_request_id: bool = True) -> FastAPI:
+    """The app of one replica. Its lifespan starts, drains and closes `predictor`; an error of the start is raised.
+
+    `answers_request_id=False` leaves the `x-request-id` of the answer to the server around the app.
+    """
+    app = _App(
         title="tabpfn-serve",
         version=serve.__version__,
         lifespan=_lifespan(predictor),
@@ -38,7 +58,8 @@ def create_app(predictor: Predictor) -> FastAPI:
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    NativeDoor(predictor).mount(app)
+    native = NativeDoor(predictor)
+    native.mount(app)
     HealthDoor(predictor).mount(app)
     docs.mount(app)
     openapi.install(app, predictor)
@@ -47,8 +68,15 @@ def create_app(predictor: Predictor) -> FastAPI:
     def count_refused(error: ServeError) -> None:
         predictor.metrics.requests.labels(UNKNOWN_MODEL_LABEL, error.code).inc()
 
-    app.add_middleware(BodyLimit, max_body_bytes=predictor.settings.api.max_body_bytes, on_refused=count_refused)
-    app.add_middleware(Edge)
+    async def take(scope: Scope, receive: Receive, send: Send) -> None:
+        name = asked_model(scope)
+        if name is None:
+            await app.route(scope, receive, send)
+        else:
+            await native.predict(name, scope, receive, send)
+
+    limited = BodyLimit(take, predictor.settings.api.max_body_bytes, count_refused)
+    app.layers = Edge(limited, answers_request_id=answers_request_id)
     return app
 
 
@@ -58,12 +86,22 @@ def _lifespan(predictor: Predictor) -> Callable[[FastAPI], AbstractAsyncContextM
         try:
             if predictor.state is ServerState.STARTING:
                 await predictor.start()
-            yield
-            await predictor.drain()
+            async with _publishing(predictor):
+                yield
+                await predictor.drain()
         finally:
             await predictor.close()
 
     return lifespan
+
+
+def _publishing(predictor: Predictor) -> AbstractAsyncContextManager[None]:
+    settings = predictor.settings.metrics
+    write = None if settings.emf_namespace is None else line_writer(settings.emf_path)
+    return publishing(
+        predictor.metrics, write,
+        namespace=settings.emf_namespace, service=settings.emf_service, interval_s=settings.emf_interval_s,
+    )  # fmt: skip
 
 
 def _answer_errors(app: FastAPI) -> None:

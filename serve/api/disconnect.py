@@ -7,8 +7,8 @@ cancels the work when it comes, so that the queue can skip the rows. Rows that a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable
+from typing import TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
@@ -16,18 +16,31 @@ from starlette.types import Receive
 _T = TypeVar("_T")
 
 
-async def run_while_connected(work: Coroutine[Any, Any, _T], receive: Receive) -> _T:
-    """The result of `work`, whose request body must have been read whole. Raises ClientDisconnect."""
-    task = asyncio.ensure_future(work)
+async def run_while_connected(work: Awaitable[_T], receive: Receive) -> _T:
+    """The result of `work`, whose request body must have been read whole. Raises ClientDisconnect.
+
+    The work runs in the caller's own task, which is cancelled for it: a task more for every request is dear.
+    """
+    caller = asyncio.current_task()
+    assert caller is not None
     watch = asyncio.ensure_future(_disconnected(receive))
-    watch.add_done_callback(lambda _: task.cancel())
+    waiting, left = True, False
+
+    def leave(_: object) -> None:
+        nonlocal left
+        if waiting:
+            left = True
+            caller.cancel()
+
+    watch.add_done_callback(leave)
     try:
-        return await task
+        return await work
     except asyncio.CancelledError:
-        if watch.done() and not watch.cancelled():
+        if left and not caller.uncancel():  # nobody else wants it to end
             raise ClientDisconnect from watch.exception()
         raise
     finally:
+        waiting = False
         watch.cancel()
 
 

@@ -1,7 +1,8 @@
 """The native door: `POST /v1/models/{model}/predict` and the list of models.
 
-The handlers are raw Starlette ones behind FastAPI routes (`RawRoute`): FastAPI documents them and reads nothing, so a
-request is decoded once, by msgspec. Every prediction request is counted exactly once, whatever becomes of it.
+FastAPI documents the routes and reads nothing: a prediction is bare ASGI that never reaches it (`asked_model`), the
+others are Starlette handlers behind `RawRoute`. A body is decoded once, by msgspec. Every prediction request is counted
+exactly once, whatever becomes of it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from serve.api import openapi
 from serve.api.decode import check_media_type, decode_query
@@ -23,6 +26,7 @@ from serve.api.disconnect import run_while_connected
 from serve.api.problems import CALLER_ERRORS, INTERNAL_ERROR, respond
 from serve.api.schemas import ModelList, Query, describe_model, encode_answer, summarise
 from serve.api.urgency import read_urgency
+from serve.aside import SMALL_BYTES
 from serve.core import Prediction, Priority
 from serve.predictor import Predictor, ServedModel
 
@@ -31,9 +35,19 @@ UNKNOWN_MODEL_LABEL = "unknown"
 
 _CLIENT_CLOSED_REQUEST = 499
 _JSON = "application/json"
+_PREDICT_START, _PREDICT_END = openapi.PREDICT_PATH.split("{model}")
 
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+def asked_model(scope: Scope) -> str | None:
+    """The model of a request for predictions; None for every other request."""
+    path: str = scope["path"]
+    if scope["method"] != "POST" or not (path.startswith(_PREDICT_START) and path.endswith(_PREDICT_END)):
+        return None
+    name = path[len(_PREDICT_START) : -len(_PREDICT_END)]
+    return name if name and "/" not in name else None
 
 
 class RawRoute(APIRoute):
@@ -52,7 +66,7 @@ class NativeDoor:
         self._metrics = predictor.metrics
 
     def mount(self, app: FastAPI) -> None:
-        self._add(app, "POST", openapi.PREDICT_PATH, self.predict, openapi.PREDICT)
+        self._add(app, "POST", openapi.PREDICT_PATH, _documented_only, openapi.PREDICT)
         self._add(app, "GET", "/v1/models", self.list_models, openapi.LIST_MODELS)
         self._add(app, "GET", "/v1/models/{model}", self.describe_model, openapi.DESCRIBE_MODEL)
 
@@ -61,35 +75,41 @@ class NativeDoor:
             path, handler, methods=[method], route_class_override=RawRoute, response_class=Response, **docs
         )
 
-    async def predict(self, request: Request) -> Response:
+    async def predict(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request for predictions of the model `name`."""
         arrived = time.perf_counter()
-        name, outcome = UNKNOWN_MODEL_LABEL, INTERNAL_ERROR
-        request_id: str = request.state.request_id
+        label, outcome = UNKNOWN_MODEL_LABEL, INTERNAL_ERROR
+        request_id: str = scope["state"]["request_id"]
         try:
-            model = self._predictor.model(request.path_params["model"])
-            name = model.definition.name
-            timeout_s, priority = read_urgency(request.scope["headers"])
-            check_media_type(request.headers)
-            query = decode_query(await request.body())
+            model = self._predictor.model(name)
+            label = model.definition.name
+            timeout_s, priority = read_urgency(scope["headers"])
+            check_media_type(Headers(scope=scope))
+            body = await _read_body(receive)
+            is_large = len(body) > SMALL_BYTES
+            query = await self._predictor.aside.run(is_large, decode_query, body)
             if timeout_s is not None:
                 timeout_s -= time.perf_counter() - arrived  # reading the body took of it
-            prediction = await run_while_connected(self._predict(model, query, timeout_s, priority), request.receive)
+            prediction = await run_while_connected(self._predict(model, query, timeout_s, priority), receive)
             total_s = time.perf_counter() - arrived
-            content = encode_answer(model, prediction, request_id, 1e3 * total_s)
+            content = await self._predictor.aside.run(
+                is_large, encode_answer, model, prediction, request_id, 1e3 * total_s
+            )
             outcome = "ok"
-            self._metrics.request_seconds.labels(name).observe(total_s)
-            return Response(content, media_type=_JSON)
+            self._metrics.request_seconds.labels(label).observe(total_s)
+            response = Response(content, media_type=_JSON)
         except CALLER_ERRORS as error:
             outcome = error.code
-            return respond(error, request_id)
+            response = respond(error, request_id)
         except ClientDisconnect:
             outcome = "client_disconnected"
-            return Response(status_code=_CLIENT_CLOSED_REQUEST)  # nobody reads it
+            response = Response(status_code=_CLIENT_CLOSED_REQUEST)  # nobody reads it
         except asyncio.CancelledError:  # the server gave up on the connection
             outcome = "cancelled"
             raise
         finally:
-            self._metrics.requests.labels(name, outcome).inc()
+            self._metrics.requests.labels(label, outcome).inc()
+        await response(scope, receive, send)
 
     async def _predict(
         self, model: ServedModel, query: Query, timeout_s: float | None, priority: Priority
@@ -114,3 +134,19 @@ class NativeDoor:
             device=self._predictor.device,
         )
         return Response(msgspec.json.encode(description), media_type=_JSON)
+
+
+async def _read_body(receive: Receive) -> bytes:
+    """Raises ClientDisconnect."""
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def _documented_only(_: Request) -> Response:
+    raise AssertionError("this is a bug: predictions are answered before the router")

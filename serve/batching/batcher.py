@@ -44,7 +44,7 @@ from serve.batching.recovery import WrongAnswer, num_rows_of, smaller_parts
 from serve.batching.request import Request
 from serve.config import BatchingSettings
 from serve.core import Engine, FittedContext, Matrix, Prediction, Priority
-from serve.errors import DeadlineExceeded, Draining, EngineError, OutOfMemory, Overloaded, ServeError
+from serve.errors import DeadlineExceeded, DeviceLost, Draining, EngineError, OutOfMemory, Overloaded, ServeError
 from serve.metrics import Metrics
 
 _log = logging.getLogger(__name__)
@@ -89,9 +89,9 @@ class Batcher:
 
     @property
     def failed(self) -> bool:
-        """Nothing is answered any more: the batching task died of a bug, or the batch on the device hangs.
+        """Nothing is answered any more: the batching task died of a bug, the device is lost, or its batch hangs.
 
-        The replica should then be replaced. A batch that comes back after all takes the second back.
+        The replica should then be replaced. A batch that comes back after all takes the last back.
         """
         return self._died or self._in_flight.is_overrun(self._clock())
 
@@ -267,6 +267,9 @@ class Batcher:
         if isinstance(error, WrongAnswer):
             self._metrics.wrong_answers.labels(model).inc()
         self._outcomes.fail(part, error)
+        if isinstance(error, DeviceLost):
+            self._died = True
+            self._fail_everyone(EngineError, "this replica lost its device")
         return []
 
     def _expire(self) -> None:

@@ -2,8 +2,9 @@
 
 A fault of the device is of one request until shown otherwise: the batch is bisected by requests, and who is alone when
 it fails was the culprit. Where memory ran out it is the number of rows: the batch is halved by rows, through a request
-if need be. Two things are not tried again: an answer with the wrong number of rows, since then nobody can be told which
-answer is whose and the engine must be taken for broken, and a single row or request that failed alone.
+if need be. Three things are not tried again: an answer with the wrong number of rows, since then nobody can be told
+which answer is whose and the engine must be taken for broken; a device that is lost; and a single row or request that
+failed alone.
 
 `n` requests of which one is the culprit cost about `2 * log2(n)` further calls, most of them small.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from serve.batching.fifo import R, Slice
-from serve.errors import OutOfMemory
+from serve.errors import DeviceLost, OutOfMemory
 
 
 class WrongAnswer(Exception):
@@ -22,7 +23,7 @@ class WrongAnswer(Exception):
 
 def smaller_parts(slices: Sequence[Slice[R]], error: BaseException) -> list[list[Slice[R]]]:
     """The two parts in which a failed batch is to be tried again, in order; none if `error` is its outcome."""
-    if isinstance(error, WrongAnswer):
+    if isinstance(error, WrongAnswer | DeviceLost):
         return []
     if isinstance(error, OutOfMemory):
         return _halve_rows(slices)

@@ -24,10 +24,11 @@ from serve.config import EngineSettings
 from serve.core import REGRESSION_STATISTICS, Batch, Column, FittedContext, Matrix, ModelDefinition, Task
 from serve.engine import library
 from serve.engine.compiled import CompiledEnsemble, can_compile
+from serve.engine.context_fit import ContextFit, Fit
+from serve.engine.estimator_fit import EstimatorFit
 from serve.engine.memory import check_fits, count_parameters, predict_bytes
 from serve.engine.parity import canary_rows, compare_answers
 from serve.engine.precision import resolve_precision
-from serve.engine.row_encoder import RowEncoder
 from serve.engine.warmup import bucket_of, row_buckets
 from serve.errors import EngineError, InvalidInput, InvalidModel, OutOfMemory, StartupError
 
@@ -48,36 +49,22 @@ class TabPFNContext:
         self._precision = resolve_precision(
             settings.inference_precision, settings.kv_cache_precision, self._device, num_parameters
         )
+        self._fit: Fit = (
+            ContextFit(definition, settings, self._library_precision)
+            if definition.estimator_path is None
+            else EstimatorFit(definition, settings.device, self._library_precision)
+        )
         need = predict_bytes(
-            definition, settings.device, self._library_precision, max_batch_rows,
+            self._fit.sized, settings.device, self._library_precision, max_batch_rows,
             self._precision if self._ours else None,
         )  # fmt: skip
         check_fits(need, settings.device)
-        context = definition.context
-        reader = RowEncoder(context.columns)
-        raw = reader.read_records(_records(context.columns, context.cells, context.num_rows))
-        self._frame = library.context_frame(definition, raw)
-        estimator = self._fit("fit_with_cache")
-        self._encoder = RowEncoder(context.columns, library.learn_codings(estimator, self._frame))
-        self._rows = self._encoder.encode_raw(raw)
-        _compare_cleaning(self._rows, library.clean(estimator, self._frame), list(self._frame.columns))
-        self._estimator = library.on_matrices(estimator)
+        fitted = self._fit.fit()
+        self.encoder, self._rows = fitted.encoder, fitted.rows
+        self._estimator = library.on_matrices(fitted.estimator)
         self._compiled = self._compile() if self._ours else None
-        self.classes = tuple(map(str, estimator.classes_)) if context.task is Task.CLASSIFICATION else ()
+        self.classes = library.class_names(fitted.estimator)
         self._class_weights = _class_weights(definition, self.classes)
-
-    def _fit(self, fit_mode: library.FitMode) -> library.Estimator:
-        """The library's estimator, its KV caches from a file where there is one of this very fit."""
-        folder = self._settings.kv_cache_dir
-        if folder is None or fit_mode != "fit_with_cache":
-            return library.build_estimator(
-                self.definition, self._frame, fit_mode, self._settings.device, self._library_precision
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        name = f"{self.definition.name}-{self.definition.version}-{self._device.type}.safetensors"
-        return library.build_with_file(
-            self.definition, self._frame, self._settings.device, self._library_precision, folder / name
-        )
 
     def _compile(self) -> CompiledEnsemble | None:
         """Our own answerer, proven on canary rows; then the library's KV caches go. None if it cannot be."""
@@ -115,10 +102,10 @@ class TabPFNContext:
         return self._rows
 
     def encode_records(self, records: Sequence[Mapping[str, Any]]) -> Matrix:
-        return self._encoder.encode_records(records)
+        return self.encoder.encode_records(records)
 
     def encode_table(self, columns: Sequence[str], data: Sequence[Sequence[Any]]) -> Matrix:
-        return self._encoder.encode_table(columns, data)
+        return self.encoder.encode_table(columns, data)
 
     def answer(self, rows: Matrix) -> Matrix:
         """Cached outputs of encoded rows, corrected to the true class priors."""
@@ -127,9 +114,8 @@ class TabPFNContext:
         return self._correct(library.predict_outputs(self._estimator, rows))
 
     def answer_uncached(self, rows: Matrix) -> Matrix:
-        """The same from an estimator without KV cache, built for this call and dropped."""
-        estimator = library.on_matrices(self._fit("fit_preprocessors"))
-        return self._correct(library.predict_outputs(estimator, rows))
+        """The same by the library's plain road; see `Fit.answer_plainly`."""
+        return self._correct(self._fit.answer_plainly(rows))
 
     def _correct(self, outputs: Matrix) -> Matrix:
         if self._class_weights is None:
@@ -193,21 +179,6 @@ class TabPFNEngine:
 def _ours(context: FittedContext) -> TabPFNContext:
     assert isinstance(context, TabPFNContext), "this is a bug: a context of another engine"
     return context
-
-
-def _records(columns: Sequence[Column], cells: Mapping[str, Sequence[Any]], num_rows: int) -> list[dict[str, Any]]:
-    return [{column.name: cells[column.name][row] for column in columns} for row in range(num_rows)]
-
-
-def _compare_cleaning(ours: Matrix, theirs: Matrix, names: Sequence[str]) -> None:
-    """Our encoding of the whole context must be the library's, to the bit."""
-    differs = ~((ours == theirs) | (np.isnan(ours) & np.isnan(theirs)))
-    if differs.any():
-        row, column = map(int, np.argwhere(differs)[0])
-        raise InvalidModel(
-            f"our encoding of the context differs from tabpfn's at row {row}, column {names[column]!r}: "
-            f"{ours[row, column]} and {theirs[row, column]}; is this tabpfn release supported?"
-        )
 
 
 def _class_weights(definition: ModelDefinition, classes: Sequence[str]) -> Matrix | None:

@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 import torch
 from tabpfn import TabPFNClassifier, TabPFNRegressor
+from tabpfn.model_loading import load_fitted_tabpfn_model
 from tabpfn.preprocessing.clean import clean_data_transform
 from tabpfn.preprocessing.datamodel import FeatureModality
 from tabpfn.validation import ensure_compatible_predict_input_sklearn
@@ -183,6 +184,11 @@ class _Doorman:
         self._networks.append(network)
 
 
+def load_fitted(path: Path) -> Estimator:
+    """A `.tabpfn_fit` archive, on the CPU. It holds pickles: only for `unpickling.py`, which restrains them."""
+    return load_fitted_tabpfn_model(path, device="cpu")
+
+
 def context_frame(definition: ModelDefinition, raw: Sequence[Sequence[RawCell]]) -> pd.DataFrame:
     """The context's raw cells as the library is given them: numbers as float64, categories as objects."""
     columns = {}
@@ -241,6 +247,16 @@ def on_matrices(estimator: Estimator) -> Estimator:
     if hasattr(view, "feature_names_in_"):
         del view.feature_names_in_
     return view
+
+
+def class_names(estimator: Estimator) -> tuple[str, ...]:
+    """A classifier's classes as the answers name them, in the order of its outputs; none of a regressor.
+
+    Whole numbers come without decimals and true as 1, as `store/folder.py` reads the labels of a context.
+    """
+    labels = [label.item() if isinstance(label, np.generic) else label for label in getattr(estimator, "classes_", ())]
+    is_whole = [isinstance(label, bool) or (isinstance(label, float) and label.is_integer()) for label in labels]
+    return tuple(str(int(label)) if whole else str(label) for label, whole in zip(labels, is_whole, strict=True))
 
 
 def predict_outputs(estimator: Estimator, rows: Matrix) -> Matrix:

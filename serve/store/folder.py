@@ -42,27 +42,18 @@ class FolderStore:
 
     def load(self, name: str) -> ModelDefinition:
         folder = self._newest(name)
-        manifest = _read_manifest(folder, name)
-        checkpoint = _verified(folder, manifest.checkpoint)
-        if checkpoint.suffix != ".safetensors":
-            raise InvalidModel(f"{checkpoint}: only safetensors checkpoints are served (a pickle can run code)")
-        if manifest.checkpoint.non_commercial and not self._settings.allow_non_commercial:
+        manifest = read_manifest(folder)
+        if (manifest.name, manifest.version) != (name, folder.name):
             raise InvalidModel(
-                f"{folder / MANIFEST}: checkpoint {manifest.checkpoint.name!r} is licensed for non-commercial use "
-                f"({manifest.checkpoint.licence}); set store.allow_non_commercial if yours is such a use"
+                f"{folder / MANIFEST} says {manifest.name!r} version {manifest.version!r}, "
+                f"but lies in {name}/{folder.name}"
             )
-        return ModelDefinition(
-            name=manifest.name,
-            version=manifest.version,
-            description=manifest.description,
-            context=_read_context(_verified(folder, manifest.context), manifest),
-            checkpoint_path=str(checkpoint),
-            checkpoint_name=manifest.checkpoint.name,
-            licence=manifest.checkpoint.licence,
-            options=EnsembleOptions(**manifest.options.model_dump()),
-            example=manifest.example,
-            default_timeout_ms=manifest.default_timeout_ms,
-        )
+        if manifest.estimator is not None:
+            raise InvalidModel(
+                f"{folder / MANIFEST} holds a fitted estimator, a pickle, which is served by its pinned digest only: "
+                f"add {name}={folder}@sha256:DIGEST to store.models, with the digest of the {MANIFEST} that you trust"
+            )
+        return read_model(folder, manifest, allow_non_commercial=self._settings.allow_non_commercial)
 
     def _newest(self, name: str) -> Path:
         versions = [path.parent for path in self._root.glob(f"*/*/{MANIFEST}") if path.parent.parent.name == name]
@@ -77,19 +68,48 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_manifest(folder: Path, name: str) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a model folder. Raises InvalidModel naming the file."""
     path = folder / MANIFEST
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        return parse_manifest(path.read_bytes(), str(path))
+    except OSError as error:
+        raise InvalidModel(f"{path} cannot be read: {error.strerror}") from error
+
+
+def parse_manifest(content: bytes, place: str) -> Manifest:
+    """Raises InvalidModel that begins with `place`."""
+    try:
+        return Manifest.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        raise InvalidModel(f"{path}: {place}: {first['msg']}") from error
-    if (manifest.name, manifest.version) != (name, folder.name):
+        field = ".".join(map(str, first["loc"])) or "the file"
+        raise InvalidModel(f"{place}: {field}: {first['msg']}") from error
+
+
+def read_model(folder: Path, manifest: Manifest, *, allow_non_commercial: bool) -> ModelDefinition:
+    """The model of a folder, every file compared with its digest. Raises InvalidModel naming the file at fault."""
+    checkpoint = _verified(folder, manifest.checkpoint)
+    if checkpoint.suffix != ".safetensors":
+        raise InvalidModel(f"{checkpoint}: only safetensors checkpoints are served (a pickle can run code)")
+    if manifest.checkpoint.non_commercial and not allow_non_commercial:
         raise InvalidModel(
-            f"{path} says {manifest.name!r} version {manifest.version!r}, but lies in {name}/{folder.name}"
+            f"{folder / MANIFEST}: checkpoint {manifest.checkpoint.name!r} is licensed for non-commercial use "
+            f"({manifest.checkpoint.licence}); set store.allow_non_commercial if yours is such a use"
         )
-    return manifest
+    return ModelDefinition(
+        name=manifest.name,
+        version=manifest.version,
+        description=manifest.description,
+        context=_context(folder, manifest),
+        checkpoint_path=str(checkpoint),
+        checkpoint_name=manifest.checkpoint.name,
+        licence=manifest.checkpoint.licence,
+        options=EnsembleOptions(**manifest.options.model_dump()),
+        example=manifest.example,
+        default_timeout_ms=manifest.default_timeout_ms,
+        estimator_path=None if manifest.estimator is None else str(_verified(folder, manifest.estimator)),
+    )
 
 
 def _verified(folder: Path, entry: FileEntry) -> Path:
@@ -97,10 +117,24 @@ def _verified(folder: Path, entry: FileEntry) -> Path:
     path = (folder / entry.path).resolve()
     if not path.is_file():
         raise InvalidModel(f"{folder / MANIFEST} names {entry.path}, which is not there ({path})")
-    digest = sha256_of(path)
+    try:
+        digest = sha256_of(path)
+    except OSError as error:
+        raise InvalidModel(f"{path} cannot be read: {error.strerror}") from error
     if digest != entry.sha256:
         raise InvalidModel(f"{path} has sha256 {digest}, the manifest says {entry.sha256}")
     return path
+
+
+def _context(folder: Path, manifest: Manifest) -> Context:
+    if manifest.context is not None:
+        return _read_context(_verified(folder, manifest.context), manifest)
+    assert manifest.estimator is not None, "this is a bug: a manifest has one of the two"
+    return Context(manifest.task, _columns(manifest), {}, (), num_hidden_rows=manifest.estimator.num_context_rows)
+
+
+def _columns(manifest: Manifest) -> tuple[Column, ...]:
+    return tuple(Column(entry.name, entry.kind, entry.description) for entry in manifest.columns)
 
 
 def _read_context(path: Path, manifest: Manifest) -> Context:
@@ -116,7 +150,7 @@ def _read_context(path: Path, manifest: Manifest) -> Context:
     target = _read_target(path, table.column(manifest.target).to_pylist(), manifest)
     return Context(
         task=manifest.task,
-        columns=tuple(Column(entry.name, entry.kind, entry.description) for entry in manifest.columns),
+        columns=_columns(manifest),
         cells=cells,
         target=target,
         class_priors=manifest.class_priors,

@@ -8,9 +8,9 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from serve.core import ColumnKind, Scalar, Task
+from serve.model_source import ModelName, Sha256
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Name = ModelName
 
 MANIFEST = "manifest.json"
 
@@ -42,6 +42,19 @@ class CheckpointEntry(FileEntry):
     non_commercial: bool = False
 
 
+class EstimatorEntry(FileEntry):
+    """A fitted estimator in the place of a context (`engine/estimator_file.py`), as `import_pickle` made it.
+
+    Attributes:
+        source_sha256: of the pickle that it was imported from, which the operator pinned.
+        made_by: the releases that wrote it; another release imports anew.
+    """
+
+    source_sha256: Sha256
+    made_by: str
+    num_context_rows: int = Field(ge=1)
+
+
 class OptionsEntry(_Part):
     """Passed to the library when the context is fitted."""
 
@@ -61,7 +74,8 @@ class Manifest(_Part):
     columns: tuple[ColumnEntry, ...] = Field(min_length=1)
     target: str
     class_priors: dict[str, Annotated[float, Field(gt=0, lt=1)]] | None = None
-    context: FileEntry
+    context: FileEntry | None = None
+    estimator: EstimatorEntry | None = None
     checkpoint: CheckpointEntry
     options: OptionsEntry = OptionsEntry()
     default_timeout_ms: float | None = Field(None, gt=0, allow_inf_nan=False)
@@ -72,6 +86,10 @@ class Manifest(_Part):
         names = [column.name for column in self.columns]
         if len(set(names)) != len(names):
             raise ValueError("two columns have the same name")
+        if (self.context is None) == (self.estimator is None):
+            raise ValueError("a model has a context or an estimator, and not both")
+        if self.estimator is not None and (self.class_priors is not None or self.options != OptionsEntry()):
+            raise ValueError("class_priors and options belong to a context; an estimator has its own")
         if self.target in names:
             raise ValueError(f"the target {self.target!r} is also an input column")
         if self.class_priors is not None and self.task is Task.REGRESSION:

@@ -8,10 +8,16 @@ from serve.core import ModelDefinition
 
 
 class ModelStore(Protocol):
-    """Names the models to be served and hands over one version of each, verified."""
+    """Names the models to be served and hands over one version of each, verified. May block, on the network too."""
 
     def names(self) -> list[str]:
         """The models, sorted. Raises InvalidModel if the repository cannot be read or is empty."""
 
     def load(self, name: str) -> ModelDefinition:
-        """The newest version of a model. Raises InvalidModel naming the file at fault, UnknownModel."""
+        """The version of a model that is to be served.
+
+        Raises:
+            UnknownModel
+            InvalidModel: names the file at fault.
+            StartupError: it cannot be had from where it is kept.
+        """

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from pathlib import Path
 
+import httpx
 import pytest
 from api_harness import Gate, MakePredictor, Serving
 
 from serve.api import create_app
+from serve.config import MetricsSettings
 from serve.core import ServerState
 from serve.engine.fake import FakeEngine
 from serve.errors import StartupError
@@ -50,9 +54,28 @@ async def test_the_end_waits_for_what_was_admitted(make_predictor: MakePredictor
         admitted = asyncio.create_task(client.post("/v1/models/fraud/predict", json=BODY))
         await asyncio.to_thread(gate.wait_for_batch)
         drain = asyncio.create_task(predictor.drain())
+        await asyncio.sleep(0)  # it begins
         refused = await client.post("/v1/models/fraud/predict", json=BODY)
         assert (refused.status_code, refused.json()["code"]) == (503, "draining")
         assert not drain.done()
         gate.open()
         assert (await admitted).status_code == 200
         await drain
+
+
+async def test_metrics_are_written_to_the_log_where_that_was_asked_for(
+    make_predictor: MakePredictor, tmp_path: Path
+) -> None:
+    predictor = make_predictor()
+    log = tmp_path / "log"
+    log.touch()
+    told = MetricsSettings(emf_namespace="TabPFN", emf_service="cards", emf_interval_s=3_600, emf_path=log)
+    predictor.settings = predictor.settings.model_copy(update={"metrics": told})
+    app = create_app(predictor)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+    ):
+        assert (await client.post("/v1/models/fraud/predict", json=BODY)).status_code == 200
+    replica, model = map(json.loads, log.read_text().splitlines())
+    assert (replica["Service"], replica["Requests"], model["Model"]) == ("cards", 1, "fraud")

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from serve.api import problems
 from serve.errors import (
+    DeviceLost,
     Draining,
     EngineError,
     InvalidInput,
@@ -34,8 +35,8 @@ def subclasses(kind: type[ServeError]) -> set[type[ServeError]]:
 
 def test_every_error_that_may_reach_a_caller_has_a_status() -> None:
     ours = {kind for kind in subclasses(ServeError) if kind.__module__.startswith("serve.")}
-    # OutOfMemory is between engine and batcher alone.
-    assert ours - subclasses(StartupError) - {ServeError, OutOfMemory} == set(problems.STATUSES)
+    # OutOfMemory and DeviceLost are between engine and batcher alone.
+    assert ours - subclasses(StartupError) - {ServeError, OutOfMemory, DeviceLost} == set(problems.STATUSES)
     codes = [kind.code for kind in problems.STATUSES]
     assert len(set(codes)) == len(codes)
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 from serve.core import Batch
 from serve.engine.fake import FakeEngine
-from serve.errors import EngineError, OutOfMemory
+from serve.errors import DeviceLost, Draining, EngineError, OutOfMemory
 
 POISON = -0.5
 
@@ -178,3 +178,16 @@ async def test_a_wrong_number_of_rows_is_everybodys_and_an_alarm() -> None:
         assert harness.value("bisected_batches_total", model="m") == 0
         engine.spoil = None
         await harness.request(3).answered()
+
+
+async def test_a_lost_device_is_everybodys_end() -> None:
+    def lose(_: Batch) -> None:
+        raise DeviceLost("its process ended")
+
+    async with serving(FakeEngine(gate=lose), max_queue_delay_ms=3_600_000, max_batch_rows=3) as harness:
+        asks = [harness.request() for _ in range(5)]  # a batch, and two who wait
+        for ask in asks:
+            assert isinstance(await ask.failed(), EngineError)
+        assert harness.value("bisected_batches_total", model="m") == 0
+        assert harness.batcher.failed
+        assert isinstance(await harness.request().failed(), Draining)

@@ -7,7 +7,7 @@ from queue_harness import A, Request
 
 from serve.batching import Slice
 from serve.batching.recovery import WrongAnswer, num_rows_of, smaller_parts
-from serve.errors import OutOfMemory
+from serve.errors import DeviceLost, OutOfMemory
 
 BATCHES = st.lists(st.integers(1, 9), min_size=1, max_size=12).map(
     lambda sizes: [Slice(Request(A, size + 3), 2, 2 + size) for size in sizes]
@@ -32,5 +32,6 @@ def test_the_parts_are_the_batch_in_order(batch: list[Slice[Request]], error: Ex
 
 
 @pytest.mark.parametrize("num_requests", [1, 5])
-def test_a_wrong_answer_is_not_tried_again(num_requests: int) -> None:
-    assert smaller_parts([Slice(Request(A, 4), 0, 4)] * num_requests, WrongAnswer("short")) == []
+@pytest.mark.parametrize("error", [WrongAnswer("short"), DeviceLost("its process ended")])
+def test_an_engine_that_is_broken_or_gone_is_not_tried_again(num_requests: int, error: Exception) -> None:
+    assert smaller_parts([Slice(Request(A, 4), 0, 4)] * num_requests, error) == []

@@ -1,0 +1,1 @@
+"""The AWS deployment: stage files -> CDK constructs -> committed CloudFormation templates. Without `serve/`."""

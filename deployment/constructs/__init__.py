@@ -1,0 +1,1 @@
+"""The parts of a stage, one file each; typed keyword-only arguments, no look-ups, no assets."""

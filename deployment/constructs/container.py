@@ -1,0 +1,136 @@
+"""The one container of a task, and what it must always be: no root, read-only, no capabilities, drained on SIGTERM.
+
+The image's contract: its entry point takes `serve` (Ray inside) or `up` (uvicorn), listens on 8080, runs as user 10001,
+writes to /tmp and /var/cache/tabpfn-serve only, and declares both as VOLUME with an owner that may write (ECS gives an
+empty volume the permissions of the image's folder). Settings come as `TABPFN_SERVE_<OWNER>_<NAME>`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from aws_cdk import Duration, Stack
+from aws_cdk import aws_ecr as ecr
+from aws_cdk import aws_ecs as ecs
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_kms as kms
+from aws_cdk import aws_logs as logs
+from aws_cdk import aws_s3 as s3
+
+from deployment.settings import METRIC_NAMESPACE, ModelSettings, ServerSettings
+
+PORT = 8080
+USER = "10001:10001"
+NAME = "tabpfn-serve"
+READY_PATH = "/v2/health/ready"
+
+_CACHE = "/var/cache/tabpfn-serve"
+_SSM_AGENT_WRITES = {
+    "managed-agents": "/managed-agents",
+    "ssm-state": "/var/lib/amazon/ssm",
+    "ssm-log": "/var/log/amazon/ssm",
+}
+_MOST_START_PERIOD_S = 300
+_OPEN_FILES = 65_536
+
+_ASK_READINESS = (
+    f"import urllib.request as u; u.urlopen('http://127.0.0.1:{PORT}{READY_PATH}', timeout=4)"  # 503 raises
+)
+
+
+def add_server_container(
+    task: ecs.TaskDefinition,
+    *,
+    image: ecr.IRepository,
+    image_tag: str,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    secrets: Mapping[str, ecs.Secret],
+    log_group: logs.ILogGroup,
+    stop_timeout_s: int,
+    start_grace_s: int,
+    linux: ecs.LinuxParameters,
+    num_gpus: int | None,
+    memory_mib: int,
+) -> ecs.ContainerDefinition:
+    """`linux` needs an init process, which forwards SIGTERM; capabilities are dropped here."""
+    linux.drop_capabilities(ecs.Capability.ALL)
+    container = task.add_container(
+        NAME,
+        container_name=NAME,
+        image=ecs.ContainerImage.from_ecr_repository(image, image_tag),
+        command=list(command),
+        environment=dict(environment),
+        secrets=dict(secrets),
+        user=USER,
+        readonly_root_filesystem=True,
+        privileged=False,
+        linux_parameters=linux,
+        gpu_count=num_gpus,
+        memory_limit_mib=memory_mib,
+        stop_timeout=Duration.seconds(stop_timeout_s),
+        logging=ecs.LogDriver.aws_logs(stream_prefix=NAME, log_group=log_group),
+        port_mappings=[ecs.PortMapping(container_port=PORT, protocol=ecs.Protocol.TCP)],
+        health_check=ecs.HealthCheck(
+            command=["CMD", "python3", "-IS", "-c", _ASK_READINESS],
+            interval=Duration.seconds(10),
+            timeout=Duration.seconds(5),
+            retries=3,
+            start_period=Duration.seconds(min(start_grace_s, _MOST_START_PERIOD_S)),
+        ),
+    )
+    # A socket for each caller, and Ray's own; the default of some hosts is 1,024.
+    container.add_ulimits(ecs.Ulimit(name=ecs.UlimitName.NOFILE, soft_limit=_OPEN_FILES, hard_limit=_OPEN_FILES))
+    _mount(task, container, {"tmp": "/tmp", "cache": _CACHE})
+    return container
+
+
+def mount_for_operators(task: ecs.TaskDefinition, container: ecs.ContainerDefinition) -> None:
+    """What ECS Exec's agent writes to, since the root is read-only."""
+    _mount(task, container, _SSM_AGENT_WRITES)
+
+
+def _mount(task: ecs.TaskDefinition, container: ecs.ContainerDefinition, paths: Mapping[str, str]) -> None:
+    for name, path in paths.items():
+        task.add_volume(name=name)
+        container.add_mount_points(ecs.MountPoint(container_path=path, source_volume=name, read_only=False))
+
+
+def server_environment(settings: ServerSettings, *, models: s3.IBucket, service: str, device: str) -> dict[str, str]:
+    """The settings of the server that both services share."""
+    environment = {
+        "AWS_REGION": Stack.of(models).region,
+        "TABPFN_SERVE_ENGINE_DEVICE": device,
+        "TABPFN_SERVE_ENGINE_KV_CACHE_DIR": f"{_CACHE}/kv",
+        "TABPFN_SERVE_STORE_CACHE_DIR": f"{_CACHE}/models",
+        "TABPFN_SERVE_API_DRAIN_TIMEOUT_S": str(settings.drain_timeout_s),
+        "TABPFN_SERVE_API_KEEP_ALIVE_S": str(settings.keep_alive_s),
+        "TABPFN_SERVE_BATCHING_DEFAULT_TIMEOUT_MS": str(settings.default_timeout_ms),
+        "TABPFN_SERVE_METRICS_EMF_NAMESPACE": METRIC_NAMESPACE,
+        "TABPFN_SERVE_METRICS_EMF_SERVICE": service,
+        "TABPFN_SERVE_METRICS_EMF_INTERVAL_S": str(settings.emf_interval_s),
+    }
+    if settings.models:
+        environment["TABPFN_SERVE_STORE_MODELS"] = json.dumps(
+            [_model(model, models.bucket_name) for model in settings.models], separators=(",", ":")
+        )
+    return {**environment, **settings.environment}
+
+
+def _model(model: ModelSettings, bucket: str) -> dict[str, str]:
+    return {"name": model.name, "uri": f"s3://{bucket}/{model.key}", "sha256": model.sha256}
+
+
+def allow_reading_models(role: iam.IRole, *, models: s3.IBucket, key: kms.IKey) -> None:
+    """Get and list, by name: `grant_read` would add wildcards of actions."""
+    role.add_to_principal_policy(iam.PolicyStatement(actions=["s3:GetObject"], resources=[models.arn_for_objects("*")]))
+    role.add_to_principal_policy(iam.PolicyStatement(actions=["s3:ListBucket"], resources=[models.bucket_arn]))
+    region = Stack.of(role).region
+    role.add_to_principal_policy(
+        iam.PolicyStatement(
+            actions=["kms:Decrypt"],
+            resources=[key.key_arn],
+            conditions={"StringEquals": {"kms:ViaService": f"s3.{region}.amazonaws.com"}},
+        )
+    )

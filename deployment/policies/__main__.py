@@ -1,0 +1,20 @@
+"""`python -m deployment.policies FILE ...`: each violation in a line, exit code 1 if there is one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from deployment.policies import check
+
+
+def main(paths: list[str]) -> int:
+    found = [(path, violation) for path in paths for violation in check(json.loads(Path(path).read_text()))]
+    for path, violation in found:
+        print(f"{path}: {violation}", file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,123 @@
+"""Of time limits: server, container and load balancer must give up in the right order.
+
+longest request   <= drain of the server         or a shutdown fails what it admitted
+longest request   <= deregistration delay        or the load balancer cuts it off when a task leaves
+longest request   <  idle timeout of the ALB     or it cuts it off while it waits
+ALB idle timeout  <  keep-alive of the server    or it sends a request into a connection that is being closed (502)
+drain + margin    <= stop timeout                or SIGKILL comes first
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from deployment.policies.template import (
+    Container,
+    Policy,
+    Service,
+    Template,
+    Violation,
+    attributes,
+    containers,
+    number,
+    properties,
+    resources,
+    services,
+)
+from deployment.settings import STOP_MARGIN_S
+
+MOST_FARGATE_STOP_S = 120
+
+_DRAIN = "TABPFN_SERVE_API_DRAIN_TIMEOUT_S"
+_DEADLINE = "TABPFN_SERVE_BATCHING_DEFAULT_TIMEOUT_MS"
+_KEEP_ALIVE = "TABPFN_SERVE_API_KEEP_ALIVE_S"
+
+
+def stop_waits_for_the_drain(template: Template) -> Iterator[Violation]:
+    for container in containers(template):
+        drain, stop = number(container.environment.get(_DRAIN)), number(container.properties.get("StopTimeout"))
+        if drain is None or stop is None:
+            yield container.violation(f"{_DRAIN} and StopTimeout must be said")
+        elif drain + STOP_MARGIN_S > stop:
+            yield container.violation(f"StopTimeout {stop:g} s is below drain {drain:g} s + {STOP_MARGIN_S} s")
+
+
+def fargate_stops_in_two_minutes(template: Template) -> Iterator[Violation]:
+    for container in containers(template):
+        stop = number(container.properties.get("StopTimeout"))
+        if container.on_fargate and stop is not None and stop > MOST_FARGATE_STOP_S:
+            yield container.violation(f"StopTimeout {stop:g} s: Fargate allows {MOST_FARGATE_STOP_S} s")
+
+
+def drain_answers_the_longest(template: Template) -> Iterator[Violation]:
+    for container in containers(template):
+        drain, longest = number(container.environment.get(_DRAIN)), _longest_request_s(container)
+        if drain is None or longest is None:
+            yield container.violation(f"{_DRAIN} and {_DEADLINE} must be said")
+        elif longest > drain:
+            yield container.violation(f"a request may take {longest:g} s, the drain {drain:g} s")
+
+
+def deregistration_waits_for_the_longest(template: Template) -> Iterator[Violation]:
+    for service in services(template):
+        for container in _behind_a_load_balancer(service):
+            longest = _longest_request_s(container) or 0
+            for name, group in resources(template, "AWS::ElasticLoadBalancingV2::TargetGroup"):
+                key = "deregistration_delay.timeout_seconds"
+                delay = number(attributes(group.get("TargetGroupAttributes", [])).get(key))
+                if delay is None or delay < longest:
+                    yield Violation(name, f"deregistration delay is {delay}, a request may take {longest:g} s")
+
+
+def idle_timeouts_are_in_order(template: Template) -> Iterator[Violation]:
+    for service in services(template):
+        for container in _behind_a_load_balancer(service):
+            longest, keep_alive = _longest_request_s(container) or 0, number(container.environment.get(_KEEP_ALIVE))
+            for name, balancer in resources(template, "AWS::ElasticLoadBalancingV2::LoadBalancer"):
+                given = attributes(balancer.get("LoadBalancerAttributes", [])).get("idle_timeout.timeout_seconds")
+                idle = number(given)
+                if idle is None or idle <= longest:
+                    yield Violation(name, f"idle timeout is {idle}, a request may take {longest:g} s")
+                elif keep_alive is None or keep_alive <= idle:
+                    yield container.violation(f"keep-alive {keep_alive} is not above the ALB's idle timeout {idle:g} s")
+
+
+def _longest_request_s(container: Container) -> float | None:
+    """A caller may ask for longer by `x-request-timeout-ms`; what is promised is the default."""
+    deadline_ms = number(container.environment.get(_DEADLINE))
+    return None if deadline_ms is None else deadline_ms / 1e3
+
+
+def _behind_a_load_balancer(service: Service) -> Iterator[Container]:
+    names = {entry.get("ContainerName") for entry in service.properties.get("LoadBalancers", [])}
+    for container in service.containers:
+        if container.properties.get("Name") in names:
+            yield container
+
+
+def starts_are_waited_for(template: Template) -> Iterator[Violation]:
+    """Without a grace period the load balancer's health check ends a task that still loads its model."""
+    for service in services(template):
+        if not number(service.properties.get("HealthCheckGracePeriodSeconds")):
+            yield service.violation("no HealthCheckGracePeriodSeconds")
+
+
+def health_checks_are_readiness(template: Template) -> Iterator[Violation]:
+    for name, group in resources(template, "AWS::ElasticLoadBalancingV2::TargetGroup"):
+        if group.get("HealthCheckPath") != "/v2/health/ready":
+            yield Violation(name, "the load balancer does not ask /v2/health/ready")
+    for service in services(template):
+        for entry in service.properties.get("LoadBalancers", []):
+            if "TargetGroupArn" in entry and not properties(template, entry["TargetGroupArn"]):
+                yield service.violation("its target group is not in this template, so its times cannot be compared")
+
+
+TIMING_POLICIES: tuple[Policy, ...] = (
+    stop_waits_for_the_drain,
+    fargate_stops_in_two_minutes,
+    drain_answers_the_longest,
+    deregistration_waits_for_the_longest,
+    idle_timeouts_are_in_order,
+    starts_are_waited_for,
+    health_checks_are_readiness,
+)

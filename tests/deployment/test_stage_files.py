@@ -1,0 +1,109 @@
+"""Stage files: what contradicts itself or the server is refused while it is read; what is said matches the server."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from deployment.app import Template
+from deployment.cost import _NUM_ENDPOINTS
+from deployment.policies.template import containers, resources
+from deployment.settings import METRIC_NAMESPACE, STAGES, Stage, read_stage, stage_names
+from serve.config import ServerSettings
+from serve.emf import Gauges, Interval, documents
+
+Templates = dict[str, dict[str, Template]]
+
+GPU = {"instance_types": ["g6.xlarge"]}
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"gpu": {}}, "Extra inputs are not permitted"),
+        ({"gpu_service": {**GPU, "colour": "red"}}, "Extra inputs are not permitted"),
+        ({"gpu_service": {**GPU, "stop_timeout_s": 40}}, "the drain needs 50"),
+        ({"gpu_service": {**GPU, "min_tasks": 3, "max_tasks": 2}}, "min_tasks is above max_tasks"),
+        ({"gpu_service": {"instance_types": ["p9.huge"]}}, "not in instance_types.yaml"),
+        ({"network": {"nat_gateways": 0}}, "NAT gateway"),
+        ({"server": {"environment": {"HF_TOKEN": "x"}}}, "not settings of the server"),
+        ({"server": {"models": [{"name": "a", "key": "a", "sha256": "0" * 64}] * 2}}, "two models have one name"),
+        ({"server": {"models": [{"name": "a", "key": "a", "sha256": "abc"}]}}, "should match pattern"),
+        ({"cpu_service": {"stop_timeout_s": 300}}, "less than or equal to 120"),
+    ],
+)
+def test_a_bad_stage_is_refused(part: dict[str, Any], words: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump({"name": "bad", "gpu_service": GPU, **part}))
+    with pytest.raises(ValidationError, match=words):
+        read_stage(path)
+
+
+def test_stages_are_named_as_their_files() -> None:
+    assert [read_stage(STAGES / f"{name}.yaml").name for name in stage_names()] == ["demo", "ec2", "production"]
+
+
+def test_a_stage_cannot_be_changed() -> None:
+    stage = Stage(name="demo", gpu_service=GPU)
+    with pytest.raises(ValidationError):
+        stage.name = "other"
+
+
+def settings_of_the_server() -> set[str]:
+    """The environment variables that the server reads for its settings."""
+    names = {"TABPFN_SERVE_HOST", "TABPFN_SERVE_PORT"}
+    for owner, group in ServerSettings.model_fields.items():
+        assert isinstance(group.annotation, type)
+        assert issubclass(group.annotation, BaseModel)
+        names |= {f"TABPFN_SERVE_{owner}_{name}".upper() for name in group.annotation.model_fields}
+    return names
+
+
+def test_every_variable_is_a_setting_of_the_server(synthesised: Templates) -> None:
+    """An unknown one ends the server at its start."""
+    for templates in synthesised.values():
+        for stack in ("gpu-service", "cpu-service"):
+            for container in containers(templates.get(stack, {})):
+                ours = {name for name in container.environment if name.startswith("TABPFN_SERVE_")}
+                assert ours <= settings_of_the_server()
+
+
+def test_every_metric_that_is_watched_is_one_that_the_server_emits(synthesised: Templates) -> None:
+    gauges = Gauges([0.0], [0.0], ready=1.0, device_bytes=1.0)
+    interval = Interval(
+        {
+            (name, frozenset({("model", "m"), ("outcome", "ok"), ("le", "1.0")})): 1.0
+            for histogram in ("tabpfn_request_seconds", "tabpfn_queue_seconds", "tabpfn_batch_rows")
+            for name in (f"{histogram}_bucket", f"{histogram}_sum", f"{histogram}_count")
+        }
+    )
+    document = next(iter(documents(interval, gauges, namespace=METRIC_NAMESPACE, service="s", timestamp_ms=0)))
+    emitted = {metric["Name"] for metric in document["_aws"]["CloudWatchMetrics"][0]["Metrics"]}
+    watched = set(watched_metrics(synthesised))
+    assert {"OngoingRequests", "Requests", "RefusedRequests"} <= watched
+    assert watched <= emitted
+
+
+def watched_metrics(synthesised: Templates) -> Iterator[str]:
+    """Of our namespace, by alarms and by scaling policies."""
+    for metric in named_metrics(synthesised):
+        if metric.get("Namespace") == METRIC_NAMESPACE:
+            yield metric["MetricName"]
+
+
+def named_metrics(synthesised: Templates) -> Iterator[dict[str, Any]]:
+    for templates in synthesised.values():
+        for template in templates.values():
+            for _, alarm in resources(template, "AWS::CloudWatch::Alarm"):
+                yield alarm
+                yield from (part["MetricStat"]["Metric"] for part in alarm.get("Metrics", []) if "MetricStat" in part)
+            for _, policy in resources(template, "AWS::ApplicationAutoScaling::ScalingPolicy"):
+                yield policy["TargetTrackingScalingPolicyConfiguration"].get("CustomizedMetricSpecification", {})
+
+
+def test_the_estimate_counts_the_endpoints_that_are_made(synthesised: Templates) -> None:
+    endpoints = list(resources(synthesised["ec2"]["network"], "AWS::EC2::VPCEndpoint"))
+    assert [found.get("VpcEndpointType") for _, found in endpoints].count("Interface") == _NUM_ENDPOINTS

@@ -1,0 +1,115 @@
+"""A TCP relay in front of a server: it counts requests, and stops or cuts an answer at a byte that the test names."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+
+TIMEOUT_S = 60.0
+
+
+class Relay:
+    """Forwards 127.0.0.1:`port` to another port of this machine."""
+
+    def __init__(self, upstream_port: int) -> None:
+        self._upstream = ("127.0.0.1", upstream_port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.requests: list[str] = []
+        """The head of each, in order."""
+        self.held = threading.Event()
+        """An answer has come to the byte where it is to be held."""
+        self._go_on = threading.Event()
+        self._bytes_left: int | None = None
+        self._cuts = False
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def hold_after(self, num_bytes: int) -> None:
+        """Stop the answers, once, after so many bytes; `release` lets them go on."""
+        self.held.clear()
+        self._go_on.clear()
+        self._bytes_left, self._cuts = num_bytes, False
+
+    def cut_after(self, num_bytes: int) -> None:
+        """Close the connection, once, after so many bytes of answers."""
+        self._bytes_left, self._cuts = num_bytes, True
+
+    def wait_until_held(self) -> None:
+        assert self.held.wait(TIMEOUT_S), f"no answer came so far: {self.requests}"
+
+    def release(self) -> None:
+        self._go_on.set()
+
+    def close(self) -> None:
+        self._go_on.set()
+        _close(self._listener)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                try:
+                    server = _connect(self._upstream)
+                except OSError:
+                    client.close()
+                    continue
+                threading.Thread(target=self._forward, args=(client, server), daemon=True).start()
+                threading.Thread(target=self._answer, args=(server, client), daemon=True).start()
+
+    def _forward(self, client: socket.socket, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := client.recv(65536):
+                if data.startswith((b"GET ", b"HEAD ", b"PUT ", b"POST ")):
+                    self.requests.append(data.decode("latin-1"))
+                server.sendall(data)
+        _close(client, server)
+
+    def _answer(self, server: socket.socket, client: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := server.recv(65536):
+                if self._bytes_left is not None and (rest := self._bytes_left - len(data)) <= 0:
+                    self._bytes_left = None
+                    client.sendall(data[: max(rest + len(data), 0)])
+                    if self._cuts:
+                        break
+                    self.held.set()
+                    self._go_on.wait(TIMEOUT_S)
+                    data = data[max(rest + len(data), 0) :]
+                elif self._bytes_left is not None:
+                    self._bytes_left = rest
+                client.sendall(data)
+        _close(client, server)
+
+
+def _connect(address: tuple[str, int]) -> socket.socket:
+    """With a small window, so that an answer which is held here is held at the server too."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
+    try:
+        sock.connect(address)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _close(*sockets: socket.socket) -> None:
+    for sock in sockets:
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+        sock.close()
+
+
+@contextlib.contextmanager
+def relay_to(port: int) -> Iterator[Relay]:
+    relay = Relay(port)
+    try:
+        yield relay
+    finally:
+        relay.close()
