@@ -1,0 +1,161 @@
+"""An image, run as strictly as an orchestrator would run it, and a load to stop it under.
+
+`TEST_IMAGE` names the image (`make test-images` builds and sets it), `CONTAINER_ENGINE` podman or docker. The
+host's network is used, on free ports, so that nothing has to be published: Linux only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import httpx
+from edge_harness import Caller, predict_request
+
+IMAGE = os.environ.get("TEST_IMAGE", "")
+ENGINE = os.environ.get("CONTAINER_ENGINE") or ("podman" if shutil.which("podman") else "docker")
+
+HARDENED = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--memory", "4g")
+SHM = ("--shm-size", "1g")
+
+START_TIMEOUT_S = 180.0
+STOP_TIMEOUT_S = 60
+"""What docs/containers.md tells to give: `drain_timeout_s` and 20 s, rounded up."""
+
+
+def engine(*arguments: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([ENGINE, *arguments], capture_output=True, text=True, timeout=timeout_s)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        return int(unused.getsockname()[1])
+
+
+def own_address() -> str:
+    """An address of this machine that is not its loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unsent:
+        unsent.connect(("192.0.2.1", 9))  # a route is looked up, nothing is sent
+        return str(unsent.getsockname()[0])
+
+
+class Container:
+    """Started at once and removed at the end of the `with` block."""
+
+    def __init__(
+        self,
+        *command: str,
+        environment: Mapping[str, str] | None = None,
+        options: Sequence[str] = (),
+        hardened: Sequence[str] = HARDENED,
+        host: str = "127.0.0.1",
+    ) -> None:
+        self.name = f"tabpfn-serve-test-{uuid.uuid4().hex[:12]}"
+        self.port = free_port()
+        self.host = host
+        self.url = f"http://{host}:{self.port}"
+        settings = {"TABPFN_SERVE_PORT": str(self.port), **(environment or {})}
+        given = [part for name, value in settings.items() for part in ("--env", f"{name}={value}")]
+        self.started_at = time.monotonic()
+        run = ["run", "--detach", "--name", self.name, "--network", "host", *hardened, *SHM, *given, *options]
+        # Podman has health checks run by systemd, which may not be there: they are asked for by hand.
+        if ENGINE == "podman":
+            run += ["--health-interval", "disable"]
+        done = engine(*run, IMAGE, *command)
+        assert done.returncode == 0, done.stderr
+
+    def __enter__(self) -> Container:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        engine("rm", "--force", "--volumes", self.name)
+
+    def wait_ready(self) -> float:
+        """Seconds from the start to the first 200 of readiness."""
+        while time.monotonic() < self.started_at + START_TIMEOUT_S:
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{self.url}/v2/health/ready", timeout=2).status_code == 200:
+                    return time.monotonic() - self.started_at
+            assert self.state()["Running"], f"it ended: {self.logs()}"
+            time.sleep(0.1)
+        raise AssertionError(f"not ready in {START_TIMEOUT_S} s: {self.logs()}")
+
+    def wait_end(self, timeout_s: float = START_TIMEOUT_S) -> int:
+        """Its exit code, once it has ended by itself."""
+        return int(engine("wait", self.name, timeout_s=timeout_s).stdout)
+
+    def state(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(engine("inspect", "--type", "container", self.name).stdout)[0]["State"]
+        return found
+
+    def logs(self) -> str:
+        done = engine("logs", self.name)
+        return done.stdout + done.stderr
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        return engine("exec", self.name, *command)
+
+    def stop(self) -> tuple[int, float]:
+        """(exit code, seconds) of a stop by SIGTERM, as an orchestrator does it."""
+        start = time.monotonic()
+        done = engine("stop", "--time", str(STOP_TIMEOUT_S), self.name, timeout_s=STOP_TIMEOUT_S + 30)
+        assert done.returncode == 0, done.stderr
+        return int(self.state()["ExitCode"]), time.monotonic() - start
+
+
+class PoissonLoad:
+    """One-row requests at random times, whatever became of those before, each on a connection of its own."""
+
+    def __init__(self, container: Container, body: bytes, rate: float) -> None:
+        self._container = container
+        self._request = predict_request(body)
+        self._rate = rate
+        self._over = threading.Event()
+        self._pool = ThreadPoolExecutor(256)
+        self._sent: list[tuple[float, Future[str]]] = []
+        self._thread = threading.Thread(target=self._send)
+        self._thread.start()
+
+    def _send(self) -> None:
+        random_times = random.Random(1)
+        due = time.monotonic()
+        while not self._over.wait(max(0.0, due - time.monotonic())):
+            self._sent.append((time.monotonic(), self._pool.submit(self._ask)))
+            due += random_times.expovariate(self._rate)
+
+    def _ask(self) -> str:
+        try:
+            caller = Caller(self._container)  # type: ignore[arg-type]  # it wants a port
+        except ConnectionRefusedError:
+            return "refused"
+        caller.send(self._request)
+        status, _ = caller.answer()
+        caller.close()
+        return "cut off" if status is None else str(status)
+
+    def finish(self) -> list[tuple[float, str]]:
+        """(when it was sent, what came of it) of every request: a status, `refused` at the door, or `cut off`."""
+        self._over.set()
+        self._thread.join()
+        outcomes = [(sent_at, outcome.result()) for sent_at, outcome in self._sent]
+        self._pool.shutdown()
+        return outcomes
+
+
+def count(outcomes: Sequence[tuple[float, str]], when: Callable[[float], bool]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for sent_at, outcome in outcomes:
+        if when(sent_at):
+            counts[outcome] = counts.get(outcome, 0) + 1
+    return counts
