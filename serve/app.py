@@ -2,19 +2,23 @@
 
 Theory of operation
 -------------------
-A replica holds everything: ASGI app, batcher, device thread. HAProxy passes a request straight to it, so Ray adds one
-hop and none of its own queues: `max_ongoing_requests` lies far above our admission limit, which refuses first.
+A replica holds everything: ASGI app, batcher, engine. Ray adds none of its own queues: `max_ongoing_requests` lies far
+above our admission limit, which refuses first. A request comes to it in one of two ways:
+
+- a replica that is alone listens itself (`standalone.Door`): no hop, and none of what Ray's own server does for each
+  request (benchmarks/README.md, "The front's own cost"). Ray has placement, health and replacement;
+- several share Ray's HAProxy, which gives a request to who has least to do. So too under Ray's own `serve run`.
 
 The start: the replica's constructor starts the predictor, so Ray calls it running only when every model has passed
 its checks; a StartupError ends the deployment at its first try, and its own words are what the launcher prints.
 
 The end. Ray drops what is in flight when it goes down, so the launcher goes before it, in this order:
 
-1. Close the door: HAProxy accepts nothing more and finishes what it has (`ingress.py`).
+1. Close the door: HAProxy, or the replica's own, accepts nothing more and finishes what it has (`ingress.py`).
 2. Requests that are inside are served as ever, for `GRACE_S`. Nearly always all are answered by then.
 3. Drain, by a broadcast that reaches every replica: what was admitted is answered, within `drain_timeout_s`, what then
    remains is failed with 503, and the engine is closed.
-4. The last answers leave HAProxy, which ends by itself. Only then Ray is taken down.
+4. The last answers leave, HAProxy ends by itself. Only then Ray is taken down.
 
 When Ray itself replaces a replica (a rolling update) it takes it out of HAProxy's list, waits for what it has, and
 ends the app's lifespan, which drains the same predictor.
@@ -66,15 +70,27 @@ _log = logging.getLogger(__name__)
 class TabPFNDeployment:
     """One replica."""
 
-    async def __init__(self, settings: ServerSettings) -> None:  # type: ignore[misc]  # Ray awaits it
-        from serve.assembly import assemble  # torch and tabpfn, which the launcher does without
+    async def __init__(  # type: ignore[misc]  # Ray awaits it
+        self, settings: ServerSettings, address: tuple[str, int] | None = None
+    ) -> None:
+        """`address`: listen there, instead of behind Ray's HAProxy."""
+        from serve.assembly import assemble
+        from serve.standalone import Door  # uvicorn, which the launcher does without
 
         _keep_to_loopback()
         self._predictor = assemble(settings)
         await self._predictor.start()
+        self._door = None if address is None else Door(self._predictor, *address)
+        if self._door is not None:
+            await self._door.open()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._predictor, answers_request_id=False)  # Ray adds it to every answer
+        # Ray adds the request id to every answer that goes through it, and enters the lifespan in any case.
+        return create_app(self._predictor, answers_request_id=False, before_drain=self._close_door)
+
+    async def _close_door(self) -> None:
+        if self._door is not None:
+            await self._door.close()
 
     def check_health(self) -> None:
         """Asked by Ray; an exception three times in a row has the replica replaced."""
@@ -82,9 +98,12 @@ class TabPFNDeployment:
             raise RuntimeError("the batcher has failed, or its batch hangs")
         if self._predictor.state is ServerState.CLOSED:
             raise RuntimeError("the replica is closed")
+        if self._door is not None and not self._door.is_open:
+            raise RuntimeError("the replica does not listen any more")
 
     async def drain(self) -> None:
-        """Step 3 of the end."""
+        """Step 3 of the end; all of it where the replica listens itself."""
+        await self._close_door()
         await self._predictor.drain()
         await self._predictor.close()
 
@@ -126,20 +145,22 @@ def _deployment(settings: ServerSettings, num_replicas: int = 1) -> serve.Deploy
 class Launch:
     """What the launcher is told beside the settings."""
 
+    host: str
     port: int
     num_replicas: int
     dashboard: bool
 
 
-def run(settings: ServerSettings, launch: Launch, ingress: Ingress, on_ready: Callable[[], None]) -> None:
+def run(settings: ServerSettings, launch: Launch, ingress: Ingress | None, on_ready: Callable[[], None]) -> None:
     """Start a local Ray and serve on it until SIGTERM or SIGINT. Needs the environment of `ray_environment.py`.
 
-    Raises StartupError. `on_ready` is called when it serves.
+    `ingress` is Ray's HAProxy; without it the replica, which must be the only one, listens itself. Raises StartupError.
+    `on_ready` is called when it serves.
     """
     stop = threading.Event()
     try:
         try:
-            handle = _start(settings, launch)
+            handle = _start(settings, launch, own_door=ingress is None)
         except (KeyboardInterrupt, SystemExit):  # SIGINT, SIGTERM
             return  # nobody was let in yet
         with _stop_requests(stop):
@@ -150,17 +171,27 @@ def run(settings: ServerSettings, launch: Launch, ingress: Ingress, on_ready: Ca
         ray.shutdown()
 
 
-def _start(settings: ServerSettings, launch: Launch) -> DeploymentHandle[Any]:
+@contextlib.contextmanager
+def _starting_ray() -> Iterator[None]:
+    """Ray gives its own parts half a minute and has no setting for it; on a busy machine that can be too short."""
+    try:
+        yield
+    except Exception as error:
+        raise StartupError(f"Ray did not start: {(str(error).strip() or repr(error)).splitlines()[-1]}") from error
+
+
+def _start(settings: ServerSettings, launch: Launch, *, own_door: bool) -> DeploymentHandle[Any]:
     logging.getLogger("ray").setLevel(logging.ERROR)
-    ray.init(
-        address="local",
-        num_cpus=max(len(os.sched_getaffinity(0)), launch.num_replicas),
-        include_dashboard=launch.dashboard,
-        dashboard_host=_LOOPBACK,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        configure_logging=False,
-    )
+    with _starting_ray():
+        ray.init(
+            address="local",
+            num_cpus=max(len(os.sched_getaffinity(0)), launch.num_replicas),
+            include_dashboard=launch.dashboard,
+            dashboard_host=_LOOPBACK,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            configure_logging=False,
+        )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # Ray's own prints a stack
     num_gpus = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
     if settings.engine.device.startswith("cuda") and num_gpus < launch.num_replicas:
@@ -169,8 +200,11 @@ def _start(settings: ServerSettings, launch: Launch) -> DeploymentHandle[Any]:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     # The loopback whatever was asked for: the front door's address is `ingress.py`'s work.
     keep_alive_s = math.ceil(settings.api.keep_alive_s)
-    serve.start(http_options={"host": _LOOPBACK, "port": launch.port, "keep_alive_timeout_s": keep_alive_s})
-    target = _deployment(settings, launch.num_replicas).bind(_with_log(settings))
+    options = {"host": _LOOPBACK, "port": launch.port, "keep_alive_timeout_s": keep_alive_s}
+    with _starting_ray():
+        serve.start(proxy_location="Disabled" if own_door else "HeadOnly", http_options=options)
+    address = (launch.host, launch.port) if own_door else None
+    target = _deployment(settings, launch.num_replicas).bind(_with_log(settings), address)
     try:
         handle = serve.run(target, name=APP_NAME, route_prefix="/")
     except RuntimeError:
@@ -216,13 +250,14 @@ def _stop_requests(stop: threading.Event) -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def _drain(handle: DeploymentHandle[Any], ingress: Ingress, drain_timeout_s: float) -> None:
-    ingress.close()
-    ingress.wait_empty(GRACE_S)
+def _drain(handle: DeploymentHandle[Any], ingress: Ingress | None, drain_timeout_s: float) -> None:
+    if ingress is not None:
+        ingress.close()
+        ingress.wait_empty(GRACE_S)
     try:
         handle.broadcast("drain").results(timeout_s=drain_timeout_s + LAST_BYTES_S)
     except Exception:
         # A replica that died has nothing left to answer; the others were asked all the same.
         _log.exception("a replica did not drain")
-    if not ingress.wait_empty(LAST_BYTES_S):
+    if ingress is not None and not ingress.wait_empty(LAST_BYTES_S):
         _log.warning("some callers have not read their answers; they are cut off")

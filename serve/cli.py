@@ -182,19 +182,18 @@ def _up(settings: ServerSettings, options: argparse.Namespace) -> None:
 def _serve(settings: ServerSettings, options: argparse.Namespace) -> None:
     haproxy = _haproxy()
     with _bind(options.host, options.port) as sock:
-        host, port = sock.getsockname()[:2]  # HAProxy binds it again, later; a busy port is told now
-    with _bind("127.0.0.1", 0) as sock:
-        fallback_port = sock.getsockname()[1]
-
+        host, port = sock.getsockname()[:2]  # bound again later; a busy port is told now
     _end_quietly_on_sigterm()
     with tempfile.TemporaryDirectory(prefix="tabpfn-serve-", ignore_cleanup_errors=True) as folder:
-        ingress = Ingress(Path(folder))
-        own = {
-            **ingress.prepare(haproxy, host, port),
-            # Of Ray's proxy for the time when no replica is there. Two servers on one machine would share the default,
-            # 8500, and answer each other's callers.
-            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
-        }
+        ingress = Ingress(Path(folder)) if _needs_haproxy(options.num_replicas) else None
+        own = dict(ray_environment.OWN_DOOR_ENVIRONMENT)
+        if ingress is not None:
+            # Ray's proxy for the time when no replica is there. Two servers on one machine would share the default
+            # port, 8500, and answer each other's callers.
+            own = {
+                **ingress.prepare(haproxy, host, port),
+                "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),
+            }
         ray_environment.set_environment(os.environ, math.ceil(settings.api.drain_timeout_s) + 20, own)
         # Only here: Ray reads its environment while it is imported.
         from serve import app
@@ -204,7 +203,17 @@ def _serve(settings: ServerSettings, options: argparse.Namespace) -> None:
         def announce() -> None:
             print(_ready_line(url, *_first_model(url)), flush=True)
 
-        app.run(settings, app.Launch(port, options.num_replicas, options.dashboard), ingress, announce)
+        app.run(settings, app.Launch(host, port, options.num_replicas, options.dashboard), ingress, announce)
+
+
+def _needs_haproxy(num_replicas: int) -> bool:
+    """Several replicas, or an operator who says so; a replica that is alone listens itself."""
+    return num_replicas > 1 or os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
+
+
+def _free_port() -> int:
+    with _bind("127.0.0.1", 0) as sock:
+        return int(sock.getsockname()[1])
 
 
 def _end_quietly_on_sigterm() -> None:

@@ -151,6 +151,10 @@ class Engine(Protocol):
     def device(self) -> str:
         """The device's explicit name: `cpu` or `cuda:N`."""
 
+    @property
+    def lost(self) -> bool:
+        """It is gone with all that it held, and answers nothing more. May be asked from any thread."""
+
     def fit(self, model: ModelDefinition) -> FittedContext:
         """Build the fitted context; seconds to minutes. Raises InvalidModel."""
 

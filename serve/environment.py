@@ -1,7 +1,8 @@
 """What `tabpfn-serve` is told by environment variables, as containers are: each begins with `TABPFN_SERVE_`.
 
 - `TABPFN_SERVE_<OWNER>_<NAME>` is a setting: `TABPFN_SERVE_ENGINE_DEVICE`, and, as JSON, `TABPFN_SERVE_STORE_MODELS`;
-- `TABPFN_SERVE_<OPTION>` is an option of a command: `TABPFN_SERVE_PORT`.
+- `TABPFN_SERVE_<OPTION>` is an option of a command: `TABPFN_SERVE_PORT`;
+- `SAGEMAKER_BIND_TO_PORT` is the port of `serve` where SageMaker says one.
 
 An empty one is as if it was not there, so that a deployment can take back what an image sets. An unknown one is an
 error: a misspelt setting must not be overlooked.
@@ -29,6 +30,8 @@ _OF_KUBERNETES = re.compile(rf"{PREFIX}(SERVICE_(HOST|PORT(_.+)?)|PORT_\d+_(TCP|
 def options(environ: Mapping[str, str], command: str) -> dict[str, str]:
     """Option of the command, without its dashes -> value. What is not given is not in it."""
     given = {name: environ.get(_variable(name), "") for name in _OPTIONS.get(command, ())}
+    if command == "serve" and (port := environ.get("SAGEMAKER_BIND_TO_PORT")):
+        given["port"] = port
     return {name: value for name, value in given.items() if value and not _is_address(name, value)}
 
 

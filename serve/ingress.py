@@ -5,11 +5,11 @@ Theory of operation
 Ray Serve 2.60 writes HAProxy's configuration and starts it, again at every change of the replicas (a new process takes
 the sockets over, the old one finishes what it has). Two of its listeners are open to the network with no setting
 against it: metrics on `:9101` and statistics on `*:8404`. Ray itself reads HAProxy's numbers by a unix socket, so
-nobody needs them. Ray does let us name the program: ours is a small script which takes those two sections out of the
-file and then becomes HAProxy, so process id and arguments are as Ray expects.
+nobody needs them. Ray does let us name the program: ours (`haproxy.py`) takes those two sections out of the file and
+then becomes HAProxy, so process id and arguments are as Ray expects.
 
 Ray's one setting of the host holds for HAProxy's front door and for the replicas behind it. So Ray is told the
-loopback, and the script writes the address that was asked for into the front door alone.
+loopback, and the program writes the address that was asked for into the front door alone.
 
 SIGUSR1 is HAProxy's soft stop: it closes the listening socket, lets every request that it has finish, closes each
 connection after its answer, and exits when the last is gone. Ray alone kills it instead, with every request in flight.
@@ -20,26 +20,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import signal
+import sys
 import time
 from pathlib import Path
 
-_CONFIG = "haproxy.cfg"
-_PROGRAM = "haproxy"
-_POLL_S = 0.05
+from serve.haproxy import ADDRESS, PROGRAM
 
-_SCRIPT = """\
-#!/bin/sh
-# Written by tabpfn-serve; see serve/ingress.py. Called by Ray as: -db -f CONFIG ...
-set -eu
-sed -i -e '/^frontend prometheus$/,/^frontend http_frontend$/{{/^frontend http_frontend$/!d;}}' \\
-       -e '/^listen stats$/,$d' \\
-       -e '/^frontend http_frontend$/,/^backend /s/^    bind .*$/    bind {address}/' "$3"
-# Ray forgets it when the launcher is killed (SIGKILL); the port must not stay taken.
-command -v setpriv >/dev/null && exec setpriv --pdeathsig KILL {haproxy} "$@"
-exec {haproxy} "$@"
-"""
+_CONFIG = "haproxy.cfg"
+_POLL_S = 0.05
 
 
 class Ingress:
@@ -49,16 +38,15 @@ class Ingress:
         self._folder = folder
 
     def prepare(self, haproxy: str, host: str, port: int) -> dict[str, str]:
-        """Write the program; return the environment that makes Ray use it and keep its files in our folder.
+        """The environment that makes Ray run our program in HAProxy's place, and keep its files in our folder.
 
         `host` is a numeric address, of IPv4 or IPv6.
         """
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        program = self._folder / _PROGRAM
-        program.write_text(_SCRIPT.format(haproxy=shlex.quote(haproxy), address=address))
-        program.chmod(0o700)
         return {
-            "RAY_SERVE_HAPROXY_BINARY_PATH": str(program),
+            PROGRAM: haproxy,
+            ADDRESS: address,
+            "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(sys.executable).with_name("tabpfn-serve-haproxy")),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(self._folder / _CONFIG),
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(self._folder / "admin.sock"),
             "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(self._folder / "metrics.sock"),

@@ -69,12 +69,12 @@ class Predictor:
     @property
     def is_ready(self) -> bool:
         """Requests are answered: started, not draining, the batching task alive and the device not hung."""
-        return self._state is ServerState.READY and not self._batcher.failed
+        return self._state is ServerState.READY and not self.failed
 
     @property
     def failed(self) -> bool:
-        """Nothing is answered any more, the replica should be replaced: the batcher died, or the device hangs."""
-        return self._batcher.failed
+        """Nothing is answered any more, the replica should be replaced: batcher dead, device lost or hanging."""
+        return self._batcher.failed or self._engine.lost
 
     async def start(self) -> None:
         """Fit, warm up and check every model of the store. Raises StartupError; the replica must then not serve."""

@@ -34,6 +34,13 @@ RAY_ENVIRONMENT: Mapping[str, str] = {
 }
 
 
+OWN_DOOR_ENVIRONMENT: Mapping[str, str] = {
+    # The only replica listens itself: no HAProxy, and no server of Ray's in the replica.
+    "RAY_SERVE_ENABLE_HA_PROXY": "0",
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
+}
+
+
 def drain_environment(drain_s: float) -> dict[str, str]:
     """What must not cut a shutdown short that takes `drain_s` in all."""
     return {

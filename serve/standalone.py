@@ -1,4 +1,4 @@
-"""The ASGI app under uvicorn, in this process: `tabpfn-serve up`. Nothing of Ray.
+"""The ASGI app under uvicorn: in a process of its own (`tabpfn-serve up`), or inside a Ray replica (`Door`).
 
 Theory of operation
 -------------------
@@ -14,6 +14,9 @@ SIGTERM or SIGINT ends the server in this order:
 4. Close the engine; exit with 0.
 
 A second SIGINT skips the waiting. A stop that is asked for before the server was ready ends it at once.
+
+A `Door` is the same server on a loop that somebody else runs, who has the signals and asks for the end: steps 1 to 4
+are its `close`. Its port may be shared, so that a replica that takes over listens before the old one leaves.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from fastapi import FastAPI
 from serve.api import create_app
 from serve.assembly import assemble
 from serve.config import ServerSettings
+from serve.errors import StartupError
 from serve.predictor import Predictor
 
 GRACE_S = 1.0
@@ -124,3 +128,52 @@ class _Server(uvicorn.Server):
         if not self.force_exit:
             await self._predictor.drain()
         await self._predictor.close()
+
+
+class Door:
+    """The server of one started predictor, on the running loop. Lives once: `open`, then `close`."""
+
+    def __init__(self, predictor: Predictor, host: str, port: int) -> None:
+        self._predictor = predictor
+        self._address = (host, port)
+        self._server: _Embedded | None = None
+        self._serving: asyncio.Task[None] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._serving is not None and not self._serving.done()
+
+    async def open(self) -> None:
+        """Listen. Raises StartupError where the address cannot be had."""
+        app = create_app(self._predictor)  # its lifespan is not entered: whoever started the predictor has its own
+        is_listening = asyncio.Event()
+        server = _Embedded(_config(app, self._predictor.settings), self._predictor, lambda _: is_listening.set())
+        self._server = server
+        self._serving = asyncio.create_task(server.serve(sockets=[self._bind()]), name="door")
+        await is_listening.wait()
+
+    async def close(self) -> None:
+        """Steps 1 to 4; waits for them where they have begun."""
+        if self._server is not None and self._serving is not None:
+            self._server.should_exit = True
+            await asyncio.shield(self._serving)
+
+    def _bind(self) -> socket.socket:
+        host, port = self._address
+        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+                sock.setsockopt(socket.SOL_SOCKET, option, 1)
+            sock.bind(self._address)
+        except OSError as error:
+            sock.close()
+            raise StartupError(f"cannot listen on {host} port {port}: {error.strerror}") from None
+        return sock
+
+
+class _Embedded(_Server):
+    """Leaves the signals to whose process it is."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

@@ -207,3 +207,13 @@ def test_importing_a_pickle_of_another_digest_ends_with_one_line(
     assert error.startswith("tabpfn-serve: ")
     assert error.count("\n") == 1
     assert "0" * 64 in error
+
+
+@pytest.mark.parametrize(("num_replicas", "said", "needed"), [(1, None, False), (1, "1", True), (2, None, True)])
+def test_several_replicas_share_haproxy(
+    num_replicas: int, said: str | None, needed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
+    if said is not None:
+        monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", said)
+    assert cli._needs_haproxy(num_replicas) is needed

@@ -107,3 +107,9 @@ def test_what_kubernetes_says_of_a_service_named_like_us_is_not_ours() -> None:
     }
     assert environment.settings(service) == {}
     assert environment.options(service, "up") == {}
+
+
+def test_sagemakers_port_is_that_of_serve_alone() -> None:
+    told = {"TABPFN_SERVE_PORT": "8080", "SAGEMAKER_BIND_TO_PORT": "9000"}
+    assert environment.options(told, "serve")["port"] == "9000"
+    assert environment.options(told, "up")["port"] == "8080"

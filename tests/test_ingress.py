@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from serve.haproxy import only_front_door
 from serve.ingress import Ingress
 
 CONFIG = """\
@@ -30,11 +31,11 @@ def run_program(folder: Path, host: str) -> tuple[str, list[str]]:
     haproxy = folder / "it's haproxy"  # a name that a shell would misread
     haproxy.write_text('#!/bin/sh\ncat "$3"\nprintf "%s\\n" "$@" >&2\n')
     haproxy.chmod(0o700)
-    environment = Ingress(folder).prepare(str(haproxy), host, 8080)
+    environment = {**os.environ, **Ingress(folder).prepare(str(haproxy), host, 8080)}
     config = Path(environment["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"])
     config.write_text(CONFIG)
     command = [environment["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", str(config), "-sf", "17"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return done.stdout, done.stderr.splitlines()
 
 
@@ -50,9 +51,9 @@ def test_only_the_front_door_is_left(tmp_path: Path, host: str, address: str) ->
     assert arguments == ["-db", "-f", str(tmp_path / "haproxy.cfg"), "-sf", "17"]
 
 
-def test_nobody_else_can_change_the_program(tmp_path: Path) -> None:
-    program = Ingress(tmp_path).prepare("/bin/true", "127.0.0.1", 8080)["RAY_SERVE_HAPROXY_BINARY_PATH"]
-    assert os.stat(program).st_mode & 0o077 == 0
+def test_a_configuration_without_those_listeners_is_left_alone() -> None:
+    config = "global\n    maxconn 4096\nbackend http-app\n    server replica 127.0.0.1:30000\n"
+    assert only_front_door(config, "127.0.0.1:8080") == config
 
 
 def test_closes_its_own_haproxy_and_no_other(tmp_path: Path) -> None:

@@ -252,3 +252,14 @@ async def test_the_collector_leaves_alone_what_the_start_made() -> None:
     await predictor.drain()
     await predictor.close()
     gc.unfreeze()
+
+
+async def test_a_lost_engine_is_a_failed_replica_though_nobody_asks() -> None:
+    engine = FakeEngine()
+    predictor = make(engine)
+    await predictor.start()
+    assert predictor.is_ready
+    engine.lost = True
+    assert predictor.failed
+    assert not predictor.is_ready
+    await predictor.close()

@@ -27,8 +27,17 @@ BODY_LIMIT_BYTES = 8 * 2**20
 SERVE = ("serve", "--port", "0", "--max-batch-rows", "16", "--emf-namespace", "Test", "--emf-interval-s", "1")
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["own door", "behind HAProxy"])
+def haproxy(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """A replica that is alone listens itself, unless the operator wants HAProxy; several share HAProxy in any case."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param:
+            patch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+        yield bool(request.param)
+
+
 @pytest.fixture(scope="module")
-def serving() -> Iterator[Callable[[], Server]]:
+def serving(haproxy: bool) -> Iterator[Callable[[], Server]]:  # noqa: ARG001 - what the server is told
     """Gives the running server; starts one where there is none, since one test stops it."""
     with running(AS_INSTALLED, *SERVE) as first:
         server = first
@@ -74,12 +83,14 @@ def test_metrics_of_a_replica_are_written_to_the_launchers_output(server: Server
     assert (document["Service"], document["Ready"]) == ("tabpfn-serve", 1)
 
 
-def test_listens_on_loopback_only(server: Server) -> None:
+def test_listens_on_loopback_only(server: Server, haproxy: bool) -> None:
     listeners = server.listeners()
-    assert any(port == server.port for _, _, port in listeners)
+    at_the_door = {name for name, _, port in listeners if port == server.port}
+    assert [name[:17] for name in at_the_door] == ["haproxy" if haproxy else "ray::ServeReplica"]
     names = {name for name, _, _ in listeners}
-    assert {"raylet", "gcs_server", "haproxy"} <= names, "the whole family is seen"
+    assert {"raylet", "gcs_server"} <= names, "the whole family is seen"
     assert any(name.startswith("ray::ServeReplica") for name in names)
+    assert ("haproxy" in names) == haproxy
     assert [entry for entry in sorted(listeners) if not _is_loopback(entry[1])] == []
 
 

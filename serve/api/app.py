@@ -9,7 +9,7 @@ what was admitted is answered first.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import FastAPI
@@ -44,15 +44,18 @@ class _App(FastAPI):
         await super().__call__(scope, receive, send)
 
 
-def create_app(predictor: Predictor, *, answers_request_id: bool = True) -> FastAPI:
+def create_app(
+    predictor: Predictor, *, answers_request_id: bool = True, before_drain: Callable[[], Awaitable[None]] | None = None
+) -> FastAPI:
     """The app of one replica. Its lifespan starts, drains and closes `predictor`; an error of the start is raised.
 
-    `answers_request_id=False` leaves the `x-request-id` of the answer to the server around the app.
+    `answers_request_id=False` leaves the `x-request-id` of the answer to the server around the app; `before_drain` is
+    awaited first when the lifespan ends.
     """
     app = _App(
         title="tabpfn-serve",
         version=serve.__version__,
-        lifespan=_lifespan(predictor),
+        lifespan=_lifespan(predictor, before_drain),
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -80,7 +83,9 @@ def create_app(predictor: Predictor, *, answers_request_id: bool = True) -> Fast
     return app
 
 
-def _lifespan(predictor: Predictor) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(
+    predictor: Predictor, before_drain: Callable[[], Awaitable[None]] | None
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
@@ -88,6 +93,8 @@ def _lifespan(predictor: Predictor) -> Callable[[FastAPI], AbstractAsyncContextM
                 await predictor.start()
             async with _publishing(predictor):
                 yield
+                if before_drain is not None:
+                    await before_drain()
                 await predictor.drain()
         finally:
             await predictor.close()

@@ -139,6 +139,10 @@ class TabPFNEngine:
     def device(self) -> str:
         return self._settings.device
 
+    @property
+    def lost(self) -> bool:
+        return False  # it would take this process along
+
     def fit(self, model: ModelDefinition) -> TabPFNContext:
         """Fit the library on the model's context and check that our encoding is its own. Raises InvalidModel."""
         place = f"model {model.name!r} version {model.version!r}"

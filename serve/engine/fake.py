@@ -78,6 +78,7 @@ class FakeEngine:
     """
 
     device = "cpu"
+    lost = False
 
     def __init__(
         self, cost_s: Callable[[int], float] | None = None, gate: Callable[[Batch], None] | None = None

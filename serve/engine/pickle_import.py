@@ -67,6 +67,7 @@ def import_estimator(file: Path, folder: Path, known_checkpoint: Path | None) ->
         "columns": [{"name": column.name, "kind": column.kind} for column in schema.columns],
         "example": schema.example(),
         "num_context_rows": int(estimator.n_train_samples_),
+        "num_members": int(estimator.n_estimators_),
         "has_kv_caches": is_cached,
         "architecture": type(estimator.models_[0]).__name__,
         "is_known_checkpoint": known_checkpoint is not None and _holds(estimator.models_[0], known_checkpoint),

@@ -97,6 +97,10 @@ class EngineProcess:
         return self._device
 
     @property
+    def lost(self) -> bool:
+        return self._process.poll() is not None
+
+    @property
     def pid(self) -> int:
         """Of the child."""
         return self._process.pid

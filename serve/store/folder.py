@@ -105,7 +105,7 @@ def read_model(folder: Path, manifest: Manifest, *, allow_non_commercial: bool) 
         checkpoint_path=str(checkpoint),
         checkpoint_name=manifest.checkpoint.name,
         licence=manifest.checkpoint.licence,
-        options=EnsembleOptions(**manifest.options.model_dump()),
+        options=_options(manifest),
         example=manifest.example,
         default_timeout_ms=manifest.default_timeout_ms,
         estimator_path=None if manifest.estimator is None else str(_verified(folder, manifest.estimator)),
@@ -131,6 +131,13 @@ def _context(folder: Path, manifest: Manifest) -> Context:
         return _read_context(_verified(folder, manifest.context), manifest)
     assert manifest.estimator is not None, "this is a bug: a manifest has one of the two"
     return Context(manifest.task, _columns(manifest), {}, (), num_hidden_rows=manifest.estimator.num_context_rows)
+
+
+def _options(manifest: Manifest) -> EnsembleOptions:
+    """For an estimator only what is told of it: it was fitted with its own."""
+    if manifest.estimator is not None:
+        return EnsembleOptions(num_members=manifest.estimator.num_members)
+    return EnsembleOptions(**manifest.options.model_dump())
 
 
 def _columns(manifest: Manifest) -> tuple[Column, ...]:

@@ -53,6 +53,7 @@ class EstimatorEntry(FileEntry):
     source_sha256: Sha256
     made_by: str
     num_context_rows: int = Field(ge=1)
+    num_members: int = Field(ge=1)
 
 
 class OptionsEntry(_Part):

@@ -58,6 +58,7 @@ class _Facts(BaseModel):
     columns: tuple[ColumnEntry, ...]
     example: dict[str, Scalar]
     num_context_rows: int
+    num_members: int
     has_kv_caches: bool
     architecture: str = Field(pattern=r"^[A-Za-z0-9_]{1,64}$")
     is_known_checkpoint: bool
@@ -234,7 +235,7 @@ def _write_manifest(made: Path, name: str, sha256: str, facts: _Facts) -> None:
             target=target,
             estimator=EstimatorEntry(
                 path=Path(_STATE), sha256=sha256_of(made / _STATE), source_sha256=sha256,
-                made_by=_made_by(), num_context_rows=facts.num_context_rows,
+                made_by=_made_by(), num_context_rows=facts.num_context_rows, num_members=facts.num_members,
             ),
             checkpoint={"path": _CHECKPOINT, "sha256": sha256_of(made / _CHECKPOINT), **_checkpoint_facts(facts)},
             example=facts.example,

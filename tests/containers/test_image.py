@@ -143,7 +143,6 @@ def test_needs_no_options() -> None:
         assert container.stop()[0] == 0
 
 
-@pytest.mark.xfail(reason="serve/ingress.py writes HAProxy's front program there and has Ray run it", strict=True)
 def test_temporary_folder_without_programs() -> None:
     """Docker's `--tmpfs /tmp` is `noexec`, as in hardened set-ups."""
     with Container("serve", options=["--tmpfs", "/tmp:rw,noexec,nosuid,nodev,size=256m"]) as container:

@@ -74,8 +74,10 @@ def test_errors_come_as_themselves(child: EngineProcess, context: ContextFront) 
 
 @pytest.mark.parametrize(("what", "how"), [(EXITS, "exit code 7"), (KILLED, "signal 9")])
 def test_a_child_that_ends_is_a_lost_device(child: EngineProcess, context: ContextFront, what: float, how: str) -> None:
+    assert not child.lost
     with pytest.raises(DeviceLost, match=how):
         child.predict(befallen(context, what))
+    assert child.lost
     with pytest.raises(DeviceLost, match=how):
         child.predict(befallen(context, 1.0))
 

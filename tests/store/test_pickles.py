@@ -30,6 +30,7 @@ FACTS = {
     "columns": [{"name": "target", "kind": "number"}],
     "example": {"target": 1.5},
     "num_context_rows": 60,
+    "num_members": 2,
     "has_kv_caches": True,
     "architecture": "TabPFNV3",
     "is_known_checkpoint": False,
@@ -99,6 +100,7 @@ def test_a_fitted_estimator_becomes_a_model_that_is_served(tmp_path: Path) -> No
     ]
     definition = load(tmp_path / "models")
     assert definition.licence == "Apache-2.0", "the demo checkpoint is known by its weights"
+    assert definition.options.num_members == 4, "of the estimator, not the default"
     assert definition.context.num_rows == 60
     engine = TabPFNEngine(EngineSettings(), max_batch_rows=16)
     context = engine.fit(definition)

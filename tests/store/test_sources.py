@@ -88,7 +88,7 @@ def test_an_unreadable_file_is_named(cards: Path, name: str, monkeypatch: pytest
 
 def test_a_fitted_estimator_in_a_folder_must_be_pinned(cards: Path) -> None:
     (cards / "estimator.pickle").write_bytes(b"code")
-    facts = {"source_sha256": "0" * 64, "made_by": "tests", "num_context_rows": 4}
+    facts = {"source_sha256": "0" * 64, "made_by": "tests", "num_context_rows": 4, "num_members": 2}
     edit(
         cards,
         context=None,

