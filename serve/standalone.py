@@ -150,7 +150,11 @@ class Door:
         server = _Embedded(_config(app, self._predictor.settings), self._predictor, lambda _: is_listening.set())
         self._server = server
         self._serving = asyncio.create_task(server.serve(sockets=[self._bind()]), name="door")
-        await is_listening.wait()
+        listening = asyncio.ensure_future(is_listening.wait())
+        await asyncio.wait((self._serving, listening), return_when=asyncio.FIRST_COMPLETED)
+        if not is_listening.is_set():
+            listening.cancel()
+            raise StartupError("the server ended before it listened")
 
     async def close(self) -> None:
         """Steps 1 to 4; waits for them where they have begun."""
