@@ -30,6 +30,7 @@ from serve import environment, ray_environment
 from serve.config import ServerSettings, every_setting
 from serve.errors import InvalidModel, StartupError
 from serve.ingress import Ingress
+from serve.listening import bind
 from serve.model_source import parse_model
 from serve.store import importing
 
@@ -233,15 +234,10 @@ def _haproxy() -> str:
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """A bound socket on which nobody listens yet; port 0 takes a free one."""
-    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((host, port))
-    except (OSError, OverflowError) as error:
-        sock.close()
-        raise _Refused(f"cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}") from None
-    return sock
+        return bind(host, port)
+    except StartupError as error:
+        raise _Refused(str(error)) from None
 
 
 def _url(host: str, port: int) -> str:

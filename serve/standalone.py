@@ -37,6 +37,7 @@ from serve.api import create_app
 from serve.assembly import assemble
 from serve.config import ServerSettings
 from serve.errors import StartupError
+from serve.listening import bind
 from serve.predictor import Predictor
 
 GRACE_S = 1.0
@@ -149,7 +150,7 @@ class Door:
         is_listening = asyncio.Event()
         server = _Embedded(_config(app, self._predictor.settings), self._predictor, lambda _: is_listening.set())
         self._server = server
-        self._serving = asyncio.create_task(server.serve(sockets=[self._bind()]), name="door")
+        self._serving = asyncio.create_task(server.serve(sockets=[bind(*self._address, shared=True)]), name="door")
         listening = asyncio.ensure_future(is_listening.wait())
         await asyncio.wait((self._serving, listening), return_when=asyncio.FIRST_COMPLETED)
         if not is_listening.is_set():
@@ -161,18 +162,6 @@ class Door:
         if self._server is not None and self._serving is not None:
             self._server.should_exit = True
             await asyncio.shield(self._serving)
-
-    def _bind(self) -> socket.socket:
-        host, port = self._address
-        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-        try:
-            for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
-                sock.setsockopt(socket.SOL_SOCKET, option, 1)
-            sock.bind(self._address)
-        except OSError as error:
-            sock.close()
-            raise StartupError(f"cannot listen on {host} port {port}: {error.strerror}") from None
-        return sock
 
 
 class _Embedded(_Server):

@@ -41,12 +41,6 @@ class ServiceView:
     has_gpu: bool
     service: ecs.BaseService | None = None
 
-    @classmethod
-    def of(
-        cls, *, name: str, balancer: LoadBalancer, log_group: logs.ILogGroup, cluster: ecs.ICluster, has_gpu: bool
-    ) -> ServiceView:
-        return cls(name, balancer, log_group, cluster, has_gpu)
-
     def with_service(self, service: ecs.BaseService) -> ServiceView:
         return replace(self, service=service)
 

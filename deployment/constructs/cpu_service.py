@@ -56,9 +56,7 @@ class CpuService(Construct):
             num_target_groups=1,
         )
         log_group = service_log_group(self, "Log", observability=observability)
-        view = ServiceView.of(
-            name=name, balancer=self.balancer, log_group=log_group, cluster=self.cluster, has_gpu=False
-        )
+        view = ServiceView(name=name, balancer=self.balancer, log_group=log_group, cluster=self.cluster, has_gpu=False)
         task = self._task(registry, image_tag, log_group)
         self.service = self._service(task, network, view)
         self._scale()

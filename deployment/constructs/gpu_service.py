@@ -62,7 +62,7 @@ class GpuService(Construct):
             deletion_protection=settings.min_tasks > 1,
             num_target_groups=2 if settings.rollout.strategy == "canary" else 1,
         )
-        self.view = ServiceView.of(
+        self.view = ServiceView(
             name=name, balancer=self.balancer, log_group=log_group, cluster=self.cluster, has_gpu=True
         )
         task = self._task(registry, image_tag, log_group)
