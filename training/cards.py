@@ -23,6 +23,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from training.windows import Past
+
 DAY_S = 86_400
 REPORT_DELAY_S = 3 * DAY_S
 CATEGORIES = (
@@ -274,6 +276,8 @@ def _observe(rng: np.random.Generator, rows: pd.DataFrame, c: _Customers, t: _Te
     """What the scorer sees of each transaction, from the past alone."""
     who, terminal = rows["customer"].to_numpy(), rows["terminal"].to_numpy()
     time_s, amount = rows["time_s"].to_numpy(), rows["amount"].to_numpy()
+    by_customer, by_terminal = Past(who, time_s), Past(terminal, time_s)
+    reported = by_terminal.reported(7 * DAY_S, REPORT_DELAY_S, rows[TARGET].to_numpy() == 1)
     online = rows["channel"].to_numpy() == CHANNELS.index("online")
     distance = np.linalg.norm(t.place[terminal] - c.home[who], axis=1) + rows["travelled_km"].to_numpy()
     usual = np.exp(c.log_spend[who] + PRICE[t.category[terminal]] + rng.normal(0, 0.15, len(rows)))
@@ -284,14 +288,14 @@ def _observe(rng: np.random.Generator, rows: pd.DataFrame, c: _Customers, t: _Te
             "amount_to_usual": (amount / usual).round(3),
             "hour": np.floor(time_s % DAY_S / 36) / 100,
             "weekday": (time_s // DAY_S % 7).astype(float),
-            "minutes_since_last": (_since_last(who, time_s) / 60).round(1),
-            "count_1h": _count_before(who, time_s, 3_600),
-            "count_24h": _count_before(who, time_s, DAY_S),
-            "amount_24h": _count_before(who, time_s, DAY_S, amount).round(2),
+            "minutes_since_last": (by_customer.since_last() / 60).round(1),
+            "count_1h": by_customer.total(3_600),
+            "count_24h": by_customer.total(DAY_S),
+            "amount_24h": by_customer.total(DAY_S, amount).round(2),
             # an online purchase has no place, and some terminals do not report theirs
             "distance_km": np.where(online | (rng.random(len(rows)) < 0.05), np.nan, distance.round(1)),
-            "terminal_fraud_rate_7d": _reported_rate(terminal, time_s, rows[TARGET].to_numpy()).round(4),
-            "terminal_count_24h": _count_before(terminal, time_s, DAY_S),
+            "terminal_fraud_rate_7d": reported.round(4),
+            "terminal_count_24h": by_terminal.total(DAY_S),
             "customer_age_years": np.where(rng.random(len(rows)) < 0.03, np.nan, c.age_years[who].round()),
             "account_age_days": (time_s / DAY_S - c.opened_day[who]).round(),
             "merchant_category": np.array(CATEGORIES, object)[t.category[terminal]],
@@ -310,38 +314,3 @@ def _device(rng: np.random.Generator, new: NDArray[np.bool_], online: NDArray[np
     answer = np.where(new, "yes", "no").astype(object)
     answer[~online | (rng.random(len(new)) < 0.08)] = None
     return answer
-
-
-def _since_last(key: NDArray[np.int64], time_s: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Seconds since the key's previous row; NaN for its first. Rows are in time order."""
-    return pd.Series(time_s).groupby(key).diff().to_numpy()
-
-
-def _count_before(
-    key: NDArray[np.int64], time_s: NDArray[np.float64], window_s: float, values: NDArray[np.float64] | None = None
-) -> NDArray[np.float64]:
-    """Rows (or the sum of `values`) of the same key in the window before each row, itself left out."""
-    out = np.zeros(len(key))
-    for positions in pd.Series(np.arange(len(key))).groupby(key).indices.values():
-        times = time_s[positions]
-        weights = np.ones(len(positions)) if values is None else values[positions]
-        total = np.concatenate([[0.0], np.cumsum(weights)])
-        first = np.searchsorted(times, times - window_s)
-        out[positions] = total[np.arange(len(positions))] - total[first]
-    return out
-
-
-def _reported_rate(
-    terminal: NDArray[np.int64], time_s: NDArray[np.float64], is_fraud: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Share of fraud among the terminal's rows of the seven days whose reports have arrived; NaN without rows."""
-    out = np.full(len(terminal), np.nan)
-    for positions in pd.Series(np.arange(len(terminal))).groupby(terminal).indices.values():
-        times = time_s[positions]
-        frauds = np.concatenate([[0], np.cumsum(is_fraud[positions])])
-        last = np.searchsorted(times, times - REPORT_DELAY_S)
-        first = np.searchsorted(times, times - REPORT_DELAY_S - 7 * DAY_S)
-        counts = last - first
-        with np.errstate(invalid="ignore", divide="ignore"):
-            out[positions] = np.where(counts > 0, (frauds[last] - frauds[first]) / counts, np.nan)
-    return out

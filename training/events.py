@@ -24,7 +24,7 @@ Rng = np.random.Generator
 
 
 @dataclass(frozen=True)
-class _Hidden:
+class Hidden:
     """What no column shows whole: `group` int [rows], its kind of row; `size` [rows, 3], how large, how busy ..."""
 
     group: Ints
@@ -32,7 +32,7 @@ class _Hidden:
 
 
 @dataclass(frozen=True)
-class _Column:
+class Column:
     """Ordinary values [rows], and what a way makes of some of them: `touch(rng, values, strength)`."""
 
     values: Values
@@ -43,16 +43,16 @@ class _Column:
 def sample_events(rng: Rng, num_rows: int, num_features: int, num_classes: int) -> tuple[Floats, Ints]:
     """Features float32 [rows, features] with NaN, and labels int64 [rows] in `0..num_classes - 1`."""
     num_groups = int(rng.integers(2, 13))
-    hidden = _Hidden(rng.choice(num_groups, num_rows, p=_shares(rng, num_groups)), rng.normal(size=(num_rows, 3)))
-    kinds = rng.choice(len(_KINDS), num_features, p=_KIND_WEIGHTS)
-    columns = [_KINDS[kind](rng, hidden) for kind in kinds]
+    hidden = Hidden(rng.choice(num_groups, num_rows, p=unequal_shares(rng, num_groups)), rng.normal(size=(num_rows, 3)))
+    kinds = rng.choice(len(KINDS), num_features, p=KIND_WEIGHTS)
+    columns = [KINDS[kind](rng, hidden) for kind in kinds]
     features = np.stack([column.values for column in columns], axis=1)
     way, num_ways = _draw_ways(rng, num_rows, num_classes)
     for number in range(num_ways):
-        _touch(rng, features, columns, np.flatnonzero(way == number))
-    _derive(rng, features, columns)
-    _round(rng, features, columns)
-    _hide(rng, features, columns)
+        apply_way(rng, features, columns, np.flatnonzero(way == number))
+    derive(rng, features, columns)
+    round_some(rng, features, columns)
+    hide(rng, features, columns)
     labels = np.where(way < 0, 0, 1 + way % max(1, num_classes - 1))
     wrong = rng.random(num_rows) < rng.choice([0.0, 0.0, 0.01, 0.05])
     labels = np.where(wrong, rng.integers(0, num_classes, num_rows), labels)
@@ -66,7 +66,7 @@ def _draw_ways(rng: Rng, num_rows: int, num_classes: int) -> tuple[Ints, int]:
     return np.where(rng.random(num_rows) < rng.uniform(0.06, 0.5), ways, -1), num_ways
 
 
-def _touch(rng: Rng, features: Values, columns: list[_Column], rows: Ints) -> None:
+def apply_way(rng: Rng, features: Values, columns: list[Column], rows: Ints) -> None:
     """Let one way do its work on its rows, in place."""
     most = min(len(columns), 9)
     used = rng.choice(len(columns), int(rng.integers(1, most + 1)), replace=False)
@@ -76,7 +76,7 @@ def _touch(rng: Rng, features: Values, columns: list[_Column], rows: Ints) -> No
         features[touched, column] = columns[column].touch(rng, features[touched, column], strength)
 
 
-def _derive(rng: Rng, features: Values, columns: list[_Column]) -> None:
+def derive(rng: Rng, features: Values, columns: list[Column]) -> None:
     """Some columns are sums, products or ratios of two others, in place: they carry what a way did to those."""
     numbers = [position for position, column in enumerate(columns) if not column.is_code]
     for position in numbers:
@@ -87,13 +87,13 @@ def _derive(rng: Rng, features: Values, columns: list[_Column]) -> None:
             features[:, position] = np.clip(derived * noise, -1e6, 1e6)
 
 
-def _round(rng: Rng, features: Values, columns: list[_Column]) -> None:
+def round_some(rng: Rng, features: Values, columns: list[Column]) -> None:
     for position, column in enumerate(columns):
         if not column.is_code and rng.random() < 0.6:
             features[:, position] = features[:, position].round(int(rng.integers(0, 4)))
 
 
-def _hide(rng: Rng, features: Values, columns: list[_Column]) -> None:
+def hide(rng: Rng, features: Values, columns: list[Column]) -> None:
     """Missing by chance, or because of what a code says, in place."""
     codes = [position for position, column in enumerate(columns) if column.is_code]
     some = rng.uniform(0, 0.5)
@@ -110,7 +110,7 @@ def _hide(rng: Rng, features: Values, columns: list[_Column]) -> None:
 # --- kinds of columns ------------------------------------------------------------------------------------------------
 
 
-def _amount(rng: Rng, hidden: _Hidden) -> _Column:
+def amount(rng: Rng, hidden: Hidden) -> Column:
     """Money, durations, volumes: log-normal, by group and size. A way multiplies it, or has its own."""
     level = rng.normal(0, rng.uniform(0.2, 1.5), hidden.group.max() + 1)[hidden.group]
     size = rng.uniform(0, 0.8) * hidden.size[:, rng.integers(3)]
@@ -123,82 +123,82 @@ def _amount(rng: Rng, hidden: _Hidden) -> _Column:
             return np.exp(rng.normal(shift * strength, 0.5, len(values)))
         return values * np.exp(shift * rng.normal(strength, 0.5, len(values)))
 
-    return _Column(values, touch)
+    return Column(values, touch)
 
 
-def _count(rng: Rng, hidden: _Hidden) -> _Column:
+def count(rng: Rng, hidden: Hidden) -> Column:
     """Events in a window, mostly few. A way adds some."""
     busy = np.exp(rng.uniform(0, 0.9) * hidden.size[:, rng.integers(3)])
     values = rng.poisson(np.minimum(np.exp(rng.uniform(-3, 2.5)) * busy, 1e4)).astype(np.float64)
     more = np.exp(rng.uniform(-0.7, 1.5))
-    return _Column(values, lambda rng, values, strength: values + rng.poisson(more * strength, len(values)))
+    return Column(values, lambda rng, values, strength: values + rng.poisson(more * strength, len(values)))
 
 
-def _gap(rng: Rng, hidden: _Hidden) -> _Column:
+def gap(rng: Rng, hidden: Hidden) -> Column:
     """Time or distance since something: over many orders of magnitude. A way shortens or stretches it."""
     spread = rng.uniform(0.8, 2.2)
     size = rng.uniform(0, 0.7) * hidden.size[:, rng.integers(3)]
     values = np.exp(rng.normal(2, 2) + size + rng.normal(0, spread, len(size)))
     sign = rng.choice([-1.0, -1.0, 1.0])
-    return _Column(
+    return Column(
         values,
         lambda rng, values, strength: values * np.exp(sign * spread * rng.normal(1.2 * strength, 0.7, len(values))),
     )
 
 
-def _clock(rng: Rng, hidden: _Hidden) -> _Column:
+def clock(rng: Rng, hidden: Hidden) -> Column:
     """A time of day: a broad bump. A way has its own."""
     values = np.clip(rng.normal(rng.uniform(9, 18), rng.uniform(2, 6), len(hidden.group)), 0, 24)
     centre, width = rng.uniform(0, 24), rng.uniform(1, 6)
-    return _Column(values, lambda rng, values, _: rng.normal(centre, width, len(values)) % 24)
+    return Column(values, lambda rng, values, _: rng.normal(centre, width, len(values)) % 24)
 
 
-def _rate(rng: Rng, hidden: _Hidden) -> _Column:
+def rate(rng: Rng, hidden: Hidden) -> Column:
     """A share of something rare: mostly exactly zero. A way raises it."""
     seen = rng.random(len(hidden.group)) < rng.uniform(0.05, 0.6)
     values = np.where(seen, rng.beta(1, rng.uniform(5, 60), len(seen)), 0.0)
     other = rng.uniform(1.5, 12)
-    return _Column(values, lambda rng, values, _: np.maximum(values, rng.beta(1.5, other, len(values))))
+    return Column(values, lambda rng, values, _: np.maximum(values, rng.beta(1.5, other, len(values))))
 
 
-def _attribute(rng: Rng, hidden: _Hidden) -> _Column:
+def attribute(rng: Rng, hidden: Hidden) -> Column:
     """An age, a size, a temperature: a bell or a range, related to the rest or not. A way shifts it a little."""
     noise = rng.normal(size=len(hidden.group)) if rng.random() < 0.6 else rng.uniform(-1.7, 1.7, len(hidden.group))
     scale, centre = rng.lognormal(1, 1.5), rng.normal(0, 30)
     values = centre + scale * (noise + rng.uniform(0, 1) * hidden.size[:, rng.integers(3)])
     sign = rng.choice([-1.0, 1.0])
-    return _Column(values, lambda _, values, strength: values + sign * 0.6 * strength * scale)
+    return Column(values, lambda _, values, strength: values + sign * 0.6 * strength * scale)
 
 
-def _code(rng: Rng, hidden: _Hidden) -> _Column:
+def code(rng: Rng, hidden: Hidden) -> Column:
     """A category in codes without order, by group or not. A way prefers some."""
     num_codes = int(rng.choice([2, 3, 4, 5, 7, 10, 15]))
     if rng.random() < 0.5:
-        shares = np.stack([_shares(rng, num_codes) for _ in range(hidden.group.max() + 1)]).cumsum(axis=1)
+        shares = np.stack([unequal_shares(rng, num_codes) for _ in range(hidden.group.max() + 1)]).cumsum(axis=1)
         codes = (rng.random((len(hidden.group), 1)) > shares[hidden.group]).sum(axis=1).clip(0, num_codes - 1)
     else:
-        codes = rng.choice(num_codes, len(hidden.group), p=_shares(rng, num_codes))
+        codes = rng.choice(num_codes, len(hidden.group), p=unequal_shares(rng, num_codes))
     names = rng.permutation(num_codes)
-    preferred = _shares(rng, num_codes)
-    return _Column(
+    preferred = unequal_shares(rng, num_codes)
+    return Column(
         names[codes].astype(np.float64),
         lambda rng, values, _: names[rng.choice(num_codes, len(values), p=preferred)].astype(np.float64),
         is_code=True,
     )
 
 
-def _flag(rng: Rng, hidden: _Hidden) -> _Column:
+def flag(rng: Rng, hidden: Hidden) -> Column:
     """Yes or no, mostly one of them. A way says the other more often."""
     usual = rng.uniform(0.005, 0.4)
     values = (rng.random(len(hidden.group)) < usual).astype(np.float64)
     often = rng.uniform(usual, 1)
-    return _Column(values, lambda rng, values, _: (rng.random(len(values)) < often).astype(np.float64), is_code=True)
+    return Column(values, lambda rng, values, _: (rng.random(len(values)) < often).astype(np.float64), is_code=True)
 
 
-_KINDS = (_amount, _count, _gap, _clock, _rate, _attribute, _code, _flag)
-_KIND_WEIGHTS = (0.19, 0.16, 0.12, 0.07, 0.08, 0.13, 0.17, 0.08)
+KINDS = (amount, count, gap, clock, rate, attribute, code, flag)
+KIND_WEIGHTS = (0.19, 0.16, 0.12, 0.07, 0.08, 0.13, 0.17, 0.08)
 
 
-def _shares(rng: Rng, num_parts: int) -> Values:
+def unequal_shares(rng: Rng, num_parts: int) -> Values:
     """Unequal parts of one."""
     return rng.dirichlet(np.full(num_parts, rng.choice([0.3, 0.8, 2.0])) + 1e-3)

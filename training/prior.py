@@ -5,8 +5,9 @@ checkpoint believes a table looks like. A table is drawn in three steps, each in
 
 1. a *mechanism* draws features and class scores that belong together: a linear model of shared latent factors, class
    clusters, a random network read at random nodes (a structural causal model), rules, an ordinary population some of
-   whose rows are disturbed in one of several ways, the nearest of many prototypes, deep trees, one curve a column, or
-   a log of events, which comes observed and labelled (`events.py`);
+   whose rows are disturbed in one of several ways, the nearest of many prototypes, deep trees or one curve a
+   column. Two more bring tables already observed and labelled: a log of events (`events.py`), and columns that look
+   back on a stream of events (`streams.py`);
 2. *observation* spoils the features as the world does: monotone warps, heavy tails, rounding, categories without
    order, irrelevant columns, missing values;
 3. *labelling* turns scores into classes: noise, class imbalance, permuted class numbers.
@@ -24,11 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.events import sample_events
+from training.streams import sample_streams
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 MAX_CLASSES = 10
+RANKED_SHARE = 0.35
+"""Of the tables that come observed, so many show the ranks of their values: half of the members see quantiles."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,11 @@ def sample_table(
 ) -> Table:
     """Draw one table of up to `MAX_CLASSES` classes; `weights` are one of `..._WEIGHTS`."""
     num_classes = 2 if rng.random() < binary_share else int(rng.integers(3, MAX_CLASSES + 1))
-    mechanism = _MECHANISMS[rng.choice(len(weights), p=weights)]
-    if mechanism is sample_events:
-        return Table(*sample_events(rng, num_rows, num_features, num_classes))
+    choice = int(rng.choice(len(weights), p=weights))
+    if choice >= len(_MECHANISMS):
+        features, labels = _OBSERVED[choice - len(_MECHANISMS)](rng, num_rows, num_features, num_classes)
+        return Table(_ranks(features) if rng.random() < RANKED_SHARE else features, labels)
+    mechanism = _MECHANISMS[choice]
     num_drawn = max(1, num_features - _num_irrelevant(rng, num_features))
     features, scores = mechanism(rng, num_rows, num_drawn, num_classes)
     features = _with_irrelevant(rng, features, num_features)
@@ -251,13 +257,17 @@ _MECHANISMS: tuple[Callable[[np.random.Generator, int, int, int], tuple[Floats, 
     _prototypes,
     _trees,
     _additive,
-    sample_events,
 )
+_OBSERVED: tuple[Callable[[np.random.Generator, int, int, int], tuple[Floats, Ints]], ...] = (
+    sample_events,
+    sample_streams,
+)
+"""Mechanisms whose tables come observed and labelled; their weights follow the others'."""
 BASIC_WEIGHTS = (0.30, 0.12, 0.35, 0.23)
 """How often each mechanism is drawn while the network learns what a label is."""
 FULL_WEIGHTS = (0.24, 0.10, 0.25, 0.16, 0.25)
 """How often afterwards."""
-FINAL_WEIGHTS = (0.08, 0.04, 0.13, 0.09, 0.10, 0.04, 0.05, 0.14, 0.33)
+FINAL_WEIGHTS = (0.06, 0.03, 0.09, 0.06, 0.07, 0.03, 0.04, 0.10, 0.16, 0.36)
 """How often in the end. A sum of many columns' own curves is what tables are most often made of, and logs are what is
 asked of a server in real time."""
 
@@ -320,6 +330,16 @@ def _with_missing(rng: np.random.Generator, features: Floats) -> Floats:
     if rng.random() < 0.3:  # missing not at random: large values go unreported
         hidden &= features > np.median(features, axis=0)
     return _f32(np.where(hidden, np.nan, features))
+
+
+def _ranks(features: Floats) -> Floats:
+    """Each value's share of the column's values that are no larger; NaN stays."""
+    ranks = np.full_like(features, np.nan)
+    for column, values in enumerate(features.T):
+        known = ~np.isnan(values)
+        _, place, counts = np.unique(values[known], return_inverse=True, return_counts=True)
+        ranks[known, column] = (counts.cumsum() / max(1, known.sum()))[place]
+    return ranks
 
 
 # --- step 3: labelling -----------------------------------------------------------------------------------------------

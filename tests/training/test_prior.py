@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import roc_auc_score
 
-from training.prior import BASIC_WEIGHTS, FINAL_WEIGHTS, FULL_WEIGHTS, MAX_CLASSES, sample_table
+from training.prior import BASIC_WEIGHTS, FINAL_WEIGHTS, FULL_WEIGHTS, MAX_CLASSES, Table, sample_table
 
-_ADDITIVE, _EVENTS = 7, 8
+_ADDITIVE, _EVENTS, _STREAMS = 7, 8, 9
 
 
 def only(mechanism: int) -> tuple[float, ...]:
@@ -94,12 +94,30 @@ def test_a_log_has_zeros_codes_and_gaps_and_can_be_learned_from() -> None:
     assert np.mean([np.mean(column == 0) > 0.5 for column in columns]) > 0.05, "mostly nothing"
     assert 0.1 < np.mean([len(np.unique(column[~np.isnan(column)])) <= 15 for column in columns]) < 0.6, "few levels"
     assert 0.05 < np.mean([np.isnan(column).any() for column in columns]) < 0.6, "missing"
+    assert np.mean(forest_scores(tables)) > 0.65
+
+
+def test_a_stream_holds_what_only_its_sequence_knows() -> None:
+    """Counts, missing first gaps and codes; and combinations of columns tell more than their sum."""
+    rng = np.random.default_rng(5)
+    tables = [sample_table(rng, 500, 14, only(_STREAMS), 1.0) for _ in range(40)]
+    columns = [column for table in tables for column in table.features.T]
+    assert np.mean([np.isnan(column).any() for column in columns]) > 0.1, "missing"
+    assert np.mean([np.mean(column == 0) > 0.5 for column in columns]) > 0.05, "mostly nothing before"
+    ranked = [np.nanmin(table.features) > 0 and np.nanmax(table.features) == 1 for table in tables]
+    assert 0.1 < np.mean(ranked) < 0.7, "some tables show ranks"
+    assert np.mean(forest_scores(tables)) > 0.75
+
+
+def forest_scores(tables: list[Table]) -> list[float]:
+    """ROC AUC of a small forest on the second half of each table of two classes."""
     scores = []
     for table in tables:
-        if 0 < table.labels[200:].min() + table.labels[200:].max() < 2 and len(np.unique(table.labels[:200])) == 2:
-            forest = RandomForestClassifier(60, random_state=0).fit(
-                np.nan_to_num(table.features[:200], nan=-1e9), table.labels[:200]
+        half = len(table.labels) // 2
+        features = np.nan_to_num(table.features, nan=-1e9)
+        if len(np.unique(table.labels[:half])) == 2 == len(np.unique(table.labels[half:])):
+            forest = RandomForestClassifier(60, random_state=0).fit(features[:half], table.labels[:half])
+            scores.append(
+                roc_auc_score(table.labels[half:] == forest.classes_[1], forest.predict_proba(features[half:])[:, 1])
             )
-            answer = forest.predict_proba(np.nan_to_num(table.features[200:], nan=-1e9))[:, 1]
-            scores.append(roc_auc_score(table.labels[200:], answer))
-    assert np.mean(scores) > 0.65
+    return scores
