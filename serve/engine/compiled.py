@@ -18,7 +18,7 @@ import torch
 
 from serve.core import Matrix
 from serve.engine.forward import Builder, Forward, v2, v2_5, v3, v3_5
-from serve.engine.graphs import RecordedCompute
+from serve.engine.graphs import RecordedCompute, TracedCompute
 from serve.engine.outputs import ClassifierOutputs, Outputs, RegressorOutputs, round_probabilities
 from serve.engine.precision import Precision
 from serve.engine.preprocessing import compile_preprocessing
@@ -66,15 +66,16 @@ class CompiledEnsemble:
         groups = self._preprocessing.groups
         task_type = "multiclass" if self._is_classifier else "regression"
         self._forwards = [
-            _build_forward(executor, caches, group, task_type, device, precision)
-            for caches, group in zip(joined, groups, strict=True)
+            _build_forward(executor, caches, group, columns, task_type, device, precision)
+            for caches, group, columns in zip(joined, groups, self._preprocessing.columns, strict=True)
         ]
         order = [position for group in groups for position in group]
         self._in_member_order = torch.tensor(np.argsort(order), device=device)
         self._outputs: Outputs = (
             ClassifierOutputs(estimator, device) if self._is_classifier else RegressorOutputs(estimator, probe, device)
         )
-        self._logits = RecordedCompute(self._run_forwards) if device.type == "cuda" else self._run_forwards
+        record = RecordedCompute if device.type == "cuda" else TracedCompute
+        self._logits = record(self._run_forwards)
 
     @property
     def uncompiled_steps(self) -> tuple[str, ...]:
@@ -105,7 +106,13 @@ def _join_caches(executor: Any, widths: Sequence[int]) -> list[list[int]]:
 
 
 def _build_forward(
-    executor: Any, caches: list[int], group: Sequence[int], task_type: str, device: torch.device, precision: Precision
+    executor: Any,
+    caches: list[int],
+    group: Sequence[int],
+    columns: torch.Tensor,
+    task_type: str,
+    device: torch.device,
+    precision: Precision,
 ) -> Forward:
     """The forward of the members `group`, who lie in these of the library's caches in this order."""
     members = [executor.ensemble_members[position] for position in group]
@@ -113,4 +120,4 @@ def _build_forward(
     targets = [torch.as_tensor(member.y_train, dtype=torch.float32, device=device) for member in members]
     kv_caches = [executor.kv_caches[index].to(device) for index in caches]
     build = _BUILDERS[type(network).__name__]
-    return build(network, kv_caches, torch.stack(targets), task_type, precision.weights, precision.kv_cache)
+    return build(network, kv_caches, torch.stack(targets), task_type, precision.weights, precision.kv_cache, columns)

@@ -43,6 +43,7 @@ class Builder(Protocol):
         task_type: str,
         dtype: torch.dtype,
         kv_dtype: torch.dtype | None = None,
+        columns: torch.Tensor | None = None,
     ) -> Forward:
         """The forward of one cache group.
 
@@ -53,5 +54,7 @@ class Builder(Protocol):
             task_type: "multiclass" or "regression".
             dtype: precision of the weights (sums, norms and softmax stay in float32).
             kv_dtype: of the cached keys and values, and of attention to them; None takes `dtype`.
+            columns: int64 [members, width]; columns of one number hold the same values whatever the rows, so a forward
+                may compute them once. None: none are known to.
         """
         ...

@@ -6,25 +6,21 @@ every row and head.
 
 A softmax is the same whatever constant is taken off its scores; the largest is taken off so that no exponential
 overflows. Where queries and keys were normed, their scores have a bound that the weights alone tell. If it is small
-enough, `exp` is applied as it is: one pass over the scores in place of four, and their sum is one more column of the
-values. The bound holds for any input, so nothing is looked at during a call.
+enough, `exp` is applied as it is: one pass over the scores in place of four. The bound holds for any input, so nothing
+is looked at during a call.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
-import torch.nn.functional as F
 
 MAX_EXP_SCORE = 60.0
 """exp(60) times a million keys still is a float32, and exp(-60) is a normal one."""
 
 _TILE_BYTES = 2**20
 """Scores held at a time for each thread: few enough to be softmaxed and spent in its core's cache."""
-
-
-def with_sums(values: torch.Tensor) -> torch.Tensor:
-    """Values [..., D] and a column of ones, which gives every query the sum of its exponentials."""
-    return F.pad(values, (0, 1), value=1.0).contiguous()
 
 
 def attend_tiled(
@@ -35,27 +31,57 @@ def attend_tiled(
     Args:
         queries: [batch, queries, D].
         keys: [batch, D, context], in the memory order that is fastest for the kernel.
-        values: [batch, context, D]; if bounded `with_sums` of it.
+        values: [batch, context, D].
         is_bounded: no score is beyond `MAX_EXP_SCORE`, whatever the queries.
     """
+    num_batch, num_queries, _ = queries.shape
+    mixed = queries.new_empty(num_batch, num_queries, values.shape[2])
+    is_exact = queries.dtype == torch.float32  # other formats have too few digits for a sum
+    sums = queries.new_empty(num_batch, num_queries, 1)
+    for batch, rows, tile in _score_tiles(queries, keys):
+        if is_exact:
+            torch.sum(_exponentiate(tile, is_bounded), dim=-1, keepdim=True, out=sums[batch, rows])
+        else:
+            torch.softmax(tile, dim=-1, out=tile)
+        torch.bmm(tile, values[batch], out=mixed[batch, rows])
+    return mixed.div_(sums) if is_exact else mixed
+
+
+def count_votes(queries: torch.Tensor, keys: torch.Tensor, votes: torch.Tensor) -> torch.Tensor:
+    """`attend_tiled` to few values, the last of them 1 everywhere: votes [batch, values, context] to shares
+    [batch, values, queries].
+
+    A product with two columns takes as long as one with twenty; one with two rows does not.
+    """
+    counts = queries.new_empty(queries.shape[0], votes.shape[1], queries.shape[1])
+    for batch, rows, tile in _score_tiles(queries, keys):
+        torch.bmm(votes[batch], _exponentiate(tile, is_bounded=False).transpose(1, 2), out=counts[batch, :, rows])
+    return counts.div_(counts[:, -1:].clone())
+
+
+def _exponentiate(scores: torch.Tensor, is_bounded: bool) -> torch.Tensor:
+    """exp(scores) in place, but for a factor that all scores of a query share."""
+    if not is_bounded:
+        # What is left out is lost in the sum; as numbers below the normal ones it would slow the product down.
+        scores.sub_(scores.amax(-1, keepdim=True)).clamp_(min=-MAX_EXP_SCORE)
+    return scores.exp_()
+
+
+def _score_tiles(queries: torch.Tensor, keys: torch.Tensor) -> Iterator[tuple[slice, slice, torch.Tensor]]:
+    """Batch elements, queries of theirs, and the scores of these; a tile is valid until the next one."""
     num_batch, num_queries, _ = queries.shape
     budget = torch.get_num_threads() * _TILE_BYTES // (keys.shape[2] * queries.element_size())
     batch = min(max(1, budget // num_queries), num_batch)
     per_tile = min(max(1, budget), num_queries)
-    mixed = queries.new_empty(num_batch, num_queries, values.shape[2])
     scores = queries.new_empty(batch * per_tile * keys.shape[2])
     for first in range(0, num_batch, batch):
         here = slice(first, first + batch)
         for start in range(0, num_queries, per_tile):
-            part = queries[here, start : start + per_tile]
+            rows = slice(start, start + per_tile)
+            part = queries[here, rows]
             tile = scores[: part.shape[0] * part.shape[1] * keys.shape[2]].view(*part.shape[:2], -1)
             torch.bmm(part, keys[here], out=tile)
-            if is_bounded:
-                torch.exp(tile, out=tile)
-            else:
-                torch.softmax(tile, dim=-1, out=tile)
-            torch.bmm(tile, values[here], out=mixed[here, start : start + per_tile])
-    return mixed[..., :-1] / mixed[..., -1:] if is_bounded else mixed
+            yield here, rows, tile
 
 
 def attend_tokens(

@@ -13,13 +13,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from serve.engine.forward.attention import MAX_EXP_SCORE, attend_tiled, with_sums
+from serve.engine.forward.attention import MAX_EXP_SCORE, attend_tiled
 
 Attention = Callable[[torch.Tensor], torch.Tensor]
 """Queries [batch, heads, length, D] to what they attend to, in the same shape."""
 
 _PACKED_CELLS = 1 << 18
 """Weights from this size on are packed for oneDNN on a CPU: 0.6 of the time of `F.linear` at 8 rows, 0.75 at 256."""
+
+_FEW_NUMBERS = 1 << 12
+"""Up to so many, `gelu` by plain operations is faster on a CPU: 4 us against 9 for 2,000, 50 against 31 for 65,000."""
 
 MAX_CUDA_GRID = 65_535
 """CUDA's largest grid axis, over which attention kernels lay batch x heads (pytorch issue 142228)."""
@@ -59,19 +62,27 @@ class Place:
         """One field of all caches in float32, members end to end."""
         return torch.cat([self.exact(field(cache)) for cache in caches], dim=dim)
 
-    def norm(self, module: Any, scale: float = 1.0) -> Norm:
-        weight = torch.ones(module.normalized_shape) if module.weight is None else module.weight
-        return Norm(self.exact(weight) * scale, module.eps)
+    def gain(self, norm: Any) -> torch.Tensor:
+        """The weights of a norm, float32; ones where it has none (v3)."""
+        weight = getattr(norm, "weight", None)
+        return torch.ones(norm.normalized_shape, device=self.device) if weight is None else self.exact(weight)
 
-    def head_norm(self, module: Any | None, scale: float = 1.0) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Of queries or keys, to float32, times `scale`; `module` is None where they are not normed (v3)."""
-        return (lambda x: x.float() * scale) if module is None else self.norm(module, scale)
+    def norm(self, module: Any) -> Norm:
+        return Norm(self.gain(module), module.eps)
 
-    def linear(self, module: Any, heads: tuple[int, int] | None = None) -> Linear:
-        return Linear(module, self, heads)
+    def head_norm(self, module: Any | None) -> Callable[[torch.Tensor], torch.Tensor]:
+        """To float32, without its weights, which go to what reads its result; `module` is None where queries are not
+        normed (v3)."""
+        return torch.Tensor.float if module is None else Norm(None, module.eps)
 
-    def exact_linear(self, module: Any, heads: tuple[int, int] | None = None) -> Linear:
-        return Linear(module, Place(self.device, torch.float32), heads)
+    def linear(self, module: Any, heads: tuple[int, int] | None = None, norm: Any | None = None) -> Linear:
+        """`norm` is the library's norm before it, whose weights it takes over."""
+        return Linear(module, self, heads, None if norm is None else self.gain(norm))
+
+    def exact_linear(
+        self, module: Any, heads: tuple[int, int] | None = None, gain: torch.Tensor | None = None
+    ) -> Linear:
+        return Linear(module, Place(self.device, torch.float32), heads, gain)
 
     def attend_to(self, keys: torch.Tensor, values: torch.Tensor, max_query_length: float) -> Attention:
         """Attention to fixed `keys` and `values` [batch, context, heads, D], of queries no longer than that."""
@@ -83,11 +94,14 @@ class Place:
 
 
 class Linear:
-    """x W^T + b in the place's dtype, from a `torch.nn.Linear`; `heads` (number, width) splits its last axis."""
+    """(gain x) W^T + b in the place's dtype, from a `torch.nn.Linear`; `heads` (number, width) splits its last axis."""
 
-    def __init__(self, module: Any, place: Place, heads: tuple[int, int] | None) -> None:
+    def __init__(
+        self, module: Any, place: Place, heads: tuple[int, int] | None = None, gain: torch.Tensor | None = None
+    ) -> None:
         self._dtype, self._heads = place.weight_dtype(module.weight), heads
-        self._weight = module.weight.detach().to(place.device, self._dtype)
+        weight = place.exact(module.weight)
+        self._weight = (weight if gain is None else weight * gain).to(self._dtype)
         self._bias = None if module.bias is None else module.bias.detach().to(place.device, self._dtype)
         self.packed = (
             place.device.type == "cpu"
@@ -106,12 +120,19 @@ class Linear:
             product = F.linear(x, self._weight, self._bias)
         return product if self._heads is None else torch.unflatten(product, -1, self._heads)
 
+    def add_to(self, total: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """`total`, float32 and contiguous, with the product added in place."""
+        if self.packed or self._bias is not None or self._dtype != torch.float32:
+            return total.add_(self(x))
+        total.view(-1, total.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]).float(), self._weight.t())
+        return total
+
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """RMS norm over the last axis, in float32."""
+    """RMS norm over the last axis, in float32; no weights are ones."""
 
-    weight: torch.Tensor
+    weight: torch.Tensor | None
     eps: float | None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -120,35 +141,41 @@ class Norm:
         eps = torch.finfo(torch.float32).eps if self.eps is None else self.eps
         square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().mul_(1 / x.shape[-1])
         normed: torch.Tensor = x * square.add_(eps).rsqrt_()
-        return normed.mul_(self.weight)
+        return normed if self.weight is None else normed.mul_(self.weight)
 
 
 class FeedForward:
-    """x + W2 gelu(W1 norm(x)); x stays in float32."""
+    """x + W2 gelu(W1 norm(x)); x, float32 and contiguous, is overwritten."""
 
     def __init__(self, norm: Any, mlp: Any, place: Place) -> None:
-        self._norm, self._up, self._down = place.norm(norm), place.linear(mlp[0]), place.linear(mlp[2])
+        self._norm, self._up, self._down = Norm(None, norm.eps), place.linear(mlp[0], norm=norm), place.linear(mlp[2])
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self._down(F.gelu(self._up(self._norm(x))))
+        return self._down.add_to(x, gelu(self._up(self._norm(x))))
 
 
 class LengthScale:
-    """Queries times what `SoftmaxScalingMLP` makes of them and of the context's length, and times head_dim ** -0.5."""
+    """Queries times what `SoftmaxScalingMLP` makes of them and of the context's length, and times head_dim ** -0.5.
 
-    def __init__(self, module: Any | None, num_heads: int, head_dim: int, length: int, place: Place) -> None:
+    Queries are given without `gain`, the weights of the norm that they come from.
+    """
+
+    def __init__(
+        self, module: Any | None, num_heads: int, head_dim: int, length: int, place: Place,
+        gain: torch.Tensor | None = None,
+    ) -> None:  # fmt: skip
         base = torch.ones(num_heads * head_dim, device=place.device)
         self._query = None
         if module is not None:
             first, second = (place.exact_linear(module.base_mlp[i]) for i in (0, 2))
             log_length = torch.full((1, 1), max(length, 1), dtype=torch.float32, device=place.device).log()
             base = second(F.gelu(first(log_length)))
-            self._query = [place.exact_linear(module.query_mlp[i]) for i in (0, 2)]
+            self._query = [place.exact_linear(module.query_mlp[0], gain=gain), place.exact_linear(module.query_mlp[2])]
         self._base = base.view(num_heads, head_dim) * float(head_dim**-0.5)
-
-    def max_length(self, norm_weight: torch.Tensor) -> float:
-        """The longest that a query can be that an RMS norm of these weights gave: its tanh adds at most as much."""
-        return 2 * math.sqrt(norm_weight.numel()) * float((self._base * norm_weight).abs().max())
+        if gain is not None:
+            self._base = self._base * gain
+        self.max_length = 2 * math.sqrt(head_dim) * float(self._base.abs().max())
+        """The longest that a query can be that an RMS norm gave: its tanh adds at most as much."""
 
     def __call__(self, queries: torch.Tensor) -> torch.Tensor:
         """float32 [..., heads, head_dim] to the same."""
@@ -156,7 +183,7 @@ class LengthScale:
         if self._query is None:
             return scaled
         first, second = self._query
-        return torch.addcmul(scaled, scaled, torch.tanh(second(F.gelu(first(queries)))))
+        return torch.addcmul(scaled, scaled, torch.tanh(second(gelu(first(queries)))))
 
 
 class TurnedHeads:
@@ -165,46 +192,54 @@ class TurnedHeads:
     A rotation leaves the norm as it is, so it may stand before it: every position has a projection of its own.
 
     Args:
-        norm: the library's, or None; `scale` multiplies its weights.
+        norm: the library's, or None. Its weights are not applied, but `gain` is: float32 [head_dim].
         angles: float32 [tokens, head_dim / 2], position times frequency.
+        before: the library's norm before the projection, whose weights it takes over.
     """
 
     def __init__(
-        self, module: Any, norm: Any | None, angles: torch.Tensor, heads: tuple[int, int], scale: float, place: Place
-    ) -> None:
-        self._heads = heads
-        weight = place.exact(module.weight).T.reshape(-1, *heads)  # [E, heads, head_dim]
+        self, module: Any, norm: Any | None, angles: torch.Tensor, heads: tuple[int, int], place: Place,
+        before: Any, gain: torch.Tensor | None = None,
+    ) -> None:  # fmt: skip
+        self._heads, self._gain = heads, gain
+        weight = (place.exact(module.weight) * place.gain(before)).T.reshape(-1, *heads)  # [E, heads, head_dim]
         cos, sin = (torch.cat([part, part], dim=-1)[:, None, None] for part in (angles.cos(), angles.sin()))
         first, second = weight.chunk(2, dim=-1)
         turned = weight * cos + torch.cat([-second, first], dim=-1) * sin
         # [tokens, E, heads head_dim]
         self._weights = turned.flatten(2).to(place.weight_dtype(module.weight)).contiguous()
-        plain = torch.ones(heads[1], device=place.device)
-        self._scale = scale * (plain if norm is None else place.norm(norm).weight)
         self._eps = None if norm is None else norm.eps or torch.finfo(torch.float32).eps
-        self.max_length = math.inf if norm is None else math.sqrt(heads[1]) * float(self._scale.abs().max())
+        largest = 1.0 if gain is None else float(gain.abs().max())
+        self.max_length = math.inf if norm is None else math.sqrt(heads[1]) * largest
         """The longest that an answer can be."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[tokens, rows, E] to float32 [tokens, rows, heads, head_dim]."""
         product = torch.bmm(x.to(self._weights.dtype), self._weights).float()
         turned = product.view(*product.shape[:2], *self._heads)
-        if self._eps is None:
-            return turned.mul_(self._scale)
-        square = torch.linalg.vector_norm(turned, dim=-1, keepdim=True).square_().mul_(1 / turned.shape[-1])
-        return turned.mul_(square.add_(self._eps).rsqrt_()).mul_(self._scale)
+        if self._eps is not None:
+            square = torch.linalg.vector_norm(turned, dim=-1, keepdim=True).square_().mul_(1 / turned.shape[-1])
+            turned.mul_(square.add_(self._eps).rsqrt_())
+        return turned if self._gain is None else turned.mul_(self._gain)
 
 
 class TiledAttention:
     """`attend` to one context on a CPU in float32, by `attend_tiled`."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, *, is_bounded: bool) -> None:
-        self._keys, values = keys.flatten(0, 1).transpose(1, 2).contiguous(), values.flatten(0, 1)
-        self._values, self._is_bounded = (with_sums(values) if is_bounded else values), is_bounded
+        self._keys, self._values = keys.flatten(0, 1).transpose(1, 2).contiguous(), values.flatten(0, 1)
+        self._is_bounded = is_bounded
 
     def __call__(self, queries: torch.Tensor) -> torch.Tensor:
         folded = queries.float().flatten(0, 1)
         return attend_tiled(folded, self._keys, self._values, is_bounded=self._is_bounded).view_as(queries)
+
+
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    """`F.gelu`, which on a CPU sets up a oneDNN primitive: of few numbers half of its time goes there."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() > _FEW_NUMBERS:
+        return F.gelu(x)
+    return torch.erf(x * math.sqrt(0.5)).add_(1).mul_(x).mul_(0.5)
 
 
 def by_head(x: torch.Tensor) -> torch.Tensor:

@@ -45,9 +45,11 @@ def build(
     task_type: str,
     dtype: torch.dtype,
     kv_dtype: torch.dtype | None = None,
+    columns: torch.Tensor | None = None,
 ) -> CellsForward:
     """See serve.engine.forward.Builder. `caches` are TabPFNV2Cache of equal width and context; both tasks run alike."""
-    del targets, task_type  # the cache holds the target column's embedding
+    # The cache holds the target column's embedding; cells are cheap, and no two members' attend alike.
+    del targets, task_type, columns
     with torch.inference_mode():
         return CellsForward(network, caches, _read_cells(network, caches), dtype, kv_dtype or dtype)
 

@@ -37,9 +37,11 @@ def build(
     task_type: str,
     dtype: torch.dtype,
     kv_dtype: torch.dtype | None = None,
+    columns: torch.Tensor | None = None,
 ) -> Forward:
     """See serve.engine.forward.Builder. `caches` are of equal width and context; both tasks run alike."""
-    del targets, task_type  # the cache holds the target column's embedding
+    # The cache holds the target column's embedding; cells are cheap, and no two members' attend alike.
+    del targets, task_type, columns
     alike: dict[int, list[int]] = {}
     for index, cache in enumerate(caches):
         alike.setdefault(_count_columns(cache), []).append(index)

@@ -8,7 +8,7 @@ task. `TabPFNV3.forward(x, y, kv_cache=..., x_is_test_only=True)` is the referen
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from serve.engine.forward import Forward
 from serve.engine.forward.layers import Place
 from serve.engine.forward.v3_5 import StagedForward
-from serve.engine.forward.v3_cells import Scaling, find_neighbours
+from serve.engine.forward.v3_cells import Alike, Scaling
 from serve.engine.forward.votes import Votes
 
 
@@ -27,6 +27,7 @@ def build(
     task_type: str,
     dtype: torch.dtype,
     kv_dtype: torch.dtype | None = None,
+    columns: torch.Tensor | None = None,
 ) -> Forward:
     """The forward of one cache group, on the network's device; see `serve.engine.forward.Builder`.
 
@@ -42,23 +43,22 @@ def build(
         else:
             widen, _, output = network.output_projection  # type: ignore[misc]
             head = [place.exact_linear(widen), F.gelu, place.exact_linear(output)]
-        return StagedForward(network, caches, _Cells(network, caches, place), head, place)
+        alike = Alike(columns, caches, cast(Any, network).feature_group_size, place)
+        return StagedForward(network, caches, alike, _Cells(network, caches, alike, place), head, place)
 
 
 class _Cells:
     """Stage 0 (`_preprocess_raw`, `_group_features`, `x_embed`), in float32."""
 
-    def __init__(self, network: Any, caches: Sequence[Any], place: Place) -> None:
-        self._scaling = Scaling(caches, place)
-        num_columns = caches[0].scaler_cache["mean"].shape[1]
-        self._neighbours = find_neighbours(num_columns, network.feature_group_size, place)
+    def __init__(self, network: Any, caches: Sequence[Any], alike: Alike, place: Place) -> None:
+        self._scaling = Scaling(caches, alike.columns, place)
+        self._neighbours, self._group = alike.neighbours, network.feature_group_size
         self._tells_missing: bool = network.use_nan_indicators
         self._embed = place.exact_linear(network.x_embed)
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
-        """float32 [B, C, R] to float32 [B, C, R, E]."""
-        num_columns = values.shape[1]
+        """float32 [columns, R] to float32 [cells, R, E]."""
         _, *told = self._scaling(values)
         parts = told if self._tells_missing else told[:1]
-        grouped = [torch.unflatten(x.index_select(1, self._neighbours), 1, (num_columns, -1)) for x in parts]
-        return self._embed(torch.cat(grouped, dim=2).transpose(2, 3))
+        grouped = [torch.unflatten(x.index_select(0, self._neighbours), 0, (-1, self._group)) for x in parts]
+        return self._embed(torch.cat(grouped, dim=1).transpose(1, 2))

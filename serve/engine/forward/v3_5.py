@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +28,8 @@ from tabpfn.architectures.kv_cache import QuantizedKVCacheEntry
 
 from serve.engine.forward import Forward
 from serve.engine.forward.attention import MAX_EXP_SCORE, attend_tokens
-from serve.engine.forward.layers import FeedForward, LengthScale, Norm, Place, TurnedHeads, attend, by_head
-from serve.engine.forward.v3_cells import Scaling, find_neighbours
+from serve.engine.forward.layers import FeedForward, LengthScale, Norm, Place, TurnedHeads, attend
+from serve.engine.forward.v3_cells import Alike, Scaling
 from serve.engine.forward.votes import Votes
 
 _MAX_TOKENS, _MAX_TOKENS_CPU = 1 << 18, 1 << 14
@@ -43,6 +43,7 @@ def build(
     task_type: str,
     dtype: torch.dtype,
     kv_dtype: torch.dtype | None = None,
+    columns: torch.Tensor | None = None,
 ) -> Forward:
     """The forward of one cache group, on the network's device; see `serve.engine.forward.Builder`.
 
@@ -52,7 +53,7 @@ def build(
         raise ValueError(f"task type {task_type!r} is neither 'multiclass' nor 'regression'")
     with torch.inference_mode():
         place = Place(next(network.parameters()).device, dtype, kv_dtype)
-        heads: Any = network.heads
+        heads, embed = cast(Any, network).heads, cast(Any, network).x_embed
         head: list[Callable[[torch.Tensor], torch.Tensor]]
         if task_type == "multiclass":
             mlp = heads.mlp_classification
@@ -60,14 +61,15 @@ def build(
         else:
             mlp = heads.mlp_regression
             head = [FeedForward(mlp.norm, mlp.mlp, place), place.exact_linear(heads.output_projection)]
-        return StagedForward(network, caches, _Cells(network, caches, place), head, place)
+        alike = Alike(columns, caches, embed.group_size, place)
+        return StagedForward(network, caches, alike, _Cells(network, caches, alike, place), head, place)
 
 
 class StagedForward:
     """The Forward of v3.5 and of v3, which differ in `cells` (stage 0) and `head` (what follows the last norm).
 
     Args:
-        cells: float32 [B, C, R] to float32 [B, C, R, E].
+        cells: float32 [columns, R], of each kind one, to float32 [cells, R, E], of each kind one.
         head: one after the other, float32 [B, R, T E] to logits.
     """
 
@@ -75,19 +77,20 @@ class StagedForward:
         self,
         network: Any,
         caches: Sequence[Any],
+        alike: Alike,
         cells: Callable[[torch.Tensor], torch.Tensor],
         head: Sequence[Callable[[torch.Tensor], torch.Tensor]],
         place: Place,
     ) -> None:
-        num_members, num_columns = place.stack(caches, lambda cache: cache.scaler_cache["mean"]).shape
+        num_members, num_columns = alike.kinds.shape
         layers = network.feature_distribution_embedder.layers
-        self._cells, self._head = cells, head
+        self._columns, self._cells, self._head = alike.columns, cells, head
         hidden = zip(*(cache.inducing_hidden for cache in caches), strict=True)
-        self._columns = [
-            _ColumnBlock(layer.cross_attn_block2, torch.cat([place.exact(x) for x in parts]), place)
+        self._column_blocks = [
+            _ColumnBlock(layer.cross_attn_block2, torch.cat([place.exact(x) for x in parts])[alike.cells], place)
             for layer, parts in zip(layers, hidden, strict=True)
         ]
-        self._readout = _Readout(network.column_aggregator, num_columns, place)
+        self._readout = _Readout(network.column_aggregator, alike.kinds, place)
         self._icl = [_IclBlock(block, [c.kv[i] for c in caches], place) for i, block in enumerate(network.icl_blocks)]
         self._norm = place.norm(network.output_norm)
         max_tokens = _MAX_TOKENS_CPU if place.device.type == "cpu" else _MAX_TOKENS
@@ -108,30 +111,28 @@ class StagedForward:
 
     def _embed(self, rows: torch.Tensor) -> torch.Tensor:
         """Stages 0-2: rows [B, R, C] to [B, R, T E] (`_stages_0_to_2`)."""
-        x = self._cells(rows.transpose(1, 2).contiguous())
-        num_members, num_columns = x.shape[:2]
-        x = x.flatten(0, 1)
-        for block in self._columns:
+        x = self._cells(rows.transpose(1, 2).flatten(0, 1).index_select(0, self._columns))
+        for block in self._column_blocks:
             x = block(x)
-        return self._readout(x.view(num_members, num_columns, *x.shape[1:]))
+        return self._readout(x)
 
 
 class _Cells:
     """Stage 0: values to embedded cells (`_preprocess_raw`, `_group_features`, `x_embed`)."""
 
-    def __init__(self, network: Any, caches: Sequence[Any], place: Place) -> None:
-        self._scaling = Scaling(caches, place)
-        context = place.stack(caches, lambda cache: cache.ecdf_context, dim=1)
-        num_members, num_columns, num_edges = context.shape[1:]
-        self._edges = context[0].flatten(0, 1).contiguous()
-        self._num_rows = context[2, ..., -1:]
+    def __init__(self, network: Any, caches: Sequence[Any], alike: Alike, place: Place) -> None:
+        self._scaling = Scaling(caches, alike.columns, place)
+        context = place.stack(caches, lambda cache: cache.ecdf_context, dim=1).flatten(1, 2)[:, alike.columns]
+        num_columns, num_edges = context.shape[1:]
+        self._edges = context[0].contiguous()
+        self._num_rows = context[2, :, -1:]
         # One row per edge: its value, context values below it, context values at most it.
-        self._table = context.permute(1, 2, 3, 0).reshape(-1, 3).contiguous()
-        self._starts = torch.arange(num_members * num_columns, device=place.device)[:, None] * num_edges
+        self._table = context.permute(1, 2, 0).reshape(-1, 3).contiguous()
+        self._starts = torch.arange(num_columns, device=place.device)[:, None] * num_edges
 
         embed = network.x_embed
         group, frequencies = embed.group_size, embed.ecdf_num_frequencies
-        self._neighbours = find_neighbours(num_columns, group, place)
+        self._neighbours, self._group = alike.neighbours, group
         self._phases = math.pi * torch.arange(1, frequencies + 1, device=place.device, dtype=torch.float32)
         self._frequencies = place.exact(embed.fourier.frequencies)
         self._weight = torch.cat([place.exact(embed.fourier.in_linear.weight), _by_neighbour(embed, place)], dim=1)
@@ -139,12 +140,11 @@ class _Cells:
         self._norm = (norm.normalized_shape, place.exact(norm.weight), place.exact(norm.bias), norm.eps)
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
-        """float32 [B, C, R] to float32 [B, C, R, E]."""
-        num_columns = values.shape[1]
+        """float32 [columns, R] to float32 [cells, R, E]."""
         values, scaled, indicators = self._scaling(values)
         phases = self._rank(values).unsqueeze(-1) * self._phases
         features = torch.cat([scaled[..., None], indicators[..., None], phases.sin(), phases.cos()], dim=-1)
-        grouped = torch.unflatten(features.index_select(1, self._neighbours), 1, (num_columns, -1)).transpose(2, 3)
+        grouped = torch.unflatten(features.index_select(0, self._neighbours), 0, (-1, self._group)).transpose(1, 2)
         waves = grouped[..., :1] * self._frequencies
         summed = torch.cat([waves.sin().sum(-2), waves.cos().sum(-2), grouped.flatten(-2)], dim=-1)
         return F.layer_norm(F.linear(summed, self._weight), *self._norm)
@@ -155,14 +155,14 @@ class _Cells:
         Clamping the value to the outer edges gives the midrank of the nearest extreme, as the library's own clamp of
         the counts does, and leaves one search: a value is an edge if the first edge not below it equals it.
         """
-        clamped = values.flatten(0, 1).clamp(self._edges[:, :1], self._edges[:, -1:])
+        clamped = values.clamp(self._edges[:, :1], self._edges[:, -1:])
         upper = torch.searchsorted(self._edges, clamped).clamp(max=self._edges.shape[1] - 1) + self._starts
         high, high_below, high_at_most = self._read_edges(upper)
         # At a column's first edge this reads another column's last, but there the value is an edge.
         low, _, low_at_most = self._read_edges((upper - 1).clamp(min=0))
         between = low_at_most + (clamped - low) / (high - low) * (high_below - low_at_most)
         counts = torch.where(clamped == high, 0.5 * (high_below + high_at_most), between)
-        return counts.view_as(values) / self._num_rows
+        return counts / self._num_rows
 
     def _read_edges(self, edges: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return self._table.index_select(0, edges.flatten()).view(*edges.shape, 3).unbind(-1)
@@ -186,18 +186,22 @@ class _ColumnBlock:
         context = place.norm(block.layernorm_kv)(hidden)
         keys = place.exact_linear(attention.k_projection, heads)(context)
         values = place.exact_linear(attention.v_projection, heads)(context)
-        keys = place.head_norm(getattr(attention, "k_norm", None))(keys)
-        self._keys, self._values = (by_head(x.to(place.short_dtype)) for x in (keys, values))
-        self._norm, self._query = place.norm(block.layernorm_q), place.linear(attention.q_projection, heads)
-        self._query_norm = place.head_norm(getattr(attention, "q_norm", None), attention.head_dim**-0.5)
+        norm, max_length = getattr(attention, "q_norm", None), math.inf
+        if norm is not None:
+            keys, max_length = place.norm(attention.k_norm)(keys) * place.gain(norm), math.sqrt(attention.head_dim)
+        short = Place(place.device, place.dtype, place.short_dtype)
+        self._query_norm = place.head_norm(norm)
+        self._attend = short.attend_to(keys * attention.head_dim**-0.5, values, max_length)
+        self._norm = Norm(None, block.layernorm_q.eps)
+        self._query = place.linear(attention.q_projection, heads, block.layernorm_q)
         self._out = place.linear(attention.out_projection)
         self._feed_forward = FeedForward(block.layernorm2, block.mlp, place)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """float32 [B C, R, E] to the same."""
-        queries = self._query_norm(self._query(self._norm(x))).transpose(1, 2)
-        attended = attend(queries, self._keys, self._values).transpose(1, 2).flatten(-2)
-        return self._feed_forward(x + self._out(attended))
+        """float32 [cells, R, E] to the same, in place."""
+        queries = self._query_norm(self._query(self._norm(x)))
+        attended = self._attend(queries.transpose(1, 2)).transpose(1, 2).flatten(-2)
+        return self._feed_forward(self._out.add_to(x, attended))
 
 
 class _Readout:
@@ -206,9 +210,12 @@ class _Readout:
     Tokens stand first among the axes here: what is done by position is then a batched product over contiguous rows.
     """
 
-    def __init__(self, aggregator: Any, num_columns: int, place: Place) -> None:
+    def __init__(self, aggregator: Any, kinds: torch.Tensor, place: Place) -> None:
+        """`kinds` of cells, int64 [B, C]."""
         self.num_queries = aggregator.num_cls_tokens
-        num_tokens = self.num_queries + num_columns
+        self._shape = (self.num_queries + kinds.shape[1], kinds.shape[0])
+        self._kinds = kinds.T.flatten()
+        num_tokens = self._shape[0]
         # Without a rotation every angle is zero.
         width = aggregator.blocks[0].attention.head_dim // 2
         frequencies = torch.zeros(width) if aggregator.rope is None else aggregator.rope.freqs
@@ -220,12 +227,14 @@ class _Readout:
         self._norm = place.norm(aggregator.out_ln)
 
     def __call__(self, cells: torch.Tensor) -> torch.Tensor:
-        """float32 [B, C, R, E] to [B, R, T E]."""
-        num_members, _, num_rows, _ = cells.shape
-        x = torch.cat([self._tokens.expand(-1, num_members, num_rows, -1), cells.transpose(0, 1)]).flatten(1, 2)
+        """float32 [cells, R, E], of each kind one, to [B, R, T E]."""
+        x = cells.new_empty(*self._shape, *cells.shape[1:])
+        x[: self.num_queries] = self._tokens
+        torch.index_select(cells, 0, self._kinds, out=x[self.num_queries :].flatten(0, 1))
+        x = x.flatten(1, 2)
         for block in self._blocks:
             x = block(x)
-        return self._norm(x.transpose(0, 1).contiguous()).view(num_members, num_rows, -1)
+        return self._norm(x.transpose(0, 1).contiguous()).view(self._shape[1], cells.shape[1], -1)
 
 
 class _RowBlock:
@@ -234,19 +243,22 @@ class _RowBlock:
     def __init__(self, block: Any, angles: torch.Tensor, num_queries: int, place: Place) -> None:
         attention = block.attention
         self._num_queries, self._heads = num_queries, (attention.num_heads, attention.head_dim)
-        self._norm = place.norm(block.layernorm)
+        self._norm = Norm(None, block.layernorm.eps)
         query_norm, key_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
-        scale = attention.head_dim**-0.5
-        self._query = TurnedHeads(attention.q_projection, query_norm, angles[:num_queries], self._heads, scale, place)
-        self._key = TurnedHeads(attention.k_projection, key_norm, angles, self._heads, 1.0, place)
+        gain = torch.full((attention.head_dim,), attention.head_dim**-0.5, device=place.device)
+        for norm in (query_norm, key_norm):
+            gain = gain if norm is None else gain * place.gain(norm)
+        layout = (self._heads, place, block.layernorm)
+        self._query = TurnedHeads(attention.q_projection, query_norm, angles[:num_queries], *layout, gain)
+        self._key = TurnedHeads(attention.k_projection, key_norm, angles, *layout)
         self._is_bounded = self._query.max_length * self._key.max_length <= MAX_EXP_SCORE
-        self._value = place.linear(attention.v_projection, self._heads)
+        self._value = place.linear(attention.v_projection, self._heads, block.layernorm)
         self._out = place.linear(attention.out_projection)
         self._feed_forward = FeedForward(block.layernorm_mlp, block.mlp, place)
         self._place = place
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """float32 [T, B R, E] to [queries, B R, E]."""
+        """float32 [T, B R, E] to [queries, B R, E], in place."""
         normed = self._norm(x)
         queries, keys, values = self._query(normed[: self._num_queries]), self._key(normed), self._value(normed)
         if self._place.device.type == "cpu":
@@ -255,7 +267,7 @@ class _RowBlock:
             dtype = self._place.short_dtype
             queries, keys, values = (part.to(dtype).permute(1, 2, 0, 3) for part in (queries, keys, values))
             attended = attend(queries, keys, values).permute(2, 0, 1, 3)
-        return self._feed_forward(x[: self._num_queries] + self._out(attended.flatten(-2)))
+        return self._feed_forward(self._out.add_to(x[: self._num_queries], attended.flatten(-2)))
 
 
 class _IclBlock:
@@ -269,19 +281,19 @@ class _IclBlock:
         keys = keys - keys.mean(1, keepdim=True)
         heads = (attention.num_heads, attention.head_dim)
         self._fold = (keys.shape[2], attention.num_heads // keys.shape[2])
-        self._norm, self._query = place.norm(block.layernorm), place.linear(attention.q_projection, heads)
-        self._query_norm = place.head_norm(getattr(attention, "q_norm", None))
-        self._scale = LengthScale(attention.softmax_scaling_layer, *heads, keys.shape[1], place)
-        norm = self._query_norm
-        max_length = self._scale.max_length(norm.weight) if isinstance(norm, Norm) else math.inf
-        self._attend = place.attend_to(keys, values, max_length)
+        self._norm = Norm(None, block.layernorm.eps)
+        self._query = place.linear(attention.q_projection, heads, block.layernorm)
+        norm = getattr(attention, "q_norm", None)
+        self._query_norm, gain = place.head_norm(norm), None if norm is None else place.gain(norm)
+        self._scale = LengthScale(attention.softmax_scaling_layer, *heads, keys.shape[1], place, gain)
+        self._attend = place.attend_to(keys, values, math.inf if norm is None else self._scale.max_length)
         self._out = place.linear(attention.out_projection)
         self._feed_forward = FeedForward(block.layernorm_mlp, block.mlp, place)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """float32 [B, R, T E] to the same."""
+        """float32 [B, R, T E] to the same, in place."""
         queries = self._scale(self._query_norm(self._query(self._norm(x))))
         # Query heads of one key/value head stand next to each other, and become rows.
         folded = torch.unflatten(queries, 2, self._fold).transpose(1, 2).flatten(2, 3)
         unfolded = torch.unflatten(self._attend(folded), 2, (-1, self._fold[1])).transpose(1, 2).flatten(2)
-        return self._feed_forward(x + self._out(unfolded))
+        return self._feed_forward(self._out.add_to(x, unfolded))

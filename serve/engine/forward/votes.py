@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from serve.engine.forward.attention import attend_tiled
+from serve.engine.forward.attention import count_votes
 from serve.engine.forward.layers import LengthScale, Place
 
 _MAX_SCORES = 1 << 21
@@ -33,6 +33,8 @@ class Votes:
             raise ValueError(f"label {num_classes - 1}, but the network knows {decoder.max_num_classes} classes")
         votes = (classes[..., None] == torch.arange(num_classes, device=place.device)).float() / decoder.num_heads
         self._votes = votes.repeat_interleave(decoder.num_heads, 0)
+        # With the sum, of which the votes are shares.
+        self._counted = F.pad(self._votes.transpose(1, 2), (0, 0, 0, 1), value=1.0).contiguous()
         heads = (decoder.num_heads, decoder.head_dim)
         self._query = place.exact_linear(decoder.q_projection, heads)
         self._scale = LengthScale(decoder.softmax_scaling_layer, *heads, keys.shape[1], place)
@@ -42,7 +44,7 @@ class Votes:
         """float32 [B, R, T E] to logits [B, R, max_num_classes]."""
         queries = self._scale(self._query(x)).transpose(1, 2)
         if self._is_on_cpu:
-            shares = attend_tiled(queries.flatten(0, 1), self._keys, self._votes)
+            shares = count_votes(queries.flatten(0, 1), self._keys, self._counted)[:, :-1].transpose(1, 2)
         else:
             parts = torch.split(queries.flatten(0, 1), self._max_rows, dim=1)
             shares = torch.cat([torch.bmm(torch.softmax(part @ self._keys, -1), self._votes) for part in parts], dim=1)

@@ -76,6 +76,7 @@ class Preprocessing:
 
     Attributes:
         groups: positions of the members in each answered tensor.
+        columns: for each group, int64 [members, width]: columns of one number hold the same values, whatever the rows.
         widths: columns of each member.
         uncompiled: names of the classes that made members run by the library's code; empty when all are compiled.
     """
@@ -104,6 +105,7 @@ class Preprocessing:
         self._handed_origins = np.array([feature_place.get(feature, -1) for _, feature in pairs], dtype=np.intp)
         origin_place = {number: place for place, number in enumerate(self._single.inputs)}
         self._layouts = [_Layout(group, parts, self._single.place, origin_place) for group in self.groups]
+        self.columns = tuple(layout.number_columns(self.widths[layout.group[0]]) for layout in self._layouts)
 
     def __call__(self, rows: Matrix) -> list[torch.Tensor]:
         """For each group, float32 [members, rows, width] on the device.
@@ -147,6 +149,7 @@ class _Layout:
         place: dict[int, int],
         origin_place: dict[int, int],
     ) -> None:
+        self.group = group
         translated = [(i, part) for i, part in enumerate(parts[p] for p in group) if isinstance(part, list)]
         self._by_library = [(i, part) for i, part in enumerate(parts[p] for p in group) if not isinstance(part, list)]
         self._positions: NDArray[np.intp] | slice = np.array([i for i, _ in translated], dtype=np.intp)
@@ -155,6 +158,15 @@ class _Layout:
         self._columns = np.array([[place[column.column] for column in part] for _, part in translated], dtype=np.intp)
         origins = [[origin_place.get(column.origin, -1) for column in part] for _, part in translated]
         self._origins = np.array(origins, dtype=np.intp)
+
+    def number_columns(self, width: int) -> torch.Tensor:
+        """int64 [members, width]; see `Preprocessing`."""
+        numbers = np.arange(len(self.group) * width).reshape(len(self.group), width)
+        if len(self._columns):
+            pairs = np.stack([self._columns.ravel(), self._origins.ravel()], axis=1)
+            kinds = np.unique(pairs, axis=0, return_inverse=True)[1]
+            numbers[self._positions] = kinds.reshape(self._columns.shape) + numbers.size
+        return torch.from_numpy(numbers)
 
     def write(self, output: Array, values: Array, infinite: Array | None, rows: Matrix) -> None:
         """Fill output [members, rows, width]."""

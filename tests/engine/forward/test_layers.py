@@ -8,7 +8,7 @@ import pytest
 import torch
 from tabpfn.architectures.tabpfn_v3_5 import SoftmaxScalingMLP, apply_rope
 
-from serve.engine.forward.layers import LengthScale, Place, TurnedHeads, attend
+from serve.engine.forward.layers import FeedForward, LengthScale, Place, TurnedHeads, attend, gelu
 
 CPU = Place(torch.device("cpu"), torch.float32)
 
@@ -31,25 +31,52 @@ def test_a_packed_product_is_the_product(num_rows: int, bias: bool) -> None:
     assert not CPU.linear(torch.nn.Linear(8, 8)).packed
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("width", "bias"), [(24, False), (24, True), (200, False), (600, False)])
+def test_a_product_takes_over_a_norms_weights_and_is_added_in_place(width: int, bias: bool, dtype: torch.dtype) -> None:
+    module, norm, total = torch.nn.Linear(width, 512, bias=bias), torch.nn.RMSNorm(width), torch.randn(3, 2, 512)
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(2, 3, width).transpose(0, 1)
+    linear = Place(CPU.device, dtype).linear(module, norm=norm)
+    expected, tolerance = total + module(x * norm.weight), 1e-5 if dtype == torch.float32 else 0.1
+    torch.testing.assert_close(total + linear(x), expected, rtol=0, atol=tolerance)
+    assert linear.add_to(total, x) is total
+    torch.testing.assert_close(total, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("rows", [1, 500])
+def test_feed_forward_and_gelu_of_few_and_of_many_numbers(rows: int) -> None:
+    x = torch.linspace(-8, 8, 32 * rows).view(rows, 32)
+    torch.testing.assert_close(gelu(x), torch.nn.functional.gelu(x), rtol=0, atol=1e-6)
+    norm = torch.nn.RMSNorm(32)
+    torch.nn.init.normal_(norm.weight)
+    mlp = torch.nn.Sequential(torch.nn.Linear(32, 64, bias=False), torch.nn.GELU(), torch.nn.Linear(64, 32, bias=False))
+    expected = x + mlp(norm(x))
+    torch.testing.assert_close(FeedForward(norm, mlp, CPU)(x.clone()), expected, rtol=1e-6, atol=2e-6)
+
+
 def test_queries_are_scaled_as_the_library_scales_them() -> None:
     module, queries = SoftmaxScalingMLP(4, 16, 32), torch.randn(2, 5, 4, 16)
     torch.nn.init.normal_(module.query_mlp[-1].weight)
     scaled = LengthScale(module, 4, 16, 700, CPU)(queries)
     torch.testing.assert_close(scaled, module(queries, 700) / 4, rtol=1e-6, atol=1e-6)
+    gain = torch.randn(16)
+    regained = LengthScale(module, 4, 16, 700, CPU, gain)(queries / gain)
+    torch.testing.assert_close(regained, scaled, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(LengthScale(None, 4, 16, 700, CPU)(queries), queries / 4, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("is_normed", [True, False])
 def test_heads_are_turned_by_position_then_normed(is_normed: bool) -> None:
     module, x = torch.nn.Linear(24, 32, bias=False), torch.randn(9, 5, 24)  # tokens first
-    norm = torch.nn.RMSNorm(16, eps=1e-6)
-    torch.nn.init.normal_(norm.weight)
+    norm, before, gain = torch.nn.RMSNorm(16, eps=1e-6), torch.nn.RMSNorm(24), torch.randn(16)
+    torch.nn.init.normal_(before.weight)
     frequencies = 1 / 100_000 ** (torch.arange(0, 16, 2) / 16)
     angles = torch.arange(9.0)[:, None] * frequencies
-    by_head = module(x).unflatten(-1, (2, 16)).permute(1, 2, 0, 3)
+    by_head = module(x * before.weight).unflatten(-1, (2, 16)).permute(1, 2, 0, 3)
     expected = apply_rope(by_head, frequencies).permute(2, 0, 1, 3)
-    expected = (norm(expected) if is_normed else expected) * 0.25
-    turned = TurnedHeads(module, norm if is_normed else None, angles, (2, 16), 0.25, CPU)
+    expected = (norm(expected) if is_normed else expected) * gain
+    turned = TurnedHeads(module, norm if is_normed else None, angles, (2, 16), CPU, before, gain)
     torch.testing.assert_close(turned(x), expected, rtol=1e-5, atol=1e-6)
     assert turned(1e6 * x).norm(dim=-1).max() <= turned.max_length * (1 + 1e-5)
 
@@ -58,9 +85,9 @@ def test_a_scaled_query_is_no_longer_than_its_bound() -> None:
     module, norm = SoftmaxScalingMLP(4, 16, 32), torch.nn.RMSNorm(16, eps=1e-6)
     for weight in (module.query_mlp[-1].weight, norm.weight):
         torch.nn.init.normal_(weight, std=5)
-    scale = LengthScale(module, 4, 16, 700, CPU)
-    longest = scale(norm(torch.randn(2_000, 4, 16))).norm(dim=-1).max()
-    assert 0.2 * scale.max_length(norm.weight) < longest <= scale.max_length(norm.weight)
+    scale = LengthScale(module, 4, 16, 700, CPU, norm.weight)
+    longest = scale(norm(torch.randn(2_000, 4, 16)) / norm.weight).norm(dim=-1).max()
+    assert 0.2 * scale.max_length < longest <= scale.max_length
 
 
 @pytest.mark.parametrize("length", [0.5, 50.0])

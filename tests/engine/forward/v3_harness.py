@@ -50,8 +50,9 @@ class Fitted:
             ]
         return torch.cat(answers)
 
-    def build(self, dtype: torch.dtype = torch.float32) -> Any:
-        return BUILDERS[self.arch](self.network, self.caches, self.targets.T.contiguous(), self.task, dtype)
+    def build(self, dtype: torch.dtype = torch.float32, columns: torch.Tensor | None = None) -> Any:
+        targets = self.targets.T.contiguous()
+        return BUILDERS[self.arch](self.network, self.caches, targets, self.task, dtype, None, columns)
 
 
 @functools.cache

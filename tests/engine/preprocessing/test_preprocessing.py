@@ -63,6 +63,33 @@ def test_groups(checkpoint: Path) -> None:
         compile_preprocessing(members, CPU, [[0, 2]])
 
 
+@pytest.mark.parametrize("name", ["demo", "v2", "mix"])
+def test_columns_of_one_number_are_equal(checkpoint: Path, name: str) -> None:
+    preprocessing = compile_preprocessing(fit(checkpoint, preset(name), table(100, seed=0)), CPU)
+    rows = odd_rows()
+    rows[0] = np.inf
+    num_shared = 0
+    for columns, output in zip(preprocessing.columns, preprocessing(rows), strict=True):
+        assert columns.shape == (output.shape[0], output.shape[2])
+        values = output.transpose(1, 2).flatten(0, 1).nan_to_num(nan=-77.0).numpy()
+        numbers = columns.flatten().tolist()
+        assert len(np.unique(values, axis=0)) <= len(set(numbers)) <= len(values)
+        for number in set(numbers):
+            same = values[np.array(numbers) == number]
+            assert (same == same[0]).all()
+            num_shared += len(same) - 1
+    assert num_shared > 8 or name == "mix"  # which has no two members alike
+
+
+def test_columns_of_the_library_are_their_own(checkpoint: Path) -> None:
+    members = fit(checkpoint, preset("demo"), table(100, seed=0))
+    members[1].cpu_preprocessor.steps[-1][0].__class__ = DoublingStep
+    (columns,) = compile_preprocessing(members, CPU).columns
+    others = columns[[0, 2, 3]].flatten().tolist()
+    assert len(set(others)) < len(others)
+    assert len(set(columns[1].tolist()) - set(others)) == columns.shape[1]
+
+
 def test_answers_share_nothing(checkpoint: Path) -> None:
     preprocessing = compile_preprocessing(fit(checkpoint, preset("demo"), table(100, seed=0)), CPU)
     rows = odd_rows()

@@ -1,0 +1,37 @@
+"""Cells that several members have are computed once, and only those."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from v3_harness import ARCHITECTURES, draw_context, draw_rows, fit
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize(("group", "num_kinds"), [(1, 3 * 6), (3, 4 * 6)])
+def test_what_members_share_is_computed_once(arch: str, group: int, num_kinds: int) -> None:
+    """Members 0 and 1 hold the same columns in the same order, 2 in another, 3 has another label for each; 4 has
+    other rows for its context, as where each member draws its own."""
+    fitted = fit(arch, sizes=(5,), feature_group_size=group)
+    context = draw_context((5,), 40, 6)
+    order = torch.tensor([5, 4, 3, 2, 1, 0])
+    context[:, 1] = context[:, 0]
+    context[:, 2], context[:, 3] = context[:, 0][:, order], context[:, 0]
+    fitted.targets[:, 1:3] = fitted.targets[:, :1]
+    fitted.targets[:, 3] = 2 - fitted.targets[:, 0]
+    with torch.inference_mode():
+        inputs = torch.cat([context, context[:1]])
+        _, cache = fitted.network(inputs, fitted.targets, task_type="multiclass", return_kv_cache=True)
+    fitted = dataclasses.replace(fitted, caches=[cache])
+    columns = torch.arange(6).repeat(5, 1)
+    columns[2] = order
+    rows = draw_rows(fitted, 20)
+    rows[1] = rows[3] = rows[4] = rows[0]
+    rows[2] = rows[0][:, order]
+    forward = fitted.build(columns=columns)
+    assert forward._column_blocks[0]._attend._keys.shape[0] == num_kinds * 4  # heads
+    theirs = fitted.library(rows)
+    torch.testing.assert_close(forward(rows).log_softmax(-1), theirs.log_softmax(-1), rtol=2e-6, atol=1e-5)
+    torch.testing.assert_close(fitted.build()(rows), forward(rows), rtol=0, atol=1e-5)
