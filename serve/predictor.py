@@ -127,6 +127,10 @@ class Predictor:
         except KeyError:
             raise UnknownModel(f"no model named {name!r}; GET /v1/models lists what is served") from None
 
+    def check_room(self, model: ServedModel, *, timeout_s: float | None, priority: Priority) -> None:
+        """Raise Overloaded where not even one row would be admitted now, Draining where none is any more."""
+        self._batcher.gate.check(model.fitted, model=model.definition.name, timeout_s=timeout_s, priority=priority)
+
     async def predict_records(
         self,
         model: ServedModel,

@@ -23,19 +23,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import math
 import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import uvicorn
 import uvloop
-from fastapi import FastAPI
 
-from serve.api import create_app
+from serve.api import App, create_app
 from serve.assembly import assemble
 from serve.config import ServerSettings
+from serve.connection import Connection
 from serve.errors import StartupError
 from serve.listening import bind
 from serve.predictor import Predictor
@@ -71,11 +73,11 @@ async def _serve(predictor: Predictor, sock: socket.socket, on_ready: Callable[[
             await _Server(_config(app, predictor.settings), predictor, on_ready).serve(sockets=[sock])
 
 
-def _config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
+def _config(app: App, settings: ServerSettings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="none",
-        http="httptools",
+        http=cast(Any, functools.partial(Connection, refuse=app.refuse_early)),
         ws="none",
         lifespan="off",
         log_config=None,

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 import serve
 from serve.api import docs, openapi
 from serve.api.body import BodyLimit
+from serve.api.early import EarlyRefusal
 from serve.api.edge import Edge
 from serve.api.health import HealthDoor
 from serve.api.native import UNKNOWN_MODEL_LABEL, NativeDoor, asked_model
@@ -31,10 +32,11 @@ from serve.errors import ServeError
 from serve.predictor import Predictor
 
 
-class _App(FastAPI):
-    """FastAPI whose requests come through `layers` first."""
+class App(FastAPI):
+    """FastAPI whose requests come through `layers` first, and those that nobody will read, through `refuse_early`."""
 
     layers: ASGIApp
+    refuse_early: EarlyRefusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await (self.layers if scope["type"] == "http" else super().__call__)(scope, receive, send)
@@ -46,13 +48,13 @@ class _App(FastAPI):
 
 def create_app(
     predictor: Predictor, *, answers_request_id: bool = True, before_drain: Callable[[], Awaitable[None]] | None = None
-) -> FastAPI:
+) -> App:
     """The app of one replica. Its lifespan starts, drains and closes `predictor`; an error of the start is raised.
 
     `answers_request_id=False` leaves the `x-request-id` of the answer to the server around the app; `before_drain` is
     awaited first when the lifespan ends.
     """
-    app = _App(
+    app = App(
         title="tabpfn-serve",
         version=serve.__version__,
         lifespan=_lifespan(predictor, before_drain),
@@ -72,7 +74,7 @@ def create_app(
         predictor.metrics.requests.labels(UNKNOWN_MODEL_LABEL, error.code).inc()
 
     async def take(scope: Scope, receive: Receive, send: Send) -> None:
-        name = asked_model(scope)
+        name = asked_model(scope["method"], scope["path"])
         if name is None:
             await app.route(scope, receive, send)
         else:
@@ -80,6 +82,7 @@ def create_app(
 
     limited = BodyLimit(take, predictor.settings.api.max_body_bytes, count_refused)
     app.layers = Edge(limited, answers_request_id=answers_request_id)
+    app.refuse_early = EarlyRefusal(predictor)
     return app
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import logging
 import uuid
+from collections.abc import Iterable
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api.problems import InvalidHeader, respond
@@ -20,6 +20,7 @@ from serve.api.problems import InvalidHeader, respond
 _log = logging.getLogger(__name__)
 
 MAX_REQUEST_ID_CHARS = 128
+REQUEST_ID_HEADER = b"x-request-id"
 
 
 class Edge:
@@ -33,11 +34,13 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id")
-        valid = given is None or _is_valid(given)
-        request_id = given if given is not None and valid else uuid.uuid4().hex
+        invalid: InvalidHeader | None = None
+        try:
+            request_id = request_id_of(scope["headers"])
+        except InvalidHeader as error:
+            request_id, invalid = uuid.uuid4().hex, error
         scope.setdefault("state", {})["request_id"] = request_id
-        headers = [(b"x-request-id", request_id.encode("ascii"))] if self._answers_request_id else []
+        headers = [(REQUEST_ID_HEADER, request_id.encode("ascii"))] if self._answers_request_id else []
         started = False
 
         async def send_with_id(message: Message) -> None:
@@ -47,9 +50,8 @@ class Edge:
                 message["headers"] = [*message.get("headers", ()), *headers]
             await send(message)
 
-        if not valid:
-            error = InvalidHeader(f"x-request-id must be 1 to {MAX_REQUEST_ID_CHARS} printable ASCII characters")
-            await respond(error, request_id)(scope, receive, send_with_id)
+        if invalid is not None:
+            await respond(invalid, request_id)(scope, receive, send_with_id)
             return
         try:
             await self._app(scope, receive, send_with_id)
@@ -60,5 +62,12 @@ class Edge:
             await respond(error, request_id)(scope, receive, send_with_id)
 
 
-def _is_valid(request_id: str) -> bool:
-    return 0 < len(request_id) <= MAX_REQUEST_ID_CHARS and request_id.isascii() and request_id.isprintable()
+def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The caller's own id, or a new one, from raw, lower-case headers. Raises InvalidHeader."""
+    for name, value in headers:
+        if name == REQUEST_ID_HEADER:
+            request_id = value.decode("latin-1")
+            if 0 < len(request_id) <= MAX_REQUEST_ID_CHARS and request_id.isascii() and request_id.isprintable():
+                return request_id
+            raise InvalidHeader(f"x-request-id must be 1 to {MAX_REQUEST_ID_CHARS} printable ASCII characters")
+    return uuid.uuid4().hex

@@ -41,10 +41,9 @@ _PREDICT_START, _PREDICT_END = openapi.PREDICT_PATH.split("{model}")
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
-def asked_model(scope: Scope) -> str | None:
+def asked_model(method: str, path: str) -> str | None:
     """The model of a request for predictions; None for every other request."""
-    path: str = scope["path"]
-    if scope["method"] != "POST" or not (path.startswith(_PREDICT_START) and path.endswith(_PREDICT_END)):
+    if method != "POST" or not (path.startswith(_PREDICT_START) and path.endswith(_PREDICT_END)):
         return None
     name = path[len(_PREDICT_START) : -len(_PREDICT_END)]
     return name if name and "/" not in name else None

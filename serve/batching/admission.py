@@ -27,7 +27,7 @@ from __future__ import annotations
 from typing import Generic
 
 from serve.batching.cost import CostModel
-from serve.batching.fifo import R
+from serve.batching.fifo import QueuedRequest, R
 from serve.batching.in_flight import InFlight
 from serve.batching.limits import AdmissionLimits
 from serve.batching.queue import BatchQueue
@@ -71,6 +71,12 @@ class AdmissionController(Generic[R]):
 
     def acquire(self, request: R, now: float) -> None:
         """Admit a request, which is then to be queued, or raise Draining, Overloaded. Pair with `release`."""
+        self.check(request, now)
+        self.ongoing.add(request)
+        self.num_rows += request.num_rows
+
+    def check(self, request: QueuedRequest, now: float) -> None:
+        """Raise what `acquire` would raise for this request, and change nothing."""
         if self._closed:
             raise Draining("this replica is shutting down; send the request again, another one will take it")
         self._check_limits(request, now)
@@ -86,8 +92,6 @@ class AdmissionController(Generic[R]):
             own_s += self._queue.seconds_of_company(request)
         if now + _WAIT_MARGIN * (rest_s + ahead_s) + own_s > request.deadline:
             self._judge(request, now, rest_s, own_s)
-        self.ongoing.add(request)
-        self.num_rows += request.num_rows
 
     def release(self, request: R) -> None:
         """The request has its outcome. Raises KeyError for one that is not ongoing: it was released before."""
@@ -98,7 +102,7 @@ class AdmissionController(Generic[R]):
         """Admit nothing more; who is ongoing stays so."""
         self._closed = True
 
-    def _check_limits(self, request: R, now: float) -> None:
+    def _check_limits(self, request: QueuedRequest, now: float) -> None:
         if len(self.ongoing) >= self._limits.max_requests:
             detail, reason = f"{len(self.ongoing)} requests are ongoing", "requests"
         elif (
@@ -117,7 +121,7 @@ class AdmissionController(Generic[R]):
             reason=reason,
         )
 
-    def _judge(self, request: R, now: float, rest_s: float, own_s: float) -> None:
+    def _judge(self, request: QueuedRequest, now: float, rest_s: float, own_s: float) -> None:
         """The exact prediction. Returns if the deadline can be kept after all, raises Overloaded otherwise."""
         time_left_s = request.deadline - now
         before_s = _WAIT_MARGIN * (rest_s + self._queue.seconds_before_turn(request))

@@ -36,6 +36,7 @@ from serve.batching.alarm import Alarm
 from serve.batching.cost import CostModel
 from serve.batching.device import Computed, Device
 from serve.batching.fifo import Slice
+from serve.batching.gate import Gate
 from serve.batching.in_flight import InFlight
 from serve.batching.limits import AdmissionLimits, QueueLimits
 from serve.batching.outcomes import Outcomes
@@ -71,16 +72,15 @@ class Batcher:
         self._admission: AdmissionController[Request] = AdmissionController(
             self._queue, self._cost, self._in_flight, AdmissionLimits.of(settings)
         )
+        self.gate = Gate(self._admission, metrics, clock)
         self._device = Device(engine, clock)
         self._outcomes = Outcomes(self._queue, self._cost, metrics)
         self._alarm = Alarm(clock, self._expire)
         self._on_device: Slices = ()
-        self._wake = asyncio.Event()
-        self._idle = asyncio.Event()
+        self._wake, self._idle = asyncio.Event(), asyncio.Event()
         self._idle.set()
         self._task: asyncio.Task[None] | None = None
-        self._closed = False
-        self._died = False
+        self._closed = self._died = False
         metrics.queued_requests.set_function(lambda: self._queue.num_requests)
         for priority in Priority:
             count = functools.partial(self._queue.num_rows_of, priority)

@@ -50,7 +50,7 @@ from typing import Generic
 
 from serve.batching.cost import ContextCost, CostModel
 from serve.batching.deadlines import Deadlines
-from serve.batching.fifo import ContextQueue, R, Slice
+from serve.batching.fifo import ContextQueue, QueuedRequest, R, Slice
 from serve.batching.limits import BULK_COST_FACTOR, QueueLimits
 from serve.core import Priority
 
@@ -170,7 +170,7 @@ class BatchQueue(Generic[R]):
         self._recount(queue)
         return slices
 
-    def seconds_ahead(self, request: R) -> tuple[float, float]:
+    def seconds_ahead(self, request: QueuedRequest) -> tuple[float, float]:
         """(before, own): device time of what waits and would be served first, and what `request` would add to it.
 
         In O(1), and so pessimistic: interactive contexts that have more time count as served before it. Bulk rows do
@@ -181,7 +181,7 @@ class BatchQueue(Generic[R]):
             before += self._bulk_s
         return before, self._own_seconds(request)
 
-    def seconds_of_company(self, request: R) -> float:
+    def seconds_of_company(self, request: QueuedRequest) -> float:
         """How much longer than by its rows of now the batch of an interactive request will take when it is cut.
 
         While it waits others come and ride along, as many as of late: the batches of now tell.
@@ -191,7 +191,7 @@ class BatchQueue(Generic[R]):
         cost, num_waiting, _ = self._others(request)
         return max(0.0, cost.typical_s - cost.predict((num_waiting + request.num_rows - 1) % cost.row_budget + 1))
 
-    def seconds_before_turn(self, request: R) -> float:
+    def seconds_before_turn(self, request: QueuedRequest) -> float:
         """The first number of `seconds_ahead`, of those contexts only whose turn would come first; O(contexts)."""
         seconds = 0.0
         turn = self._turn_of(request)
@@ -204,12 +204,12 @@ class BatchQueue(Generic[R]):
                 seconds += queue.bulk_s
         return seconds
 
-    def _own_seconds(self, request: R) -> float:
+    def _own_seconds(self, request: QueuedRequest) -> float:
         cost, num_waiting, waiting_s = self._others(request)
         batch_rows = self._max_bulk_rows(cost) if request.priority is Priority.BULK else cost.row_budget
         return cost.predict_all(num_waiting + request.num_rows, batch_rows) - waiting_s
 
-    def _others(self, request: R) -> tuple[ContextCost, int, float]:
+    def _others(self, request: QueuedRequest) -> tuple[ContextCost, int, float]:
         """The cost of its context, and what waits in its FIFO: rows and seconds."""
         queue = self._contexts.get(id(request.context))
         if queue is None:
@@ -241,7 +241,7 @@ class BatchQueue(Generic[R]):
             return due, due
         return interactive or bulk, due
 
-    def _turn_of(self, request: R) -> float:
+    def _turn_of(self, request: QueuedRequest) -> float:
         """The lowest has the device first."""
         return min(request.deadline, request.arrived_at + self._limits.patience_s)
 

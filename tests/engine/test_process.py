@@ -82,6 +82,10 @@ def test_a_child_that_ends_is_a_lost_device(child: EngineProcess, context: Conte
         child.predict(befallen(context, 1.0))
 
 
+def test_it_steps_back_for_who_reads_requests(child: EngineProcess) -> None:
+    assert psutil.Process(child.pid).nice() == min(19, psutil.Process().nice() + 5)
+
+
 def test_signals_that_stop_a_server_do_not_stop_the_engine(child: EngineProcess, context: ContextFront) -> None:
     for signum in (signal.SIGTERM, signal.SIGINT):
         os.kill(child.pid, signum)
