@@ -95,6 +95,11 @@ class Batcher:
         """
         return self._died or self._in_flight.is_overrun(self._clock())
 
+    @property
+    def died(self) -> bool:
+        """`failed` without a way back."""
+        return self._died
+
     def add_context(self, context: FittedContext, seconds_by_rows: Mapping[int, float], timeout_s: float) -> None:
         """Tell what the warm-up measured of a context, and how long its requests have where they do not say.
 
@@ -258,7 +263,7 @@ class Batcher:
         if isinstance(error, OutOfMemory):
             self._metrics.out_of_memory.labels(model).inc()
             cost = self._cost.of(part[0].request.context)
-            cost.lower_budget(num_rows_of(part))
+            cost.lower_budget(num_rows_of(part), self._clock())
             _log.error("out of memory at %d rows of %s; at most %d from now", num_rows_of(part), model, cost.row_budget)
         smaller = smaller_parts(part, error)
         if smaller:

@@ -12,13 +12,15 @@ What is always true:
 - an estimate is held per context *object*; `CostModel` keeps the object alive, so its identity stays valid.
 
 The row budget is here too, because it is the other thing that only running batches can tell: the most rows of this
-context that fit the device's memory. It starts at the largest bucket, and running out of memory lowers it for good.
+context that fit the device's memory. It starts at the largest bucket, and running out of memory lowers it. Whose memory
+it was that ran out is not known, another process's for a moment or this batch's own for ever, so a budget that batches
+have filled for a while is tried one bucket higher; each time that fails, the next trial waits twice as long.
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 
 from serve.core import FittedContext
@@ -29,6 +31,9 @@ _NEWEST_WEIGHT = 0.2
 _MOST_STRANGE = 4.0
 """A measurement counts as at most so many times the estimate, and at least as this part of it."""
 
+_FIRST_TRIAL_S, _LAST_TRIAL_S = 60.0, 3_600.0
+"""How long a lowered budget holds before a larger one is tried: at first, and at most."""
+
 _SHORTEST_S = 1e-6
 """No batch takes less; an estimate of 0 could not grow by factors."""
 
@@ -36,7 +41,10 @@ _SHORTEST_S = 1e-6
 class ContextCost:
     """The costs of one context's batches."""
 
-    __slots__ = ("_buckets", "_measured", "_predicted", "context", "learned_at", "row_budget", "typical_s")
+    __slots__ = (
+        "_buckets", "_measured", "_predicted", "_trial_at", "_trial_s",
+        "context", "learned_at", "row_budget", "typical_s",
+    )  # fmt: skip
 
     def __init__(self, context: FittedContext, buckets: Sequence[int]) -> None:
         self.context = context
@@ -46,6 +54,7 @@ class ContextCost:
         """When it was last measured."""
         self.typical_s = 0.0
         """Seconds of the batches of late, whatever their rows; 0 before the first."""
+        self._trial_at, self._trial_s = math.inf, _FIRST_TRIAL_S
         self._buckets = tuple(buckets)
         self._measured: list[float | None] = [None] * len(buckets)
         self._predicted = [0.0] * len(buckets)
@@ -87,6 +96,8 @@ class ContextCost:
     def learn(self, num_rows: int, seconds: float, now: float) -> None:
         """Take the time of one batch into its bucket's estimate, and into what is typical."""
         self.measure(num_rows, seconds, now)
+        if now >= self._trial_at and self._index(num_rows) >= self._index(self.row_budget):
+            self._raise_budget(now)
         self.typical_s += _NEWEST_WEIGHT * (self.predict(num_rows) - self.typical_s)
 
     def measure(self, num_rows: int, seconds: float, now: float) -> None:
@@ -101,9 +112,16 @@ class ContextCost:
         if None in self._measured:
             self._fill_in()
 
-    def lower_budget(self, num_rows: int) -> None:
+    def lower_budget(self, num_rows: int, now: float) -> None:
         """The row bucket of so many rows did not fit into the memory."""
         self.row_budget = min(self.row_budget, max(1, self._buckets[self._index(num_rows)] // 2))
+        self._trial_at = now + self._trial_s
+        self._trial_s = min(2 * self._trial_s, _LAST_TRIAL_S)
+
+    def _raise_budget(self, now: float) -> None:
+        """To the next bucket, and on from there in the same time."""
+        self.row_budget = self._buckets[bisect_right(self._buckets, self.row_budget)]
+        self._trial_at = math.inf if self.row_budget == self._buckets[-1] else now + self._trial_s
 
     def _index(self, num_rows: int) -> int:
         return min(bisect_left(self._buckets, num_rows), len(self._buckets) - 1)

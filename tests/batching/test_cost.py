@@ -79,10 +79,39 @@ def test_running_out_of_memory_halves_the_budget_down_to_one_row() -> None:
     cost = cost_model(64, A).of(A)
     budgets = []
     for num_rows in (64, 64, 7, 3, 1):
-        cost.lower_budget(num_rows)
+        cost.lower_budget(num_rows, 0.0)
         budgets.append(cost.row_budget)
     assert budgets == [32, 32, 4, 2, 1]
     assert cost.rows_within(100.0) == cost.padded(20) == 1
+
+
+def test_a_lowered_budget_is_tried_higher_when_it_was_filled_for_a_while() -> None:
+    cost = cost_model(64, A).of(A)
+    cost.lower_budget(64, 0.0)
+    cost.learn(32, cost_s(32), 59.9)
+    cost.learn(16, cost_s(16), 60.0)
+    assert cost.row_budget == 32, "too soon, and then not full"
+    cost.learn(32, cost_s(32), 60.0)
+    assert cost.row_budget == 64
+    cost.lower_budget(64, 61.0)  # it did not fit
+    cost.learn(32, cost_s(32), 61.0 + 119.9)
+    assert cost.row_budget == 32, "twice as long"
+    cost.learn(32, cost_s(32), 61.0 + 120.0)
+    assert cost.row_budget == 64
+
+
+@given(st.lists(st.tuples(st.integers(1, 48), st.floats(0, 1_000), st.booleans()), max_size=60))
+def test_a_budget_stays_between_one_row_and_the_largest_bucket(steps: list[tuple[int, float, bool]]) -> None:
+    cost = CostModel(48).seed(A, {1: 0.1, 3: 0.1, 12: 0.2, 48: 0.3}, 0.0)
+    now = 0.0
+    for num_rows, waited_s, fits in steps:
+        now += waited_s
+        num_rows = min(num_rows, cost.row_budget)
+        if fits:
+            cost.learn(num_rows, 0.1, now)
+        else:
+            cost.lower_budget(num_rows, now)
+        assert 1 <= cost.row_budget <= 48
 
 
 @given(num_rows=st.integers(1, 64), seconds=st.lists(st.floats(1e-3, 1.0), min_size=7, max_size=7))

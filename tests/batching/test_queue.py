@@ -126,7 +126,7 @@ def test_a_lower_budget_holds_from_the_next_cut_on() -> None:
     cost = cost_model(8, A)
     queue = queue_of(Request(A, num_rows=20), cost=cost)
     assert [(start, stop) for _, start, stop in queue.cut(0.0)] == [(0, 8)]
-    cost.of(A).lower_budget(8)
+    cost.of(A).lower_budget(8, 0.0)
     assert [(start, stop) for _, start, stop in queue.cut(0.0)] == [(8, 12)]
 
 

@@ -104,7 +104,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(num_rows=st.integers(2, 12), context=st.sampled_from(CONTEXTS))
     def run_out_of_memory(self, num_rows: int, context: FakeContext) -> None:
-        self.cost.of(context).lower_budget(max(num_rows, 2))
+        self.cost.of(context).lower_budget(max(num_rows, 2), self.now)
 
     def _check(self, batch: Pieces) -> None:
         [context] = {request.context for request, _, _ in batch}
