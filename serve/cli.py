@@ -28,7 +28,7 @@ from pydantic.fields import FieldInfo
 
 from serve import environment, ray_environment
 from serve.config import ServerSettings, every_setting
-from serve.errors import InvalidModel, StartupError
+from serve.errors import DeviceLost, InvalidModel, StartupError
 from serve.ingress import Ingress
 from serve.listening import bind
 from serve.model_source import parse_model
@@ -62,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0  # before it served; later the server has the signal
     except StartupError as error:
         print(f"tabpfn-serve: the start failed: {error}", file=sys.stderr)
+        return 1
+    except DeviceLost as error:
+        print(f"tabpfn-serve: {error}", file=sys.stderr)
         return 1
     return 0
 

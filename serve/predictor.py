@@ -76,6 +76,11 @@ class Predictor:
         """Nothing is answered any more, the replica should be replaced: batcher dead, device lost or hanging."""
         return self._batcher.failed or self._engine.lost
 
+    @property
+    def is_lost(self) -> bool:
+        """`failed` without a way back: a batch that hangs may still end, a device that is lost does not return."""
+        return self._batcher.died or self._engine.lost
+
     async def start(self) -> None:
         """Fit, warm up and check every model of the store. Raises StartupError; the replica must then not serve."""
         await self._batcher.start()

@@ -38,7 +38,7 @@ from serve.api import App, create_app
 from serve.assembly import assemble
 from serve.config import ServerSettings
 from serve.connection import Connection
-from serve.errors import StartupError
+from serve.errors import DeviceLost, StartupError
 from serve.listening import bind
 from serve.predictor import Predictor
 
@@ -52,7 +52,13 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def run(settings: ServerSettings, sock: socket.socket, on_ready: Callable[[Predictor], None]) -> None:
-    """Serve on a bound socket until SIGTERM or SIGINT. Raises StartupError; `on_ready` is called when it serves."""
+    """Serve on a bound socket until SIGTERM or SIGINT. `on_ready` is called when it serves.
+
+    Raises:
+        StartupError: it never served.
+        DeviceLost: it served until its engine's process ended, or its batching task did. Whoever started it is the
+            one to start it again.
+    """
     predictor = assemble(settings)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(predictor, sock, on_ready))
@@ -70,7 +76,10 @@ async def _serve(predictor: Predictor, sock: socket.socket, on_ready: Callable[[
             if stop.is_set():
                 os._exit(0)  # nobody was let in, and a model being fitted cannot be interrupted otherwise
             await starting
-            await _Server(_config(app, predictor.settings), predictor, on_ready).serve(sockets=[sock])
+            server = _Server(_config(app, predictor.settings), predictor, on_ready)
+            await server.serve(sockets=[sock])
+            if server.has_lost_engine:
+                raise DeviceLost("the engine is gone and nothing could be answered any more; the log says why")
 
 
 def _config(app: App, settings: ServerSettings) -> uvicorn.Config:
@@ -110,10 +119,17 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._predictor = predictor
         self._on_ready = on_ready
+        self.has_lost_engine = False
+        """That is why it ended."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._on_ready(self._predictor)
+
+    async def on_tick(self, counter: int) -> bool:
+        # Nothing would be answered, and to be closed is clearer to callers and supervisors than to be never ready.
+        self.has_lost_engine = self._predictor.is_lost
+        return self.has_lost_engine or await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         all_left = asyncio.Event()

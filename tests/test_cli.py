@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from edge_harness import WITHOUT_RAY, Server, corrupt_repository, running, stop_under_load
+from edge_harness import TIMEOUT_S, WITHOUT_RAY, Server, corrupt_repository, running, stop_under_load
 
 from serve import cli
 from serve.config import ServerSettings
@@ -71,6 +71,15 @@ def test_sigterm_under_load_answers_everyone_and_exits_with_0() -> None:
     assert result["half_sent"][0] in (200, 503)
     assert result["exit_code"] == 0
     assert result["errors"] == ""
+
+
+def test_it_ends_with_1_when_its_engine_does() -> None:
+    server = Server(WITHOUT_RAY, "up", "--port", "0", *FAST_START)
+    child = next(process for process in server.family() if "process_main" in " ".join(process.cmdline()))
+    child.kill()
+    error = server.process.communicate(timeout=TIMEOUT_S)[1]
+    assert server.process.returncode == 1
+    assert error.splitlines()[-1].startswith("tabpfn-serve: the engine is gone")
 
 
 def test_bad_model_ends_with_one_line(tmp_path: Path) -> None:
