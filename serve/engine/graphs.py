@@ -109,5 +109,9 @@ class TracedCompute:
         with warnings.catch_warnings():
             # Numbers that followed from shapes become constants, as they should.
             warnings.simplefilter("ignore")
-            traced: Any = torch.jit.trace(self._call, tuple(inputs), check_trace=False)  # type: ignore[no-untyped-call]
+            try:
+                traced: Any = torch.jit.trace(self._call, tuple(inputs), check_trace=False)  # type: ignore[no-untyped-call]
+            except RuntimeError:
+                # A trace cannot hold weights that are packed for oneDNN. Whatever else it is, the plain call meets it.
+                return self._call
         return cast(Callable[..., torch.Tensor], traced)

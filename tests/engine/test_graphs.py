@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from serve.engine import graphs
+from serve.engine.forward.layers import Product
 from serve.engine.graphs import TracedCompute
 
 
@@ -51,3 +52,15 @@ def test_what_is_slow_is_not_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = compute.num_calls
     torch.testing.assert_close(traced(inputs), Counted()(inputs), rtol=0, atol=0)
     assert compute.num_calls == calls + 1
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN packs nothing")
+def test_what_cannot_be_traced_is_called_plainly() -> None:
+    """Weights packed for oneDNN are no constants of a trace."""
+    product = Product(torch.randn(512, 600))
+    assert product.packed
+    x = torch.randn(3, 600)
+    traced = TracedCompute(lambda inputs: product(inputs[0]))
+    with torch.inference_mode():
+        for given in (x, x + 1, x):
+            torch.testing.assert_close(traced([given]), product(given), rtol=0, atol=0)

@@ -29,8 +29,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from serve.engine.forward.attention import attend_tiled, attend_tokens
-from serve.engine.forward.layers import MAX_CUDA_GRID, Norm
+from serve.engine.forward.attention import MAX_EXP_SCORE, attend_tiled, attend_tokens
+from serve.engine.forward.layers import MAX_CUDA_GRID, Norm, Product
+from serve.engine.forward.processor import has_amx
 from serve.engine.forward.v2_cells import Cells, draw_columns, find_sources
 
 _MANY_QUERIES = 64
@@ -121,29 +122,28 @@ class _Layer:
     num_heads: int
     num_kept: int
     norms: Sequence[Callable[[torch.Tensor], torch.Tensor]]
-    between_columns: torch.Tensor  # [3 * emsize, emsize]: query, key, value
-    between_columns_out: torch.Tensor
-    query: torch.Tensor
-    query_out: torch.Tensor
+    between_columns: Product  # [3 * emsize, emsize]: query, key, value
+    between_columns_out: Product
+    query: Product
+    query_out: Product
     keys: torch.Tensor  # [members * kept columns, head_dim, context], centred, times 1 / sqrt(head_dim)
     values: torch.Tensor  # [members * kept columns, context, head_dim], centred
+    is_bounded: bool  # no score is beyond MAX_EXP_SCORE, whatever the tokens
     mean_out: torch.Tensor  # float32 [members, 1, kept columns, emsize]: the values' mean, projected
-    widen: torch.Tensor
-    narrow: torch.Tensor
+    widen: Product
+    narrow: Product
 
     def apply(self, tokens: torch.Tensor) -> torch.Tensor:
         """float32 [members, rows, columns, emsize], overwritten; the kept columns of the next layer's."""
         kept = tokens[:, :, -self.num_kept :]
         kept = self.norms[0](kept.add_(self._attend_columns(tokens)))
         kept = self.norms[1](kept.add_(self._attend_context(kept)).add_(self.mean_out))
-        hidden = functional.linear(kept.to(self.widen.dtype), self.widen)
-        torch.ops.aten.gelu_(hidden)
-        return self.norms[2](kept.add_(functional.linear(hidden, self.narrow)))
+        return self.norms[2](kept.add_(self.narrow(self.widen.gelu(kept))))
 
     def _attend_columns(self, tokens: torch.Tensor) -> torch.Tensor:
         """AlongRowAttention of all members' rows at once."""
         members, rows, columns, emsize = tokens.shape
-        fused = functional.linear(tokens.to(self.between_columns.dtype), self.between_columns)
+        fused = self.between_columns(tokens)
         query, key, value = fused.view(members * rows, columns, 3, self.num_heads, -1).unbind(2)
         query, scale = query[:, -self.num_kept :], 1 / math.sqrt(query.shape[-1])
         if query.device.type == "cpu":
@@ -152,17 +152,19 @@ class _Layer:
         else:
             query, key, value = (part.transpose(1, 2) for part in (query, key, value))
             mixed = functional.scaled_dot_product_attention(query, key, value, scale=scale).transpose(1, 2)
-        mixed = mixed.reshape(members, rows, self.num_kept, emsize).to(self.between_columns_out.dtype)
-        return functional.linear(mixed, self.between_columns_out)
+        return self.between_columns_out(mixed.reshape(members, rows, self.num_kept, emsize))
 
     def _attend_context(self, tokens: torch.Tensor) -> torch.Tensor:
         """AlongColumnAttention to the cached head, each column's rows and heads folded into one matrix."""
         members, rows, columns, emsize = tokens.shape
-        query = functional.linear(tokens.to(self.query.dtype), self.query).transpose(1, 2)
+        query = self.query(tokens).transpose(1, 2)
         query = query.reshape(members * columns, rows * self.num_heads, -1)
-        attend = attend_tiled if _tiled(self.keys, query.shape[1]) else _attend_fused
-        mixed = attend(query.to(self.keys.dtype), self.keys, self.values).to(self.query_out.dtype)
-        return functional.linear(mixed.view(members, columns, rows, emsize), self.query_out).transpose(1, 2)
+        query = query.to(self.keys.dtype)
+        if _tiled(self.keys, query.shape[1]):
+            mixed = attend_tiled(query, self.keys, self.values, is_bounded=self.is_bounded)
+        else:
+            mixed = _attend_fused(query, self.keys, self.values)
+        return self.query_out(mixed.view(members, columns, rows, emsize)).transpose(1, 2)
 
 
 def _read_layer(
@@ -177,28 +179,41 @@ def _read_layer(
     mean = value.mean(1, keepdim=True)
     # Every query head adds the same mean; the projection sees it once per head.
     mean_out = functional.linear(mean.repeat(1, 1, along.num_heads), along.out_projection.weight.float())
-    keys = ((key - key.mean(1, keepdim=True)) / math.sqrt(along.head_dim)).to(kv_dtype)
+    exact_keys = (key - key.mean(1, keepdim=True)) / math.sqrt(along.head_dim)
+    keys = exact_keys.to(kv_dtype)
 
-    def weight(linear: Any) -> torch.Tensor:
-        narrowed: torch.Tensor = linear.weight.detach().to(dtype)
-        return narrowed
+    def product(*linears: Any) -> Product:
+        """Of their outputs end to end."""
+        return Product(torch.cat([linear.weight.detach() for linear in linears]).to(dtype))
 
     return _Layer(
         num_heads=along.num_heads,
         num_kept=num_kept,
         norms=[_read_norm(norm) for norm in (block.layernorm_mha1, block.layernorm_mha2, block.layernorm_mlp)],
-        between_columns=torch.cat(
-            [weight(part) for part in (across.q_projection, across.k_projection, across.v_projection)]
-        ),
-        between_columns_out=weight(across.out_projection),
-        query=weight(along.q_projection),
-        query_out=weight(along.out_projection),
+        between_columns=product(across.q_projection, across.k_projection, across.v_projection),
+        between_columns_out=product(across.out_projection),
+        query=product(along.q_projection),
+        query_out=product(along.out_projection),
         keys=_lay_out(keys),
         values=(value - mean).to(kv_dtype).contiguous(),
+        is_bounded=_largest_score(block.layernorm_mha1, along, exact_keys) <= MAX_EXP_SCORE,
         mean_out=mean_out.view(num_members, 1, num_kept, -1),
-        widen=weight(block.mlp[0]),
-        narrow=weight(block.mlp[2]),
+        widen=product(block.mlp[0]),
+        narrow=product(block.mlp[2]),
     )
+
+
+def _largest_score(norm: Any, attention: Any, keys: torch.Tensor) -> float:
+    """No query that comes of a normed token scores higher with one of `keys` [columns, context, head_dim].
+
+    A normed token's length is the root of its width, times its weights where it has some. What a key makes of it, over
+    all heads, is the length of the key in each head's metric, W W^T.
+    """
+    heads = attention.q_projection.weight.detach().float().unflatten(0, (-1, keys.shape[-1]))
+    weight = getattr(norm, "weight", None)
+    heads = heads if weight is None else heads * weight.detach().float()
+    longest = max(float((keys @ metric).mul_(keys).sum(-1).amax()) for metric in heads @ heads.transpose(1, 2))
+    return math.sqrt(max(longest, 0.0) * heads.shape[-1])
 
 
 def _read_norm(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -209,11 +224,11 @@ def _read_norm(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def _tiled(keys: torch.Tensor, num_queries: int) -> bool:
-    """Which kernel, by measurement: on a CPU tiles of batched products, but for many queries in bfloat16 the fused one,
-    which multiplies by AMX (192 queries to 1,000 keys: 10 ms against 15); on CUDA always that one."""
+    """Which kernel, by measurement: on a CPU tiles of batched products, but with AMX the fused one for many queries in
+    bfloat16 (192 queries to 1,000 keys: 10 ms against 15; without AMX 6.6 against 4.6); on CUDA always that one."""
     if keys.device.type != "cpu" or keys.dtype == torch.float16:
         return False
-    return keys.dtype == torch.float32 or num_queries < _MANY_QUERIES
+    return keys.dtype == torch.float32 or num_queries < _MANY_QUERIES or not has_amx()
 
 
 def _lay_out(keys: torch.Tensor) -> torch.Tensor:

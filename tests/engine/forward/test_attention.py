@@ -50,13 +50,15 @@ def test_scores_far_below_the_largest_count_for_nothing_and_cost_nothing() -> No
     scores = torch.tensor([[0.0, -20.0, -88.0, -95.0, -1e30]])
     exponentials = attention._exponentiate(scores + 7, is_bounded=False)
     assert exponentials.min() >= torch.finfo(torch.float32).tiny
-    torch.testing.assert_close(exponentials, torch.exp(scores), rtol=1e-6, atol=1e-25)
+    torch.testing.assert_close(exponentials, torch.exp2(scores), rtol=1e-6, atol=1e-25)
 
 
-def test_sixteen_bit_scores_are_summed_in_more() -> None:
+@pytest.mark.parametrize("bounded", [True, False])
+def test_sixteen_bit_scores_are_summed_in_more(bounded: bool) -> None:
     queries, keys, values = torch.randn(2, 3, 8), torch.randn(2, 900, 8), torch.randn(2, 900, 8)
     narrow = [x.bfloat16() for x in (queries, keys.transpose(1, 2), values)]
-    torch.testing.assert_close(attend_tiled(*narrow).float(), plain(queries, keys, values), rtol=0, atol=0.03)
+    mixed = attend_tiled(*narrow, is_bounded=bounded).float()
+    torch.testing.assert_close(mixed, plain(queries, keys, values), rtol=0, atol=0.03)
 
 
 @pytest.mark.parametrize("tile_bytes", [1, 5_000, 2**20])

@@ -8,7 +8,18 @@ import pytest
 import torch
 from tabpfn.architectures.tabpfn_v3_5 import SoftmaxScalingMLP, apply_rope
 
-from serve.engine.forward.layers import FeedForward, LengthScale, Place, TurnedHeads, attend, gelu
+from serve.engine.forward import layers
+from serve.engine.forward.layers import (
+    FeedForward,
+    LengthScale,
+    Place,
+    Product,
+    TiledAttention,
+    TurnedHeads,
+    add_tanh,
+    attend,
+    gelu,
+)
 
 CPU = Place(torch.device("cpu"), torch.float32)
 
@@ -20,6 +31,14 @@ def _inference() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(params=[True, False], ids=["AMX", "no AMX"])
+def amx(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Both choices of kernels, on any machine."""
+    has_amx: bool = request.param
+    monkeypatch.setattr(layers, "has_amx", lambda: has_amx)
+    return has_amx
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("num_rows", [1, 8, 300])
 def test_a_packed_product_is_the_product(num_rows: int, bias: bool) -> None:
@@ -29,6 +48,27 @@ def test_a_packed_product_is_the_product(num_rows: int, bias: bool) -> None:
     torch.testing.assert_close(linear(x), module(x).view(2, num_rows, 4, 128), rtol=0, atol=1e-5)
     torch.testing.assert_close(linear(x[:, ::3]), module(x[:, ::3]).unflatten(-1, (4, 128)), rtol=0, atol=1e-5)
     assert not CPU.linear(torch.nn.Linear(8, 8)).packed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("width", [24, 600])
+@pytest.mark.parametrize("num_rows", [3, 400])
+def test_a_product_is_the_product_by_any_kernel(num_rows: int, width: int, dtype: torch.dtype, amx: bool) -> None:
+    weight, bias, x = torch.randn(512, width) / 5, torch.randn(512), torch.randn(2, num_rows, width)
+    product = Product(weight.to(dtype))
+    # MKL's and oneDNN's answers do not tell which one gave them
+    is_by_onednn = width == 600 or (num_rows == 400 and not amx)
+    assert product._is_by_onednn(x) == (is_by_onednn and torch.backends.mkldnn.is_available())
+    exact = [t.to(dtype).double() for t in (x, weight, bias)]
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1
+    for given in (None, bias.to(dtype)):
+        expected = exact[0] @ exact[1].T + (0 if given is None else exact[2])
+        for answer, right in (
+            (product(x, given), expected),
+            (product.gelu(x, given), torch.nn.functional.gelu(expected)),
+        ):
+            assert answer.dtype == dtype
+            torch.testing.assert_close(answer.double(), right, rtol=0.01, atol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -47,12 +87,19 @@ def test_a_product_takes_over_a_norms_weights_and_is_added_in_place(width: int, 
 @pytest.mark.parametrize("rows", [1, 500])
 def test_feed_forward_and_gelu_of_few_and_of_many_numbers(rows: int) -> None:
     x = torch.linspace(-8, 8, 32 * rows).view(rows, 32)
-    torch.testing.assert_close(gelu(x), torch.nn.functional.gelu(x), rtol=0, atol=1e-6)
+    torch.testing.assert_close(gelu(x.clone()), torch.nn.functional.gelu(x), rtol=0, atol=1e-6)
     norm = torch.nn.RMSNorm(32)
     torch.nn.init.normal_(norm.weight)
     mlp = torch.nn.Sequential(torch.nn.Linear(32, 64, bias=False), torch.nn.GELU(), torch.nn.Linear(64, 32, bias=False))
     expected = x + mlp(norm(x))
     torch.testing.assert_close(FeedForward(norm, mlp, CPU)(x.clone()), expected, rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("size", [900, 9_000])
+def test_one_and_a_tanh(size: int) -> None:
+    x, y = torch.randn(size), torch.linspace(-100, 100, size)
+    expected = x.double() * (1 + torch.tanh(y.double()))
+    torch.testing.assert_close(add_tanh(x.clone(), y.clone()).double(), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_queries_are_scaled_as_the_library_scales_them() -> None:
@@ -91,19 +138,23 @@ def test_a_scaled_query_is_no_longer_than_its_bound() -> None:
 
 
 @pytest.mark.parametrize("length", [0.5, 50.0])
-def test_attention_to_a_context_is_the_same_bounded_or_not(length: float) -> None:
+def test_attention_to_a_context_is_the_same_bounded_or_not(length: float, amx: bool) -> None:
     queries, keys, values = torch.randn(2, 3, 40, 16), torch.randn(2, 90, 3, 16), torch.randn(2, 90, 3, 16)
     queries = torch.nn.functional.normalize(queries, dim=-1) * length
     attention = CPU.attend_to(keys, values, length)
     expected = torch.softmax(queries @ keys.permute(0, 2, 3, 1), dim=-1) @ values.transpose(1, 2)
     torch.testing.assert_close(attention(queries), expected, rtol=1e-5, atol=1e-5)
-    narrow = Place(CPU.device, torch.float32, torch.bfloat16).attend_to(keys, values, length)(queries)
-    torch.testing.assert_close(narrow.float(), expected, rtol=0, atol=0.1 if length < 1 else 1.5)
+    narrow = Place(CPU.device, torch.float32, torch.bfloat16).attend_to(keys, values, length)
+    assert isinstance(narrow, TiledAttention) != amx
+    assert narrow(queries).dtype == torch.bfloat16
+    torch.testing.assert_close(narrow(queries).float(), expected, rtol=0, atol=0.1 if length < 1 else 1.5)
 
 
-def test_narrow_layers_stay_in_float32_on_a_cpu() -> None:
+def test_narrow_layers_stay_in_float32_on_a_cpu(amx: bool) -> None:
     place = Place(CPU.device, torch.bfloat16)
-    assert place.linear(torch.nn.Linear(64, 256))(torch.randn(3, 64)).dtype == torch.float32
+    assert place.linear(torch.nn.Linear(16, 256))(torch.randn(3, 16)).dtype == torch.float32
+    narrow = torch.float32 if amx else torch.bfloat16
+    assert place.linear(torch.nn.Linear(64, 256))(torch.randn(3, 64)).dtype == narrow
     assert place.linear(torch.nn.Linear(256, 256))(torch.randn(3, 256)).dtype == torch.bfloat16
     assert Place(torch.device("cuda"), torch.bfloat16).weight_dtype(torch.empty(64, 256)) == torch.bfloat16
 

@@ -13,7 +13,7 @@ from tabpfn.architectures.kv_cache import KVCacheEntry
 from tabpfn.architectures.tabpfn_v2 import TabPFNV2Cache
 from v2_harness import ARCHITECTURES, BUILDERS, CONTEXT_ROWS, TINY, Group, check, distance, distances, draw_network, fit
 
-from serve.engine.forward import attention, v2
+from serve.engine.forward import attention, layers, v2
 
 every_arch = pytest.mark.parametrize("arch", ARCHITECTURES)
 
@@ -141,12 +141,50 @@ def test_the_fused_kernel_is_the_librarys(arch: str, monkeypatch: pytest.MonkeyP
     check(Group.fit(arch), 7)
 
 
+@pytest.mark.parametrize("amx", [True, False])
+def test_the_kernel_is_the_fastest_of_the_processor(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(v2, "has_amx", lambda: amx)
+    keys = torch.zeros(1, 8, 50)
+    assert v2._tiled(keys, 500)
+    assert v2._tiled(keys.bfloat16(), 4)
+    assert v2._tiled(keys.bfloat16(), 500) != amx
+    assert not v2._tiled(keys.half(), 4)
+
+
 @every_arch
+def test_the_largest_score_is_one_that_a_normed_token_can_have(arch: str) -> None:
+    block = Group.fit(arch, nlayers=1).network.blocks[0]
+    attention, norm = block.per_column_attention_between_cells, block.layernorm_mha1
+    keys = torch.randn(5, CONTEXT_ROWS, attention.head_dim)
+    largest = v2._largest_score(norm, attention, keys)
+    weight = getattr(norm, "weight", None)
+    heads = attention.q_projection.weight.detach().unflatten(0, (-1, attention.head_dim))
+    heads = heads if weight is None else heads * weight.detach()
+    liked = keys @ heads.flatten(0, 1).unflatten(0, (-1, attention.head_dim))[:, None]  # [heads, columns, context, E]
+    tokens = torch.nn.functional.normalize(liked, dim=-1) * heads.shape[-1] ** 0.5
+    assert float((liked * tokens).sum(-1).amax()) == pytest.approx(largest, rel=1e-4)
+    others = torch.nn.functional.normalize(torch.randn_like(tokens), dim=-1) * heads.shape[-1] ** 0.5
+    assert float((liked * others).sum(-1).amax()) <= largest * (1 + 1e-5)
+
+
+@every_arch
+@pytest.mark.parametrize("bounded", [True, False])
+def test_scores_with_and_without_a_bound_are_the_librarys(
+    arch: str, bounded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(v2, "_largest_score", lambda *_: 0.0 if bounded else math.inf)
+    check(Group.fit(arch), 7)
+
+
+@every_arch
+@pytest.mark.parametrize("amx", [True, False])
 @pytest.mark.parametrize("classes", [0, 3])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 4e-2), (torch.float16, 5e-3)], ids=str)
 def test_low_precision_is_no_farther_from_float32_than_the_librarys(
-    arch: str, classes: int, dtype: torch.dtype, bound: float
+    arch: str, classes: int, dtype: torch.dtype, bound: float, amx: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for module in (v2, layers):
+        monkeypatch.setattr(module, "has_amx", lambda: amx)
     # 16 numbers per column: torch draws a multiple of that alike in every dtype, so that theirs is of the same columns
     group = Group.fit(arch, classes=classes, nlayers=6, emsize=64, nhead=4)
     rows = group.rows(64)
