@@ -12,6 +12,7 @@ from tabpfn.architectures import ARCHITECTURES
 from tabpfn.checkpoint import save_as_safetensors
 from tabpfn.inference_config import InferenceConfig
 from tabpfn.preprocessing.configs import PreprocessorConfig
+from torch import nn
 
 ARCHITECTURE_NAME = "tabpfn_v3_5"
 """Chosen over v2: no random embeddings that differ between devices, and all members in one forward."""
@@ -34,8 +35,12 @@ CONFIG: dict[str, Any] = {
     "decoder_head_dim": 32,
     "decoder_num_heads": 4,
     "fourier_encoding_num_frequencies": 16,
+    "cell_ecdf_num_frequencies": 12,
     "softmax_scaling_mlp_hidden_dim": 32,
 }
+
+_FREQUENCIES, _VALUES = "x_embed.fourier.frequencies", "x_embed.fourier.in_linear.weight"
+_METADATA = "x_embed.metadata_linear.weight"
 
 INFERENCE_CONFIG = InferenceConfig(
     # Two views of equal width, so that all members share one forward. No SVD and no fingerprint: both would let the
@@ -78,24 +83,31 @@ def save_checkpoint(state: dict[str, torch.Tensor], path: Path, config: dict[str
 
 
 def load_weights(path: Path, like: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The weights of a saved checkpoint, for a network that may see fewer columns in a cell than the saved one did.
+    """The weights of a saved checkpoint, for a network whose cells may be embedded a little differently.
 
-    The first columns' share of the cell embedding is kept, and made larger by the root of what was summed before.
-    Raises ValueError where any other shape differs.
+    It may see fewer columns in a cell than the saved one did: the first columns' share of the cell embedding is kept,
+    and made larger by the root of what was summed before. It may see a cell's rank in more waves: the new ones weigh
+    nothing yet. Raises ValueError where any other shape differs.
     """
     saved, wanted = load_file(path), like.state_dict()
     prefix = "state_dict." if any(name.startswith("state_dict.") for name in saved) else ""
     weights = {name: saved[prefix + name] for name in wanted}
-    before, after = (state["x_embed.fourier.frequencies"].shape[0] for state in (weights, wanted))
-    if after < before:
+    before, after = (state[_FREQUENCIES].shape[0] for state in (weights, wanted))
+    if after <= before:
         scale = (before / after) ** 0.5
-        weights["x_embed.fourier.frequencies"] = weights["x_embed.fourier.frequencies"][:after]
-        weights["x_embed.fourier.in_linear.weight"] = weights["x_embed.fourier.in_linear.weight"] * scale
-        linear = weights["x_embed.metadata_linear.weight"]
-        values, flags, ranks = linear.split([before, before, linear.shape[1] - 2 * before], dim=1)
-        kept = [values[:, :after], flags[:, :after], ranks[:, : ranks.shape[1] // before * after]]
-        weights["x_embed.metadata_linear.weight"] = torch.cat(kept, dim=1) * scale
+        weights[_FREQUENCIES] = weights[_FREQUENCIES][:after]
+        weights[_VALUES] = weights[_VALUES] * scale
+        num_waves = (wanted[_METADATA].shape[1] - 2 * after) // (2 * after)
+        weights[_METADATA] = _fit_metadata(weights[_METADATA], before, after, num_waves) * scale
     for name, tensor in wanted.items():
         if weights[name].shape != tensor.shape:
             raise ValueError(f"{path}: {name} is {tuple(weights[name].shape)}, the network's {tuple(tensor.shape)}")
     return weights
+
+
+def _fit_metadata(linear: torch.Tensor, before: int, after: int, num_waves: int) -> torch.Tensor:
+    """[embedding, inputs]: values and flags of each column in a cell, then sines and cosines of its rank in waves."""
+    values, flags, ranks = linear.split([before, before, linear.shape[1] - 2 * before], dim=1)
+    waves = ranks.unflatten(1, (before, 2, -1))[:, :after]
+    waves = nn.functional.pad(waves, (0, max(0, num_waves - waves.shape[-1])))
+    return torch.cat([values[:, :after], flags[:, :after], waves.flatten(1)], dim=1)

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.events import sample_events
+from training.payments import sample_payments
 from training.streams import sample_streams
 
 Floats = NDArray[np.float32]
@@ -261,13 +262,14 @@ _MECHANISMS: tuple[Callable[[np.random.Generator, int, int, int], tuple[Floats, 
 _OBSERVED: tuple[Callable[[np.random.Generator, int, int, int], tuple[Floats, Ints]], ...] = (
     sample_events,
     sample_streams,
+    sample_payments,
 )
 """Mechanisms whose tables come observed and labelled; their weights follow the others'."""
 BASIC_WEIGHTS = (0.30, 0.12, 0.35, 0.23)
 """How often each mechanism is drawn while the network learns what a label is."""
 FULL_WEIGHTS = (0.24, 0.10, 0.25, 0.16, 0.25)
 """How often afterwards."""
-FINAL_WEIGHTS = (0.06, 0.03, 0.09, 0.06, 0.07, 0.03, 0.04, 0.10, 0.16, 0.36)
+FINAL_WEIGHTS = (0.05, 0.03, 0.08, 0.05, 0.06, 0.02, 0.04, 0.09, 0.08, 0.20, 0.30)
 """How often in the end. A sum of many columns' own curves is what tables are most often made of, and logs are what is
 asked of a server in real time."""
 

@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from training.prior import BASIC_WEIGHTS, FINAL_WEIGHTS, FULL_WEIGHTS, MAX_CLASSES, Table, sample_table
 
-_ADDITIVE, _EVENTS, _STREAMS = 7, 8, 9
+_ADDITIVE, _EVENTS, _STREAMS, _PAYMENTS = 7, 8, 9, 10
 
 
 def only(mechanism: int) -> tuple[float, ...]:
@@ -107,6 +107,25 @@ def test_a_stream_holds_what_only_its_sequence_knows() -> None:
     ranked = [np.nanmin(table.features) > 0 and np.nanmax(table.features) == 1 for table in tables]
     assert 0.1 < np.mean(ranked) < 0.7, "some tables show ranks"
     assert np.mean(forest_scores(tables)) > 0.75
+
+
+def test_payments_are_told_by_several_columns_together() -> None:
+    """Codes and gaps as scorers have them; who sees more columns knows more, so no single one gives a fraud away."""
+    scores = {}
+    for num_columns in (3, 20):
+        rng = np.random.default_rng(6)
+        tables = [sample_table(rng, 500, num_columns, only(_PAYMENTS), 1.0) for _ in range(40)]
+        scores[num_columns] = np.mean(forest_scores(tables))
+    columns = [column for table in tables for column in table.features.T]
+    assert np.mean([np.isnan(column).any() for column in columns]) > 0.1, "missing"
+    assert 0.15 < np.mean([len(np.unique(column[~np.isnan(column)])) <= 15 for column in columns]) < 0.6, "codes"
+    assert 0.85 < scores[20] < 0.995
+    assert scores[20] > scores[3] + 0.1
+
+
+def test_more_columns_than_a_scorer_of_payments_has_can_be_drawn() -> None:
+    table = sample_table(np.random.default_rng(7), 100, 40, only(_PAYMENTS))
+    assert table.features.shape == (100, 40)
 
 
 def forest_scores(tables: list[Table]) -> list[float]:
