@@ -50,7 +50,7 @@ synth: install-deploy  ## the CloudFormation templates of every stage, linted; o
 RESULTS := benchmarks/results
 
 bench: install  ## the numbers in the README: the engine in process, then load over HTTP on a server of its own
-	$(VENV)/bin/python -m benchmarks.offline.engine --precision float32 auto --json $(RESULTS)/offline-engine.json --plot $(RESULTS)/offline-engine.png
+	$(VENV)/bin/python -m benchmarks.offline.engine --precision float32 auto --threads 2 --json $(RESULTS)/offline-engine.json --plot $(RESULTS)/offline-engine.png
 	$(VENV)/bin/python -m benchmarks.online.demo --edge serve --rate 20 40 80 160 240 480 --duration 20 --json $(RESULTS)/online-load.json --plot $(RESULTS)/online-load.png
 
 bench-peers: install  ## the same model behind other servers, about half an hour on an otherwise quiet machine
