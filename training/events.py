@@ -40,6 +40,11 @@ class Column:
     is_code: bool = False
 
 
+def plain(values: Values, *, is_code: bool = False) -> Column:
+    """A column that no way touches by itself."""
+    return Column(values, lambda _rng, values, _strength: values, is_code)
+
+
 def sample_events(rng: Rng, num_rows: int, num_features: int, num_classes: int) -> tuple[Floats, Ints]:
     """Features float32 [rows, features] with NaN, and labels int64 [rows] in `0..num_classes - 1`."""
     num_groups = int(rng.integers(2, 13))

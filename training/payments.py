@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training import events
-from training.events import Column, Floats, Ints, Rng, Values, unequal_shares
+from training.events import Column, Floats, Ints, Rng, Values, plain, unequal_shares
+from training.streams import choose_rows, draw_episodes, draw_outbreaks
 from training.windows import Past
 
 MAX_ORDINARY = 6_000
@@ -99,7 +100,7 @@ def sample_payments(rng: Rng, num_rows: int, num_features: int, num_classes: int
     chosen = rng.permutation(len(columns))[:num_features]
     while len(chosen) < num_features:  # more than a scorer has: some again, as noise would have them
         chosen = np.append(chosen, rng.integers(len(columns)))
-    rows = _choose_rows(rng, labels, together.time, num_rows, share)
+    rows = choose_rows(rng, labels, together.time, num_rows, share)
     features = np.stack([columns[number].values for number in chosen], axis=1)[rows]
     if len(chosen) > len(columns):
         features[:, len(columns) :] *= np.exp(rng.normal(0, 0.3, (num_rows, len(chosen) - len(columns))))
@@ -108,14 +109,6 @@ def sample_payments(rng: Rng, num_rows: int, num_features: int, num_classes: int
     wrong = rng.random(num_rows) < rng.choice([0.0, 0.0, 0.0, 0.01])
     labels = np.where(wrong, rng.integers(0, num_classes, num_rows), labels[rows])
     return features.astype(np.float32), rng.permutation(num_classes)[labels]
-
-
-def _choose_rows(rng: Rng, labels: Ints, time: Values, num_rows: int, share: float) -> Ints:
-    """As contexts are made: more of the frauds than there are in life; in order of time or not."""
-    frauds, others = np.flatnonzero(labels > 0), np.flatnonzero(labels == 0)
-    num_frauds = max(min(len(frauds), int(share * num_rows)), num_rows - len(others))
-    rows = np.concatenate([rng.permutation(frauds)[:num_frauds], rng.permutation(others)[: num_rows - num_frauds]])
-    return rows[np.argsort(time[rows])] if rng.random() < 0.4 else rng.permutation(rows)
 
 
 # --- ordinary life ---------------------------------------------------------------------------------------------------
@@ -201,9 +194,7 @@ def _nearest(rng: Rng, world: _World, home: Values, trade: Ints) -> Ints:
 
 def _by_scheme(rng: Rng, world: _World, usual: _Payments, size: int, scheme: int) -> _Payments:
     """Episodes on one account each: traits differ from ordinary life where the scheme has them."""
-    lengths = 1 + rng.poisson(rng.choice([0.0, 1.0, 2.0, 3.0, 5.0]), size)
-    lengths = lengths[: int(np.searchsorted(np.cumsum(lengths), size)) + 1]
-    order = np.concatenate([np.arange(length) for length in lengths])
+    lengths, order = draw_episodes(rng, size, (0.0, 1.0, 2.0, 3.0, 5.0))
     n, accounts = len(order), world.accounts
     account = np.repeat(rng.integers(0, len(accounts.age), len(lengths)), lengths)
     is_last = np.append(order[1:] == 0, True) & (rng.random() < 0.4)
@@ -266,15 +257,7 @@ def _channel(rng: Rng, world: _World, usual: _Payments, size: int) -> Ints:
 
 def _at_shops(rng: Rng, world: _World, usual: _Payments, size: int, scheme: int) -> _Payments:
     """For some days a share of what passes through a shop is copied: same place and trade, at another time."""
-    span, share = rng.uniform(2, 14), rng.uniform(0.2, 1)
-    found = np.zeros(0, np.int64)
-    for shop in usual.shop[rng.integers(0, len(usual.shop), 200)]:  # the busy are met more often
-        start = rng.uniform(0, max(world.num_days - span, 0.1))
-        inside = (usual.shop == shop) & (usual.time >= start) & (usual.time <= start + span)
-        found = np.concatenate([found, np.flatnonzero(inside & (rng.random(len(inside)) < share))])
-        if len(found) >= size:
-            break
-    found = found[:size] if len(found) else np.zeros(1, np.int64)
+    found = draw_outbreaks(rng, usual.shop, usual.time, world.num_days, rng.uniform(2, 14), size)
     n = len(found)
     copies = {field.name: getattr(usual, field.name)[found] for field in fields(_Payments)}
     marked = rng.random(n) < rng.uniform(0, 0.7)
@@ -328,13 +311,9 @@ def _observe(rng: Rng, world: _World, seen: _Payments, is_fraud: Flags) -> list[
         trade, seen.country, seen.channel, kind[seen.account], shops.country[seen.shop],
         (seen.country != accounts.country[seen.account]).astype(np.int64),
     ]  # fmt: skip
-    columns = [Column(values, _untouched) for values in numbers]
+    columns = [plain(values) for values in numbers]
     for code in codes:
         names = rng.permutation(int(code.max()) + 1)
-        columns.append(Column(names[code].astype(np.float64), _untouched, is_code=True))
-    columns.append(Column(device, _untouched, is_code=True))
+        columns.append(plain(names[code].astype(np.float64), is_code=True))
+    columns.append(plain(device, is_code=True))
     return columns
-
-
-def _untouched(_rng: Rng, values: Values, _strength: float) -> Values:
-    return values

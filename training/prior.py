@@ -6,8 +6,8 @@ checkpoint believes a table looks like. A table is drawn in three steps, each in
 1. a *mechanism* draws features and class scores that belong together: a linear model of shared latent factors, class
    clusters, a random network read at random nodes (a structural causal model), rules, an ordinary population some of
    whose rows are disturbed in one of several ways, the nearest of many prototypes, deep trees or one curve a
-   column. Two more bring tables already observed and labelled: a log of events (`events.py`), and columns that look
-   back on a stream of events (`streams.py`);
+   column. Three more bring tables already observed and labelled: a log of events (`events.py`), columns that look back
+   on a stream of events (`streams.py`), and payments (`payments.py`);
 2. *observation* spoils the features as the world does: monotone warps, heavy tails, rounding, categories without
    order, irrelevant columns, missing values;
 3. *labelling* turns scores into classes: noise, class imbalance, permuted class numbers.

@@ -14,13 +14,14 @@ tables the checkpoint is judged by; they are one more stream of this family, see
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from training import events
-from training.events import Column, Floats, Hidden, Ints, Rng, Values, unequal_shares
+from training.events import Column, Floats, Hidden, Ints, Rng, Values, plain, unequal_shares
 from training.windows import Past
 
 MAX_ORDINARY = 6_000
@@ -54,7 +55,7 @@ def sample_streams(rng: Rng, num_rows: int, num_features: int, num_classes: int)
     labels = np.where(stream.way < 0, 0, class_of_way[stream.way])
     content = _draw_content(rng, stream, parties, len(class_of_way))
     columns = [_draw_column(rng, stream, parties, content, labels) for _ in range(num_features)]
-    rows = _choose_rows(rng, labels, num_rows, share)
+    rows = choose_rows(rng, labels, np.arange(len(labels)), num_rows, share)
     features = np.stack([column.values for column in columns], axis=1)[rows]
     events.derive(rng, features, columns)
     events.round_some(rng, features, columns)
@@ -64,12 +65,12 @@ def sample_streams(rng: Rng, num_rows: int, num_features: int, num_classes: int)
     return features.astype(np.float32), rng.permutation(num_classes)[labels]
 
 
-def _choose_rows(rng: Rng, labels: Ints, num_rows: int, share: float) -> Ints:
-    """As contexts are made: more of the rare rows than there are in life; in order of time or not."""
+def choose_rows(rng: Rng, labels: Ints, turn: Ints | Values, num_rows: int, share: float) -> Ints:
+    """As contexts are made: more of the rare rows than there are in life; in the order of their turns or not."""
     rare, usual = np.flatnonzero(labels > 0), np.flatnonzero(labels == 0)
     num_rare = max(min(len(rare), int(share * num_rows)), num_rows - len(usual))
     rows = np.concatenate([rng.permutation(rare)[:num_rare], rng.permutation(usual)[: num_rows - num_rare]])
-    return np.sort(rows) if rng.random() < 0.4 else rng.permutation(rows)
+    return rows[np.argsort(turn[rows])] if rng.random() < 0.4 else rng.permutation(rows)
 
 
 # --- the sequence ----------------------------------------------------------------------------------------------------
@@ -140,12 +141,30 @@ def _near(rng: Rng, home: Values, party: _Party, nearest_of: int, wanted: Values
     return options[np.arange(len(home)), distance.argmin(axis=1)]
 
 
+def draw_episodes(rng: Rng, size: int, mean_further: Sequence[float]) -> tuple[Ints, Ints]:
+    """Lengths of episodes with `size` events or a few more, and each event's place in its own."""
+    lengths = 1 + rng.poisson(rng.choice(mean_further), size)
+    lengths = lengths[: int(np.searchsorted(np.cumsum(lengths), size)) + 1]
+    return lengths, np.concatenate([np.arange(length) for length in lengths])
+
+
+def draw_outbreaks(rng: Rng, key: Ints, time: Values, num_days: float, span: float, size: int) -> Ints:
+    """Which events [up to `size`, at least one] pass through a few keys, each in a `span` of days of its own."""
+    share = rng.uniform(0.2, 1)
+    found = np.zeros(0, np.int64)
+    for member in key[rng.integers(0, len(key), 200)]:  # the busy are met more often
+        start = rng.uniform(0, max(num_days - span, 0.1))
+        inside = (key == member) & (time >= start) & (time <= start + span)
+        found = np.concatenate([found, np.flatnonzero(inside & (rng.random(len(inside)) < share))])
+        if len(found) >= size:
+            break
+    return found[:size] if len(found) else np.zeros(1, np.int64)
+
+
 def _bursts(rng: Rng, parties: list[_Party], usual: _Stream, size: int, num_days: float) -> _Stream:
     """Several events of one member of the first party in a short time, with partners that are wanted, far or both."""
     del usual
-    lengths = 1 + rng.poisson(rng.choice([0.0, 1.0, 2.0, 4.0, 8.0]), size)
-    lengths = lengths[: int(np.searchsorted(np.cumsum(lengths), size)) + 1]
-    order = np.concatenate([np.arange(length) for length in lengths])
+    lengths, order = draw_episodes(rng, size, (0.0, 1.0, 2.0, 4.0, 8.0))
     first = np.repeat(rng.integers(0, len(parties[0].group), len(lengths)), lengths)
     start = rng.uniform(0, num_days, len(lengths))
     if rng.random() < 0.4:
@@ -165,15 +184,7 @@ def _bursts(rng: Rng, parties: list[_Party], usual: _Stream, size: int, num_days
 def _outbreaks(rng: Rng, parties: list[_Party], usual: _Stream, size: int, num_days: float) -> _Stream:
     """For some days a share of what passes through one member of a party: events as ordinary as any, repeated."""
     kind = int(rng.integers(len(parties)))
-    span, share = num_days * rng.uniform(0.03, 0.3), rng.uniform(0.2, 1)
-    found = np.zeros(0, np.int64)
-    for member in usual.members[kind][rng.integers(0, len(usual.time), 200)]:  # the busy are met more often
-        start = rng.uniform(0, num_days - span)
-        inside = (usual.members[kind] == member) & (usual.time >= start) & (usual.time <= start + span)
-        found = np.concatenate([found, np.flatnonzero(inside & (rng.random(len(inside)) < share))])
-        if len(found) >= size:
-            break
-    found = found[:size] if len(found) else np.zeros(1, np.int64)
+    found = draw_outbreaks(rng, usual.members[kind], usual.time, num_days, num_days * rng.uniform(0.03, 0.3), size)
     copies = _pick(usual, found, np.zeros(len(found), np.int64))
     return _Stream(
         copies.time + rng.uniform(0, rng.choice([0.05, 0.5]), len(found)), copies.members, copies.way, copies.strayed
@@ -212,36 +223,28 @@ def _draw_column(rng: Rng, stream: _Stream, parties: list[_Party], content: list
     window = np.exp(rng.uniform(np.log(0.01), np.log(10)))
     choice = rng.random()
     if choice < 0.2:
-        return _plain(past.total(window))
+        return plain(past.total(window))
     if choice < 0.3:
-        return _plain(past.total(window, amounts))
+        return plain(past.total(window, amounts))
     if choice < 0.4:
-        return _plain(past.since_last())
+        return plain(past.since_last())
     if choice < 0.5:
-        return _plain(amounts / _usual(rng, members, amounts, stream.way < 0))
+        return plain(amounts / _usual(rng, members, amounts, stream.way < 0))
     if choice < 0.63:
         delay = rng.choice([0.0, 0.5, 2.0, 5.0]) * rng.uniform(0.3, 1)
-        return _plain(past.reported(max(window, 2.0), delay, labels > 0))
+        return plain(past.reported(max(window, 2.0), delay, labels > 0))
     if choice < 0.73:
         partner = int(rng.integers(len(parties)))
         apart = party.place[members] - parties[partner].place[stream.members[partner]]
-        return _plain(np.linalg.norm(apart, axis=1) + stream.strayed)
+        return plain(np.linalg.norm(apart, axis=1) + stream.strayed)
     if choice < 0.8:
-        return _plain(stream.time % 1 * 24 if rng.random() < 0.6 else np.floor(stream.time) % 7)
+        return plain(stream.time % 1 * 24 if rng.random() < 0.6 else np.floor(stream.time) % 7)
     if choice < 0.92:
         names = rng.permutation(int(party.group.max()) + 1)
-        return Column(names[party.group[members]].astype(np.float64), _untouched, is_code=True)
+        return plain(names[party.group[members]].astype(np.float64), is_code=True)
     opened = np.where(rng.random() < 0.5, stream.time, 0.0)
     age = opened + rng.exponential(rng.lognormal(3, 1), len(party.group))[members]
-    return _plain(age if rng.random() < 0.5 else party.size[members, rng.integers(3)] * rng.lognormal(1, 1))
-
-
-def _plain(values: Values) -> Column:
-    return Column(values, _untouched)
-
-
-def _untouched(_rng: Rng, values: Values, _strength: float) -> Values:
-    return values
+    return plain(age if rng.random() < 0.5 else party.size[members, rng.integers(3)] * rng.lognormal(1, 1))
 
 
 def _usual(rng: Rng, members: Ints, amounts: Values, ordinary: NDArray[np.bool_]) -> Values:
