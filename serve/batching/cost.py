@@ -54,7 +54,7 @@ class ContextCost:
         """When it was last measured."""
         self.typical_s = 0.0
         """Seconds of the batches of late, whatever their rows; 0 before the first."""
-        self._trial_at, self._trial_s = math.inf, _FIRST_TRIAL_S
+        self._trial_at, self._trial_s = -math.inf, _FIRST_TRIAL_S
         self._buckets = tuple(buckets)
         self._measured: list[float | None] = [None] * len(buckets)
         self._predicted = [0.0] * len(buckets)
@@ -96,7 +96,8 @@ class ContextCost:
     def learn(self, num_rows: int, seconds: float, now: float) -> None:
         """Take the time of one batch into its bucket's estimate, and into what is typical."""
         self.measure(num_rows, seconds, now)
-        if now >= self._trial_at and self._index(num_rows) >= self._index(self.row_budget):
+        is_lowered = self.row_budget < self._buckets[-1]
+        if is_lowered and now >= self._trial_at and self._index(num_rows) >= self._index(self.row_budget):
             self._raise_budget(now)
         self.typical_s += _NEWEST_WEIGHT * (self.predict(num_rows) - self.typical_s)
 
@@ -121,7 +122,7 @@ class ContextCost:
     def _raise_budget(self, now: float) -> None:
         """To the next bucket, and on from there in the same time."""
         self.row_budget = self._buckets[bisect_right(self._buckets, self.row_budget)]
-        self._trial_at = math.inf if self.row_budget == self._buckets[-1] else now + self._trial_s
+        self._trial_at = now + self._trial_s
 
     def _index(self, num_rows: int) -> int:
         return min(bisect_left(self._buckets, num_rows), len(self._buckets) - 1)
