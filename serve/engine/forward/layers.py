@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from serve.engine.forward.attention import MAX_EXP_SCORE, attend_tiled
+from serve.engine.forward.attention import BITS, MAX_EXP_SCORE, attend_tiled
 from serve.engine.forward.processor import has_amx
 
 Attention = Callable[[torch.Tensor], torch.Tensor]
@@ -56,8 +56,10 @@ class Place:
 
     @property
     def short_dtype(self) -> torch.dtype:
-        """Of attention to few keys: on a CPU float32, in which it is faster than in bfloat16."""
-        return torch.float32 if self.device.type == "cpu" else self.attention_dtype
+        """Of attention to few keys: on a CPU with AMX float32, in which it is faster than in bfloat16, and where
+        weights are float32 as they are: what these attentions lose, all that follows has lost."""
+        is_exact = self.device.type == "cpu" and (has_amx() or self.dtype == torch.float32)
+        return torch.float32 if is_exact else self.attention_dtype
 
     def weight_dtype(self, weight: torch.Tensor) -> torch.dtype:
         """Of a layer's weights, by the width of it."""
@@ -93,11 +95,19 @@ class Place:
     ) -> Linear:
         return Linear(module, Place(self.device, torch.float32), heads, gain)
 
-    def attend_to(self, keys: torch.Tensor, values: torch.Tensor, max_query_length: float) -> Attention:
-        """Attention to fixed `keys` and `values` [batch, context, heads, D], of queries no longer than that."""
+    def attend_to(self, keys: torch.Tensor, values: torch.Tensor, reach: torch.Tensor | None) -> Attention:
+        """Attention to fixed `keys` and `values` [batch, context, heads, D].
+
+        `reach`, float32 [heads, queries of each, D]: every query is this times some vector no longer than 1; None: not
+        known.
+        """
+        is_tiled = self.device.type == "cpu" and (self.attention_dtype == torch.float32 or not has_amx())
+        max_score = math.inf
+        if is_tiled and reach is not None:
+            max_score = max(float((keys * part).norm(dim=-1).max()) for part in reach.unbind(1))
+        keys = keys * BITS if is_tiled else keys
         fixed = [by_head(x.to(self.device, self.attention_dtype)) for x in (keys, values)]
-        if self.device.type == "cpu" and (self.attention_dtype == torch.float32 or not has_amx()):
-            max_score = max_query_length * float(keys.norm(dim=-1).max())
+        if is_tiled:
             return TiledAttention(*fixed, is_bounded=max_score <= MAX_EXP_SCORE)
         return lambda queries: attend(queries, *fixed)
 
@@ -143,10 +153,10 @@ class Linear:
     def __init__(
         self, module: Any, place: Place, heads: tuple[int, int] | None = None, gain: torch.Tensor | None = None
     ) -> None:
-        self._dtype, self._heads = place.weight_dtype(module.weight), heads
+        self.dtype, self._heads = place.weight_dtype(module.weight), heads
         weight = place.exact(module.weight)
-        self._product = Product((weight if gain is None else weight * gain).to(self._dtype))
-        self._bias = None if module.bias is None else module.bias.detach().to(place.device, self._dtype)
+        self._product = Product((weight if gain is None else weight * gain).to(self.dtype))
+        self._bias = None if module.bias is None else module.bias.detach().to(place.device, self.dtype)
         self.packed = self._product.packed
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -159,7 +169,7 @@ class Linear:
 
     def add_to(self, total: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """`total`, float32 and contiguous, with the product added in place."""
-        if self.packed or self._bias is not None or self._dtype != torch.float32:
+        if self.packed or self._bias is not None or self.dtype != torch.float32:
             return total.add_(self(x))
         total.view(-1, total.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]).float(), self._product.weight.t())
         return total
@@ -211,8 +221,8 @@ class LengthScale:
         self._base = base.view(num_heads, head_dim) * float(head_dim**-0.5)
         if gain is not None:
             self._base = self._base * gain
-        self.max_length = 2 * math.sqrt(head_dim) * float(self._base.abs().max())
-        """The longest that a query can be that an RMS norm gave: its tanh adds at most as much."""
+        self.reach = self._base.abs() * (math.sqrt(head_dim) * (1 if self._query is None else 2))
+        """float32 [heads, head_dim]; of what an RMS norm gave, see `Place.attend_to`. The tanh adds at most as much."""
 
     def __call__(self, queries: torch.Tensor) -> torch.Tensor:
         """float32 [..., heads, head_dim] to the same."""
@@ -261,7 +271,7 @@ class TurnedHeads:
 
 
 class TiledAttention:
-    """`attend` to one context on a CPU, by `attend_tiled`, in the dtype of keys and values."""
+    """`attend` to one context on a CPU, by `attend_tiled`, in the dtype of keys (times `BITS`) and values."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, *, is_bounded: bool) -> None:
         self._keys, self._values = keys.flatten(0, 1).transpose(1, 2).contiguous(), values.flatten(0, 1)

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from serve.engine.forward.attention import MAX_EXP_SCORE, attend_tiled, attend_tokens
+from serve.engine.forward.attention import BITS, MAX_EXP_SCORE, attend_tiled, attend_tokens
 from serve.engine.forward.layers import MAX_CUDA_GRID, Norm, Product
 from serve.engine.forward.processor import has_amx
 from serve.engine.forward.v2_cells import Cells, draw_columns, find_sources
@@ -126,7 +126,7 @@ class _Layer:
     between_columns_out: Product
     query: Product
     query_out: Product
-    keys: torch.Tensor  # [members * kept columns, head_dim, context], centred, times 1 / sqrt(head_dim)
+    keys: torch.Tensor  # [members * kept columns, head_dim, context], centred, times BITS / sqrt(head_dim)
     values: torch.Tensor  # [members * kept columns, context, head_dim], centred
     is_bounded: bool  # no score is beyond MAX_EXP_SCORE, whatever the tokens
     mean_out: torch.Tensor  # float32 [members, 1, kept columns, emsize]: the values' mean, projected
@@ -147,7 +147,7 @@ class _Layer:
         query, key, value = fused.view(members * rows, columns, 3, self.num_heads, -1).unbind(2)
         query, scale = query[:, -self.num_kept :], 1 / math.sqrt(query.shape[-1])
         if query.device.type == "cpu":
-            query, key, value = (part.float().transpose(0, 1) for part in (query, key, value))
+            query, key, value = (part.transpose(0, 1) for part in (query, key, value))
             mixed = attend_tokens(query, key, value, scale=scale).transpose(0, 1)
         else:
             query, key, value = (part.transpose(1, 2) for part in (query, key, value))
@@ -180,7 +180,7 @@ def _read_layer(
     # Every query head adds the same mean; the projection sees it once per head.
     mean_out = functional.linear(mean.repeat(1, 1, along.num_heads), along.out_projection.weight.float())
     exact_keys = (key - key.mean(1, keepdim=True)) / math.sqrt(along.head_dim)
-    keys = exact_keys.to(kv_dtype)
+    keys = (exact_keys * BITS).to(kv_dtype)
 
     def product(*linears: Any) -> Product:
         """Of their outputs end to end."""
@@ -239,4 +239,4 @@ def _lay_out(keys: torch.Tensor) -> torch.Tensor:
 
 def _attend_fused(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     key = keys.transpose(1, 2).unsqueeze(1)
-    return functional.scaled_dot_product_attention(query[:, None], key, values[:, None], scale=1.0)[:, 0]
+    return functional.scaled_dot_product_attention(query[:, None], key, values[:, None], scale=1 / BITS)[:, 0]

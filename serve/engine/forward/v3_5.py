@@ -186,12 +186,13 @@ class _ColumnBlock:
         context = place.norm(block.layernorm_kv)(hidden)
         keys = place.exact_linear(attention.k_projection, heads)(context)
         values = place.exact_linear(attention.v_projection, heads)(context)
-        norm, max_length = getattr(attention, "q_norm", None), math.inf
+        norm, reach = getattr(attention, "q_norm", None), None
         if norm is not None:
-            keys, max_length = place.norm(attention.k_norm)(keys) * place.gain(norm), math.sqrt(attention.head_dim)
+            keys = place.norm(attention.k_norm)(keys) * place.gain(norm)
+            reach = torch.full((heads[0], 1, heads[1]), math.sqrt(heads[1]), device=place.device)
         short = Place(place.device, place.dtype, place.short_dtype)
         self._query_norm = place.head_norm(norm)
-        self._attend = short.attend_to(keys * attention.head_dim**-0.5, values, max_length)
+        self._attend = short.attend_to(keys * attention.head_dim**-0.5, values, reach)
         self._norm = Norm(None, block.layernorm_q.eps)
         self._query = place.linear(attention.q_projection, heads, block.layernorm_q)
         self._out = place.linear(attention.out_projection)
@@ -259,12 +260,12 @@ class _RowBlock:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """float32 [T, B R, E] to [queries, B R, E], in place."""
-        normed = self._norm(x)
+        normed = self._norm(x).to(self._value.dtype)  # once for all three, whose weights are of one shape
         queries, keys, values = self._query(normed[: self._num_queries]), self._key(normed), self._value(normed)
+        dtype = self._place.short_dtype
         if self._place.device.type == "cpu":
-            attended = attend_tokens(queries, keys, values.float(), is_bounded=self._is_bounded)
+            attended = attend_tokens(queries, keys, values, is_bounded=self._is_bounded, dtype=dtype)
         else:
-            dtype = self._place.short_dtype
             queries, keys, values = (part.to(dtype).permute(1, 2, 0, 3) for part in (queries, keys, values))
             attended = attend(queries, keys, values).permute(2, 0, 1, 3)
         return self._feed_forward(self._out.add_to(x[: self._num_queries], attended.flatten(-2)))
@@ -286,7 +287,8 @@ class _IclBlock:
         norm = getattr(attention, "q_norm", None)
         self._query_norm, gain = place.head_norm(norm), None if norm is None else place.gain(norm)
         self._scale = LengthScale(attention.softmax_scaling_layer, *heads, keys.shape[1], place, gain)
-        self._attend = place.attend_to(keys, values, math.inf if norm is None else self._scale.max_length)
+        reach = None if norm is None else torch.unflatten(self._scale.reach, 0, self._fold)
+        self._attend = place.attend_to(keys, values, reach)
         self._out = place.linear(attention.out_projection)
         self._feed_forward = FeedForward(block.layernorm_mlp, block.mlp, place)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from serve.engine.forward.attention import count_votes
+from serve.engine.forward.attention import BITS, count_votes
 from serve.engine.forward.layers import LengthScale, Place
 
 _MAX_SCORES = 1 << 21
@@ -23,7 +23,8 @@ class Votes:
             raise ValueError("the cache of a regressor answers no classes: it has no decoder keys")
         keys = place.stack(caches, lambda cache: cache.decoder_keys)
         self._is_on_cpu = place.device.type == "cpu"
-        self._keys = keys.permute(0, 2, 3, 1).flatten(0, 1).contiguous()
+        keys_scale = BITS if self._is_on_cpu else 1.0
+        self._keys = (keys.permute(0, 2, 3, 1).flatten(0, 1) * keys_scale).contiguous()
         labels = place.exact(targets)
         # A label that is no number takes part in the softmax, and votes for no class.
         classes = torch.where(labels.isfinite(), labels, -1).long()

@@ -6,13 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.engine.forward import attention
-from serve.engine.forward.attention import MAX_EXP_SCORE, attend_tiled, attend_tokens, count_votes
+from serve.engine.forward.attention import BITS, MAX_EXP_SCORE, attend_tiled, attend_tokens, count_votes
 
 
 def plain(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """[batch, length, D] each, in float64."""
     scores = queries.double() @ keys.double().transpose(1, 2)
     return (torch.softmax(scores, dim=-1) @ values.double()).float()
+
+
+def laid_out(keys: torch.Tensor) -> torch.Tensor:
+    """[batch, length, D] as tiles take them."""
+    return (keys * BITS).transpose(1, 2)
 
 
 @settings(deadline=None, max_examples=60)
@@ -25,7 +30,7 @@ def test_tiles_do_not_show(batch: int, queries: int, context: int, tile_bytes: i
     q, k, v = (torch.randn(batch, n, 8, generator=generator) for n in (queries, context, context))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "_TILE_BYTES", tile_bytes)
-        mixed = attend_tiled(q, k.transpose(1, 2), v, is_bounded=bounded)
+        mixed = attend_tiled(q, laid_out(k), v, is_bounded=bounded)
     torch.testing.assert_close(mixed, plain(q, k, v), rtol=1e-5, atol=1e-5)
 
 
@@ -34,14 +39,14 @@ def test_the_largest_scores_that_count_as_bounded_are_exact(score: float) -> Non
     keys = torch.zeros(1, 100_000, 8)
     keys[..., 0] = score
     queries, values = torch.eye(8)[None, :1], torch.randn(1, 100_000, 8)
-    mixed = attend_tiled(queries, keys.transpose(1, 2), values, is_bounded=True)
+    mixed = attend_tiled(queries, laid_out(keys), values, is_bounded=True)
     torch.testing.assert_close(mixed[0, 0], values[0].mean(0), rtol=1e-3, atol=1e-5)
 
 
 def test_unbounded_scores_may_be_of_any_size() -> None:
     queries, keys, values = 300 * torch.randn(2, 5, 8), torch.randn(2, 40, 8), torch.randn(2, 40, 8)
     torch.testing.assert_close(
-        attend_tiled(queries, keys.transpose(1, 2), values), plain(queries, keys, values), rtol=1e-3, atol=1e-3
+        attend_tiled(queries, laid_out(keys), values), plain(queries, keys, values), rtol=1e-3, atol=1e-3
     )
 
 
@@ -56,7 +61,7 @@ def test_scores_far_below_the_largest_count_for_nothing_and_cost_nothing() -> No
 @pytest.mark.parametrize("bounded", [True, False])
 def test_sixteen_bit_scores_are_summed_in_more(bounded: bool) -> None:
     queries, keys, values = torch.randn(2, 3, 8), torch.randn(2, 900, 8), torch.randn(2, 900, 8)
-    narrow = [x.bfloat16() for x in (queries, keys.transpose(1, 2), values)]
+    narrow = [x.bfloat16() for x in (queries, laid_out(keys), values)]
     mixed = attend_tiled(*narrow, is_bounded=bounded).float()
     torch.testing.assert_close(mixed, plain(queries, keys, values), rtol=0, atol=0.03)
 
@@ -66,7 +71,7 @@ def test_votes_are_shares_of_the_attention(monkeypatch: pytest.MonkeyPatch, tile
     monkeypatch.setattr(attention, "_TILE_BYTES", tile_bytes)
     queries, keys, votes = 20 * torch.randn(3, 7, 8), torch.randn(3, 50, 8), (torch.rand(3, 50, 4) < 0.3).float()
     votes[..., -1] = 1
-    shares = count_votes(queries, keys.transpose(1, 2), votes.transpose(1, 2).contiguous())
+    shares = count_votes(queries, laid_out(keys), votes.transpose(1, 2).contiguous())
     torch.testing.assert_close(shares.transpose(1, 2), plain(queries, keys, votes), rtol=1e-4, atol=1e-4)
 
 

@@ -128,23 +128,28 @@ def test_heads_are_turned_by_position_then_normed(is_normed: bool) -> None:
     assert turned(1e6 * x).norm(dim=-1).max() <= turned.max_length * (1 + 1e-5)
 
 
-def test_a_scaled_query_is_no_longer_than_its_bound() -> None:
+@pytest.mark.parametrize("has_tanh", [True, False])
+def test_no_scaled_query_scores_beyond_its_reach(has_tanh: bool) -> None:
     module, norm = SoftmaxScalingMLP(4, 16, 32), torch.nn.RMSNorm(16, eps=1e-6)
     for weight in (module.query_mlp[-1].weight, norm.weight):
         torch.nn.init.normal_(weight, std=5)
-    scale = LengthScale(module, 4, 16, 700, CPU, norm.weight)
-    longest = scale(norm(torch.randn(2_000, 4, 16)) / norm.weight).norm(dim=-1).max()
-    assert 0.2 * scale.max_length < longest <= scale.max_length
+    scale = LengthScale(module if has_tanh else None, 4, 16, 700, CPU, norm.weight)
+    queries, keys = scale(norm(torch.randn(2_000, 4, 16)) / norm.weight), torch.randn(50, 1, 16)
+    scores = torch.einsum("qhd,kd->khq", queries, keys[:, 0]).abs().amax(-1)  # [keys, heads]
+    bounds = (keys * scale.reach).norm(dim=-1)
+    assert torch.all(scores <= bounds)
+    assert torch.all(0.1 * bounds < scores)
 
 
 @pytest.mark.parametrize("length", [0.5, 50.0])
 def test_attention_to_a_context_is_the_same_bounded_or_not(length: float, amx: bool) -> None:
     queries, keys, values = torch.randn(2, 3, 40, 16), torch.randn(2, 90, 3, 16), torch.randn(2, 90, 3, 16)
     queries = torch.nn.functional.normalize(queries, dim=-1) * length
-    attention = CPU.attend_to(keys, values, length)
+    reach = torch.full((3, 1, 16), length)
+    attention = CPU.attend_to(keys, values, reach)
     expected = torch.softmax(queries @ keys.permute(0, 2, 3, 1), dim=-1) @ values.transpose(1, 2)
     torch.testing.assert_close(attention(queries), expected, rtol=1e-5, atol=1e-5)
-    narrow = Place(CPU.device, torch.float32, torch.bfloat16).attend_to(keys, values, length)
+    narrow = Place(CPU.device, torch.float32, torch.bfloat16).attend_to(keys, values, reach)
     assert isinstance(narrow, TiledAttention) != amx
     assert narrow(queries).dtype == torch.bfloat16
     torch.testing.assert_close(narrow(queries).float(), expected, rtol=0, atol=0.1 if length < 1 else 1.5)
