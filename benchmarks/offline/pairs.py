@@ -2,7 +2,8 @@
 
 Rounds of A and B in turn, the order swapped in every other round, in one process: a clock that drops, a neighbour that
 wakes up or a cache that fills hits both alike. The ratio is taken within each round and then the median of the ratios,
-so that one bad round moves nothing.
+so that one bad round moves nothing. Between the two a pause: for some milliseconds after its last operation torch's
+threads wait by spinning, on the cores that the other would use. It is spent awake, as a server under load is.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 
 Work = Callable[[], Any]
 Clock = Callable[[], float]
+
+PAUSE_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,9 @@ def measure_pairs(
     gc.collect()
     for number in range(pairs):
         for index in (0, 1) if number % 2 == 0 else (1, 0):
+            pause_ends = time.perf_counter() + PAUSE_S
+            while time.perf_counter() < pause_ends:
+                pass
             started = clock()
             (first, second)[index]()
             times[index].append(1000 * (clock() - started))

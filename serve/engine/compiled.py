@@ -11,16 +11,18 @@ canary rows whenever a model is loaded (engine.py), not only in tests, because i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 
 from serve.core import Matrix
+from serve.engine.divided import DividedCompute, torch_threads
 from serve.engine.forward import Builder, Forward, v2, v2_5, v3, v3_5
-from serve.engine.graphs import RecordedCompute, TracedCompute
+from serve.engine.graphs import Compute, RecordedCompute, TracedCompute
 from serve.engine.outputs import ClassifierOutputs, Outputs, RegressorOutputs, round_probabilities
-from serve.engine.precision import Precision
+from serve.engine.precision import LARGE_PARAMETERS, Precision
 from serve.engine.preprocessing import compile_preprocessing
 
 _BUILDERS: Mapping[str, Builder] = {
@@ -74,8 +76,7 @@ class CompiledEnsemble:
         self._outputs: Outputs = (
             ClassifierOutputs(estimator, device) if self._is_classifier else RegressorOutputs(estimator, probe, device)
         )
-        record = RecordedCompute if device.type == "cuda" else TracedCompute
-        self._logits = record(self._run_forwards)
+        self._logits = _record(self._run_forwards, executor, device)
 
     @property
     def uncompiled_steps(self) -> tuple[str, ...]:
@@ -84,15 +85,31 @@ class CompiledEnsemble:
 
     def __call__(self, rows: Matrix) -> Matrix:
         """Outputs float64 [rows, outputs] of clean rows float64 [rows, features]; what the library's predict gives."""
-        with torch.inference_mode():
+        with torch.inference_mode(), self._threads(len(rows)):
             outputs = self._outputs(self._logits(self._preprocessing(rows)))
         matrix = np.asarray(outputs.cpu().numpy(), dtype=np.float64)
         return round_probabilities(self._estimator, matrix) if self._is_classifier else matrix
+
+    def _threads(self, num_rows: int) -> AbstractContextManager[None]:
+        if isinstance(self._logits, DividedCompute):
+            return torch_threads(self._logits.num_torch_threads(num_rows))
+        return nullcontext()
 
     def _run_forwards(self, prepared: Sequence[torch.Tensor]) -> torch.Tensor:
         """Logits [members, rows, ...] in the members' own order."""
         logits = [forward(rows) for forward, rows in zip(self._forwards, prepared, strict=True)]
         return torch.cat(logits).index_select(0, self._in_member_order)
+
+
+def _record(compute: Compute, executor: Any, device: torch.device) -> Compute:
+    """`compute` as it runs fastest on the device, and by as many threads as torch has now."""
+    if device.type == "cuda":
+        return RecordedCompute(compute)
+    networks = [cache.get_any() for cache in executor.model_caches]
+    is_small = all(sum(p.numel() for p in network.parameters()) < LARGE_PARAMETERS for network in networks)
+    num_threads = torch.get_num_threads()
+    traced = TracedCompute(compute)
+    return DividedCompute(traced, num_threads) if is_small and num_threads > 1 else traced
 
 
 def _join_caches(executor: Any, widths: Sequence[int]) -> list[list[int]]:

@@ -1,18 +1,21 @@
 """Our own forward answers where there is one, is proven at every load, and gives way when it is told to."""
 
 import logging
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+import torch
 from models import TINY, definition, records, write_tiny
 from tabpfn.architectures import ARCHITECTURES
 
 from serve.config import EngineSettings
 from serve.core import Batch, Task
 from serve.engine import compiled, memory
+from serve.engine.divided import torch_threads
 from serve.engine.engine import TabPFNContext, TabPFNEngine
 from serve.errors import InvalidModel, StartupError
 
@@ -64,6 +67,16 @@ def test_both_implementations_answer_alike(engine: TabPFNEngine, checkpoint: Pat
     expected = answers(library_engine, librarys)
     scale = 1.0 if task is Task.CLASSIFICATION else np.abs(expected).max()
     np.testing.assert_allclose(answers(engine, ours), expected, rtol=0, atol=1e-5 * scale)
+
+
+def test_threads_that_divide_the_rows_answer_as_one(
+    engine: TabPFNEngine, classifier: TabPFNContext, checkpoint: Path
+) -> None:
+    with torch_threads(torch.get_num_threads()):
+        two = TabPFNEngine(EngineSettings(num_threads=2))
+        fitted = two.fit(definition(checkpoint))
+        np.testing.assert_allclose(answers(two, fitted), answers(engine, classifier), rtol=0, atol=1e-6)
+        assert sum(thread.name.startswith("rows_") for thread in threading.enumerate()) >= 2
 
 
 def test_the_librarys_caches_are_dropped(classifier: TabPFNContext) -> None:
