@@ -3,7 +3,7 @@
 Each step every worker draws a batch of tables of one size, shows the network the labelled context rows, and scores the
 query rows by cross entropy; gradients are averaged over the workers. Tables are small and simple for the first
 `SMALL_STEPS` (cheap, and enough to learn what a label is), then of every size until `FULL_STEPS`, then of every
-mechanism and mostly of two classes, and in the last third of the decay of the sizes that are served. Matrices inside
+mechanism and mostly of two classes, and in the last half of the decay of the sizes that are served. Matrices inside
 the blocks are trained by Muon, everything else by AdamW, with a warm-up, a plateau until `PLATEAU_STEPS` and a linear
 decay to the end.
 
@@ -81,7 +81,7 @@ def stage_of(step: int, num_steps: int) -> Stage:
         return SMALL
     if step < FULL_STEPS:
         return FULL
-    return BINARY if 3 * (num_steps - step) > num_steps - PLATEAU_STEPS else FINAL
+    return BINARY if 2 * (num_steps - step) > num_steps - PLATEAU_STEPS else FINAL
 
 
 def draw_batch(seed: int, step: int, worker: int, stage: Stage) -> tuple[torch.Tensor, torch.Tensor, int]:

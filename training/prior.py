@@ -32,8 +32,6 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 MAX_CLASSES = 10
-RANKED_SHARE = 0.35
-"""Of the tables that come observed, so many show the ranks of their values: half of the members see quantiles."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def sample_table(
     choice = int(rng.choice(len(weights), p=weights))
     if choice >= len(_MECHANISMS):
         features, labels = _OBSERVED[choice - len(_MECHANISMS)](rng, num_rows, num_features, num_classes)
-        return Table(_ranks(features) if rng.random() < RANKED_SHARE else features, labels)
+        return Table(features, labels)
     mechanism = _MECHANISMS[choice]
     num_drawn = max(1, num_features - _num_irrelevant(rng, num_features))
     features, scores = mechanism(rng, num_rows, num_drawn, num_classes)
@@ -269,7 +267,7 @@ BASIC_WEIGHTS = (0.30, 0.12, 0.35, 0.23)
 """How often each mechanism is drawn while the network learns what a label is."""
 FULL_WEIGHTS = (0.24, 0.10, 0.25, 0.16, 0.25)
 """How often afterwards."""
-FINAL_WEIGHTS = (0.05, 0.03, 0.08, 0.05, 0.06, 0.02, 0.04, 0.09, 0.08, 0.20, 0.30)
+FINAL_WEIGHTS = (0.04, 0.02, 0.05, 0.04, 0.05, 0.02, 0.04, 0.08, 0.06, 0.15, 0.45)
 """How often in the end. A sum of many columns' own curves is what tables are most often made of, and logs are what is
 asked of a server in real time."""
 
@@ -332,16 +330,6 @@ def _with_missing(rng: np.random.Generator, features: Floats) -> Floats:
     if rng.random() < 0.3:  # missing not at random: large values go unreported
         hidden &= features > np.median(features, axis=0)
     return _f32(np.where(hidden, np.nan, features))
-
-
-def _ranks(features: Floats) -> Floats:
-    """Each value's share of the column's values that are no larger; NaN stays."""
-    ranks = np.full_like(features, np.nan)
-    for column, values in enumerate(features.T):
-        known = ~np.isnan(values)
-        _, place, counts = np.unique(values[known], return_inverse=True, return_counts=True)
-        ranks[known, column] = (counts.cumsum() / max(1, known.sum()))[place]
-    return ranks
 
 
 # --- step 3: labelling -----------------------------------------------------------------------------------------------
