@@ -97,8 +97,8 @@ def test_tables_grow_with_the_schedule() -> None:
     assert stage_of(0, steps) is SMALL
     assert stage_of(pretrain.SMALL_STEPS, steps) is FULL
     assert stage_of(pretrain.FULL_STEPS, steps) is BINARY
-    assert stage_of(first + 1_999, steps) is BINARY
-    assert stage_of(first + 2_000, steps) is FINAL
+    assert stage_of(first + 1_499, steps) is BINARY
+    assert stage_of(first + 1_500, steps) is FINAL
 
 
 def test_a_run_that_starts_from_a_checkpoint_joins_the_schedule(tmp_path: Path) -> None:

@@ -104,8 +104,6 @@ def test_a_stream_holds_what_only_its_sequence_knows() -> None:
     columns = [column for table in tables for column in table.features.T]
     assert np.mean([np.isnan(column).any() for column in columns]) > 0.1, "missing"
     assert np.mean([np.mean(column == 0) > 0.5 for column in columns]) > 0.05, "mostly nothing before"
-    ranked = [np.nanmin(table.features) > 0 and np.nanmax(table.features) == 1 for table in tables]
-    assert 0.1 < np.mean(ranked) < 0.7, "some tables show ranks"
     assert np.mean(forest_scores(tables)) > 0.75
 
 
