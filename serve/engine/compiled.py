@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 
 from serve.core import Matrix
 from serve.engine.divided import DividedCompute, torch_threads
-from serve.engine.forward import Builder, Forward, v2, v2_5, v3, v3_5
+from serve.engine.forward import Builder, Forward, Group, JoinedBuilder, JoinedForward, v2, v2_5, v3, v3_5
 from serve.engine.graphs import Compute, RecordedCompute, TracedCompute
 from serve.engine.outputs import ClassifierOutputs, Outputs, RegressorOutputs, round_probabilities
 from serve.engine.precision import LARGE_PARAMETERS, Precision
@@ -33,6 +34,9 @@ _BUILDERS: Mapping[str, Builder] = {
     "TabPFNV3p5": v3_5.build,
 }
 """By the class name of tabpfn's network."""
+
+_JOINED_BUILDERS: Mapping[str, JoinedBuilder] = {"TabPFNV3": v3.build_joined, "TabPFNV3p5": v3_5.build_joined}
+"""Of those in which groups of unequal width meet."""
 
 
 def can_compile(estimator: Any) -> bool:
@@ -67,11 +71,10 @@ class CompiledEnsemble:
         self._preprocessing = compile_preprocessing(members, device, group_members)
         groups = self._preprocessing.groups
         task_type = "multiclass" if self._is_classifier else "regression"
-        self._forwards = [
-            _build_forward(executor, caches, group, columns, task_type, device, precision)
-            for caches, group, columns in zip(joined, groups, self._preprocessing.columns, strict=True)
-        ]
-        order = [position for group in groups for position in group]
+        self._passes = _build_passes(
+            executor, joined, groups, self._preprocessing.columns, task_type, device, precision
+        )
+        order = [position for one in self._passes for number in one.groups for position in groups[number]]
         self._in_member_order = torch.tensor(np.argsort(order), device=device)
         self._outputs: Outputs = (
             ClassifierOutputs(estimator, device) if self._is_classifier else RegressorOutputs(estimator, probe, device)
@@ -97,7 +100,7 @@ class CompiledEnsemble:
 
     def _run_forwards(self, prepared: Sequence[torch.Tensor]) -> torch.Tensor:
         """Logits [members, rows, ...] in the members' own order."""
-        logits = [forward(rows) for forward, rows in zip(self._forwards, prepared, strict=True)]
+        logits = [one.forward(*(prepared[number] for number in one.groups)) for one in self._passes]
         return torch.cat(logits).index_select(0, self._in_member_order)
 
 
@@ -122,19 +125,48 @@ def _join_caches(executor: Any, widths: Sequence[int]) -> list[list[int]]:
     return list(joined.values())
 
 
-def _build_forward(
+@dataclass(frozen=True)
+class _Pass:
+    """What goes through one forward together: groups by their numbers, whose logits stand end to end."""
+
+    groups: Sequence[int]
+    forward: Forward | JoinedForward
+
+
+def _build_passes(
     executor: Any,
-    caches: list[int],
-    group: Sequence[int],
-    columns: torch.Tensor,
+    caches: Sequence[Sequence[int]],
+    groups: Sequence[Sequence[int]],
+    columns: Sequence[torch.Tensor],
     task_type: str,
     device: torch.device,
     precision: Precision,
-) -> Forward:
-    """The forward of the members `group`, who lie in these of the library's caches in this order."""
-    members = [executor.ensemble_members[position] for position in group]
-    network = executor.model_caches[members[0].config._model_index].get(device)
-    targets = [torch.as_tensor(member.y_train, dtype=torch.float32, device=device) for member in members]
-    kv_caches = [executor.kv_caches[index].to(device) for index in caches]
-    build = _BUILDERS[type(network).__name__]
-    return build(network, kv_caches, torch.stack(targets), task_type, precision.weights, precision.kv_cache, columns)
+) -> list[_Pass]:
+    """Passes of all groups: of members `groups[i]`, who lie in the library's caches `caches[i]` in this order."""
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for number, positions in enumerate(groups):
+        member = executor.ensemble_members[positions[0]]
+        key = (member.config._model_index, len(member.y_train))
+        network = executor.model_caches[key[0]].get(device)
+        can_join = type(network).__name__ in _JOINED_BUILDERS
+        alike.setdefault(key if can_join else (*key, number), []).append(number)
+
+    passes = []
+    for (model_index, *_), numbers in alike.items():
+        network = executor.model_caches[model_index].get(device)
+        name = type(network).__name__
+        parts = []
+        for number in numbers:
+            members = [executor.ensemble_members[position] for position in groups[number]]
+            targets = [torch.as_tensor(member.y_train, dtype=torch.float32, device=device) for member in members]
+            kv_caches = [executor.kv_caches[index].to(device) for index in caches[number]]
+            parts.append(Group(kv_caches, torch.stack(targets), columns[number]))
+        dtypes = (precision.weights, precision.kv_cache)
+        forward: Forward | JoinedForward
+        if name in _JOINED_BUILDERS:
+            forward = _JOINED_BUILDERS[name](network, parts, task_type, *dtypes)
+        else:
+            (part,) = parts
+            forward = _BUILDERS[name](network, part.caches, part.targets, task_type, *dtypes, part.columns)
+        passes.append(_Pass(numbers, forward))
+    return passes

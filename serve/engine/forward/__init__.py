@@ -11,6 +11,7 @@ An architecture without a file here is served by the library's own forward.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +20,7 @@ import torch
 class Forward(Protocol):
     """Test rows of one cache group to logits."""
 
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+    def __call__(self, rows: torch.Tensor, /) -> torch.Tensor:
         """Logits of test rows; each row's depend on that row and the cache alone.
 
         Args:
@@ -57,4 +58,35 @@ class Builder(Protocol):
             columns: int64 [members, width]; columns of one number hold the same values whatever the rows, so a forward
                 may compute them once. None: none are known to.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class Group:
+    """A cache group of a network whose later stages are as wide for any table; see `Builder` for what these are."""
+
+    caches: Sequence[Any]
+    targets: torch.Tensor
+    columns: torch.Tensor | None = None
+
+
+class JoinedForward(Protocol):
+    """Test rows of several cache groups, as many of each, to the logits of all their members, groups end to end."""
+
+    def __call__(self, *rows: torch.Tensor) -> torch.Tensor: ...
+
+
+class JoinedBuilder(Protocol):
+    """`build_joined` of the architectures that can: groups pass together where their width no longer tells them apart,
+    so that the weights of these stages are read once a call."""
+
+    def __call__(
+        self,
+        network: torch.nn.Module,
+        groups: Sequence[Group],
+        task_type: str,
+        dtype: torch.dtype,
+        kv_dtype: torch.dtype | None = None,
+    ) -> JoinedForward:
+        """The forward of groups of one network with as many context rows each."""
         ...

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from tabpfn.architectures.kv_cache import QuantizedKVCacheEntry
 
-from serve.engine.forward import Forward
+from serve.engine.forward import Forward, Group
 from serve.engine.forward.attention import MAX_EXP_SCORE, attend_tokens
 from serve.engine.forward.layers import FeedForward, LengthScale, Norm, Place, TurnedHeads, attend
 from serve.engine.forward.v3_cells import Alike, Scaling
@@ -49,11 +49,23 @@ def build(
 
     Keeps no reference to `caches`, which may be dropped. Raises ValueError on a task or label the network lacks.
     """
+    return build_joined(network, [Group(caches, targets, columns)], task_type, dtype, kv_dtype)
+
+
+def build_joined(
+    network: torch.nn.Module,
+    groups: Sequence[Group],
+    task_type: str,
+    dtype: torch.dtype,
+    kv_dtype: torch.dtype | None = None,
+) -> StagedForward:
+    """The forward of several cache groups; see `serve.engine.forward.JoinedBuilder`, and `build`."""
     if task_type not in ("multiclass", "regression"):
         raise ValueError(f"task type {task_type!r} is neither 'multiclass' nor 'regression'")
     with torch.inference_mode():
         place = Place(next(network.parameters()).device, dtype, kv_dtype)
-        heads, embed = cast(Any, network).heads, cast(Any, network).x_embed
+        heads, group_size = cast(Any, network).heads, cast(Any, network).x_embed.group_size
+        caches, targets = join_groups(groups)
         head: list[Callable[[torch.Tensor], torch.Tensor]]
         if task_type == "multiclass":
             mlp = heads.mlp_classification
@@ -61,16 +73,61 @@ def build(
         else:
             mlp = heads.mlp_regression
             head = [FeedForward(mlp.norm, mlp.mlp, place), place.exact_linear(heads.output_projection)]
-        alike = Alike(columns, caches, embed.group_size, place)
-        return StagedForward(network, caches, alike, _Cells(network, caches, alike, place), head, place)
+        embeddings = []
+        for group in groups:
+            alike = Alike(group.columns, group.caches, group_size, place)
+            cells = _Cells(network, group.caches, alike, place)
+            embeddings.append(Embedding(network, group.caches, alike, cells, place))
+        return StagedForward(embeddings, network, caches, head, place)
+
+
+def join_groups(groups: Sequence[Group]) -> tuple[list[Any], torch.Tensor]:
+    """All groups' caches, and their targets [members, context rows], end to end."""
+    return [cache for group in groups for cache in group.caches], torch.cat([group.targets for group in groups])
 
 
 class StagedForward:
-    """The Forward of v3.5 and of v3, which differ in `cells` (stage 0) and `head` (what follows the last norm).
+    """The forward of v3.5 and of v3, which differ in their embeddings' cells and in `head`: what follows the last norm.
+
+    A row is as wide after stage 2 whatever the width of its table, so there the members of all groups meet: attention
+    to the context and all that follows is one pass, for which weights are read once.
+
+    Args:
+        embeddings: one of each group.
+        caches: of all groups, in their order.
+        head: one after the other, float32 [B, R, T E] to logits.
+    """
+
+    def __init__(
+        self,
+        embeddings: Sequence[Embedding],
+        network: Any,
+        caches: Sequence[Any],
+        head: Sequence[Callable[[torch.Tensor], torch.Tensor]],
+        place: Place,
+    ) -> None:
+        self._embeddings, self._head = embeddings, head
+        self._icl = [_IclBlock(block, [c.kv[i] for c in caches], place) for i, block in enumerate(network.icl_blocks)]
+        self._norm = place.norm(network.output_norm)
+
+    @torch.inference_mode()
+    def __call__(self, *rows: torch.Tensor) -> torch.Tensor:
+        """float32 [members, R, width] of each group to logits [B, R, outputs] of all their members."""
+        embedded = [embed(part) for embed, part in zip(self._embeddings, rows, strict=True)]
+        x = embedded[0] if len(embedded) == 1 else torch.cat(embedded)
+        for block in self._icl:
+            x = block(x)
+        x = self._norm(x)
+        for part in self._head:
+            x = part(x)
+        return torch.nan_to_num(x, nan=0.0)
+
+
+class Embedding:
+    """Stages 0 to 2 of a group.
 
     Args:
         cells: float32 [columns, R], of each kind one, to float32 [cells, R, E], of each kind one.
-        head: one after the other, float32 [B, R, T E] to logits.
     """
 
     def __init__(
@@ -79,38 +136,28 @@ class StagedForward:
         caches: Sequence[Any],
         alike: Alike,
         cells: Callable[[torch.Tensor], torch.Tensor],
-        head: Sequence[Callable[[torch.Tensor], torch.Tensor]],
         place: Place,
     ) -> None:
         num_members, num_columns = alike.kinds.shape
         layers = network.feature_distribution_embedder.layers
-        self._columns, self._cells, self._head = alike.columns, cells, head
+        self._columns, self._cells = alike.columns, cells
         hidden = zip(*(cache.inducing_hidden for cache in caches), strict=True)
         self._column_blocks = [
             _ColumnBlock(layer.cross_attn_block2, torch.cat([place.exact(x) for x in parts])[alike.cells], place)
             for layer, parts in zip(layers, hidden, strict=True)
         ]
         self._readout = _Readout(network.column_aggregator, alike.kinds, place)
-        self._icl = [_IclBlock(block, [c.kv[i] for c in caches], place) for i, block in enumerate(network.icl_blocks)]
-        self._norm = place.norm(network.output_norm)
         max_tokens = _MAX_TOKENS_CPU if place.device.type == "cpu" else _MAX_TOKENS
         num_tokens = num_members * (self._readout.num_queries + num_columns)
         self._max_rows = max(1, max_tokens // num_tokens)
 
-    @torch.inference_mode()
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows [B, R, C] to [B, R, T E] (`_stages_0_to_2`)."""
         num_parts = math.ceil(rows.shape[1] / self._max_rows)
         parts = [self._embed(part) for part in torch.chunk(rows.float(), num_parts, dim=1)]
-        x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        for block in self._icl:
-            x = block(x)
-        x = self._norm(x)
-        for part in self._head:
-            x = part(x)
-        return torch.nan_to_num(x, nan=0.0)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _embed(self, rows: torch.Tensor) -> torch.Tensor:
-        """Stages 0-2: rows [B, R, C] to [B, R, T E] (`_stages_0_to_2`)."""
         x = self._cells(rows.transpose(1, 2).flatten(0, 1).index_select(0, self._columns))
         for block in self._column_blocks:
             x = block(x)

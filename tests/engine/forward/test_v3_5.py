@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tabpfn.architectures.kv_cache import KVCacheEntry, QuantizedKVCacheEntry
 from tabpfn.architectures.tabpfn_v3_5 import TabPFNV3p5Cache
-from v3_harness import ARCHITECTURES, Fitted, Recorder, assert_parity, draw_rows, fit, shares
+from v3_harness import ARCHITECTURES, Fitted, Recorder, assert_parity, build_joined, draw_rows, fit, shares
 
 READ = {
     "x_embed": "fourier.frequencies fourier.in_linear.weight layernorm.bias layernorm.weight metadata_linear.weight",
@@ -70,6 +70,18 @@ def regressor(arch: str) -> Fitted:
 def test_equals_the_library_at_every_number_of_rows(classifier: Fitted, regressor: Fitted, num_rows: int) -> None:
     for fitted in (classifier, regressor):
         assert_parity(fitted, draw_rows(fitted, num_rows))
+
+
+@pytest.mark.parametrize("task", ["multiclass", "regression"])
+def test_groups_of_unequal_width_pass_together(arch: str, task: str) -> None:
+    """The second group knows a class fewer, and has two caches."""
+    wide, narrow = fit(arch, task, width=9), fit(arch, task, width=5, sizes=(2, 1), labels=(0, 1))
+    rows = draw_rows(wide, 20, 9), draw_rows(narrow, 20, 5)
+    together = build_joined(wide, narrow)(*rows)
+    theirs = torch.cat([wide.library(rows[0]), narrow.library(rows[1])])
+    torch.testing.assert_close(together.log_softmax(-1), theirs.log_softmax(-1), rtol=2e-6, atol=1e-5)
+    with pytest.raises(ValueError, match="argument"):
+        build_joined(wide, narrow)(rows[0])
 
 
 def test_answers_depend_on_the_row(classifier: Fitted, regressor: Fitted) -> None:
