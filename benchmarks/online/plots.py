@@ -38,17 +38,22 @@ def draw_search(run: Mapping[str, Any]) -> Figure:
 
 
 def draw_peers(run: Mapping[str, Any]) -> Figure:
-    """Bars by system: highest rate, latency at half load, CPU per request. The colour tells whose engine answers."""
+    """Bars by system: highest rate, latency at half load, CPU per request. The colour tells whose engine answers.
+
+    Half load is that of the best peer with the library's engine, or with ours where no such peer sustains any rate.
+    """
     systems = dict(sorted(run["systems"].items(), key=lambda item: item[1]["max_rate_p99_100ms"] or 0.0))
     figure = Figure(figsize=(_WIDTH_INCHES, 1.6 + _BAR_INCHES * len(systems)), layout="constrained")
     rate, latency, cpu = figure.subplots(1, 3, sharey=True)
     _bars(rate, systems, "max_rate_p99_100ms")
     rate.set_xlabel("highest rate with p99 within 100 ms, 1/s")
-    _bars(latency, systems, "p99_ms_half_load", alpha=0.45)
-    _bars(latency, systems, "p50_ms_half_load")
-    at = run["rates"].get("half_load")
+    is_by_library = bool(run["rates"].get("half_load")) or "half_load_our_engine" not in run["rates"]
+    load, cpu_key = ("half_load", "") if is_by_library else ("half_load_our_engine", "_half_load_our_engine")
+    _bars(latency, systems, f"p99_ms_{load}", alpha=0.45)
+    _bars(latency, systems, f"p50_ms_{load}")
+    at = run["rates"].get(load)
     latency.set_xlabel("p50 and p99 (pale), ms" + (f", at {at:.0f}/s" if at else ""))
-    _bars(cpu, systems, "cpu_ms_per_request")
+    _bars(cpu, systems, f"cpu_ms_per_request{cpu_key}")
     cpu.set_xlabel("CPU per request at that rate, ms")
     for colour, engine in ((_OURS, "our engine"), (_LIBRARY, "the library's")):
         rate.plot([], [], "s", color=colour, label=engine)

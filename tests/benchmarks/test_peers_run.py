@@ -17,6 +17,7 @@ from benchmarks.online.peers import environments
 from benchmarks.online.peers.__main__ import table
 from benchmarks.online.peers.rounds import Plan, run_rounds, summarise_systems
 from benchmarks.online.peers.systems import SYSTEMS, System
+from benchmarks.online.plots import draw_peers
 from benchmarks.online.probe import ProbeSettings
 from benchmarks.report import plot
 
@@ -71,6 +72,10 @@ async def test_a_run_of_stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     write_json(run, tmp_path / "peers.json")
     plot(json.loads((tmp_path / "peers.json").read_text()), tmp_path / "peers.png")
     assert (tmp_path / "peers.png").read_bytes().startswith(b"\x89PNG")
+    for load in rates:  # where no peer sustains any rate with the library's engine, the other is drawn
+        latency = draw_peers({**run, "rates": {load: 30}}).axes[1]
+        assert sum(bar.get_width() > 0 for bar in latency.patches) >= 2
+        assert latency.get_xlabel().endswith("at 30/s")
     printed = table(found)
     assert "liar FAILED: WrongAnswers" in printed
     assert len(printed.splitlines()) == 1 + len(systems) + 1 + 2
