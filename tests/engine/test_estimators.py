@@ -25,6 +25,7 @@ from estimators import (
     table,
 )  # fmt: skip
 from models import write_tiny
+from tabpfn.preprocessing.configs import PreprocessorConfig
 
 from serve.core import ColumnKind, Task
 from serve.engine.parity import canary_rows, check_parity
@@ -115,7 +116,9 @@ def test_a_plain_pickle_from_a_gpu_does_not_open_here(tmp_path: Path) -> None:
 
 
 def test_the_columns_are_those_of_the_table(tmp_path: Path) -> None:
-    WRITERS["model.pkl"](fitted(Task.CLASSIFICATION), tmp_path / "model.pkl")
+    # a recipe that scales its numbers; one that passes them on tells nothing of where they lay
+    recipe = {"PREPROCESS_TRANSFORMS": [PreprocessorConfig("quantile_uni_coarse", categorical_name="ordinal_shuffled")]}
+    WRITERS["model.pkl"](fitted(Task.CLASSIFICATION, inference_config=recipe), tmp_path / "model.pkl")
     definition = imported(tmp_path / "model.pkl", tmp_path / "made")
     kinds = {column.name: column.kind for column in definition.context.columns}
     assert list(kinds) == list(table().columns)
