@@ -20,7 +20,7 @@ import torch
 
 from serve.core import Matrix
 from serve.engine.divided import DividedCompute, torch_threads
-from serve.engine.forward import Builder, Forward, Group, JoinedBuilder, JoinedForward, v2, v2_5, v3, v3_5
+from serve.engine.forward import Builder, Forward, Group, v2, v2_5, v3, v3_5
 from serve.engine.graphs import Compute, RecordedCompute, TracedCompute
 from serve.engine.outputs import ClassifierOutputs, Outputs, RegressorOutputs, round_probabilities
 from serve.engine.precision import LARGE_PARAMETERS, Precision
@@ -34,9 +34,6 @@ _BUILDERS: Mapping[str, Builder] = {
     "TabPFNV3p5": v3_5.build,
 }
 """By the class name of tabpfn's network."""
-
-_JOINED_BUILDERS: Mapping[str, JoinedBuilder] = {"TabPFNV3": v3.build_joined, "TabPFNV3p5": v3_5.build_joined}
-"""Of those in which groups of unequal width meet."""
 
 
 def can_compile(estimator: Any) -> bool:
@@ -130,7 +127,7 @@ class _Pass:
     """What goes through one forward together: groups by their numbers, whose logits stand end to end."""
 
     groups: Sequence[int]
-    forward: Forward | JoinedForward
+    forward: Forward
 
 
 def _build_passes(
@@ -143,30 +140,21 @@ def _build_passes(
     precision: Precision,
 ) -> list[_Pass]:
     """Passes of all groups: of members `groups[i]`, who lie in the library's caches `caches[i]` in this order."""
-    alike: dict[tuple[int, ...], list[int]] = {}
+    alike: dict[tuple[int, int], list[int]] = {}
     for number, positions in enumerate(groups):
         member = executor.ensemble_members[positions[0]]
-        key = (member.config._model_index, len(member.y_train))
-        network = executor.model_caches[key[0]].get(device)
-        can_join = type(network).__name__ in _JOINED_BUILDERS
-        alike.setdefault(key if can_join else (*key, number), []).append(number)
+        alike.setdefault((member.config._model_index, len(member.y_train)), []).append(number)
+
+    def read(number: int) -> Group:
+        members = [executor.ensemble_members[position] for position in groups[number]]
+        targets = [torch.as_tensor(member.y_train, dtype=torch.float32, device=device) for member in members]
+        kv_caches = [executor.kv_caches[index].to(device) for index in caches[number]]
+        return Group(kv_caches, torch.stack(targets), columns[number])
 
     passes = []
-    for (model_index, *_), numbers in alike.items():
+    for (model_index, _), numbers in alike.items():
         network = executor.model_caches[model_index].get(device)
-        name = type(network).__name__
-        parts = []
-        for number in numbers:
-            members = [executor.ensemble_members[position] for position in groups[number]]
-            targets = [torch.as_tensor(member.y_train, dtype=torch.float32, device=device) for member in members]
-            kv_caches = [executor.kv_caches[index].to(device) for index in caches[number]]
-            parts.append(Group(kv_caches, torch.stack(targets), columns[number]))
-        dtypes = (precision.weights, precision.kv_cache)
-        forward: Forward | JoinedForward
-        if name in _JOINED_BUILDERS:
-            forward = _JOINED_BUILDERS[name](network, parts, task_type, *dtypes)
-        else:
-            (part,) = parts
-            forward = _BUILDERS[name](network, part.caches, part.targets, task_type, *dtypes, part.columns)
-        passes.append(_Pass(numbers, forward))
+        build = _BUILDERS[type(network).__name__]
+        parts = [read(number) for number in numbers]
+        passes.append(_Pass(numbers, build(network, parts, task_type, precision.weights, precision.kv_cache)))
     return passes

@@ -99,10 +99,10 @@ def test_a_forward_that_answers_otherwise_fails_the_load(
     from serve.engine.forward import v3_5
 
     def build_wrong(*arguments):
-        forward = v3_5.build_joined(*arguments)
+        forward = v3_5.build(*arguments)
         return lambda *rows: forward(*rows) * 1.01
 
-    monkeypatch.setattr(compiled, "_JOINED_BUILDERS", {"TabPFNV3p5": build_wrong})
+    monkeypatch.setattr(compiled, "_BUILDERS", {"TabPFNV3p5": build_wrong})
     with pytest.raises(StartupError, match=r"by our forward and by the library's differ by .* parity_tolerance 1e-05"):
         engine.fit(definition(checkpoint))
 

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from serve.engine.forward import Forward, Group
 from serve.engine.forward.attention import BITS, MAX_EXP_SCORE, attend_tiled, attend_tokens
 from serve.engine.forward.layers import MAX_CUDA_GRID, Norm, Product
 from serve.engine.forward.processor import has_amx
@@ -41,22 +42,33 @@ _MAX_HIDDEN_BYTES = 256 * 2**20
 
 def build(
     network: torch.nn.Module,
-    caches: Sequence[Any],
-    targets: torch.Tensor,
+    groups: Sequence[Group],
     task_type: str,
     dtype: torch.dtype,
     kv_dtype: torch.dtype | None = None,
-    columns: torch.Tensor | None = None,
-) -> CellsForward:
-    """See serve.engine.forward.Builder. `caches` are TabPFNV2Cache of equal width and context; both tasks run alike."""
+) -> Forward:
+    """See serve.engine.forward.Builder. Caches are TabPFNV2Cache of equal width in a group; both tasks run alike."""
     # The cache holds the target column's embedding; cells are cheap, and no two members' attend alike.
-    del targets, task_type, columns
+    del task_type
     with torch.inference_mode():
-        return CellsForward(network, caches, _read_cells(network, caches), dtype, kv_dtype or dtype)
+        return side_by_side([
+            CellsForward(network, group.caches, _read_cells(network, group.caches), dtype, kv_dtype or dtype)
+            for group in groups
+        ])  # fmt: skip
+
+
+def side_by_side(forwards: Sequence[Callable[[torch.Tensor], torch.Tensor]]) -> Forward:
+    """Groups each by its own forward: their width tells them apart to the end."""
+
+    def run(*rows: torch.Tensor) -> torch.Tensor:
+        answers = [forward(part) for forward, part in zip(forwards, rows, strict=True)]
+        return answers[0] if len(answers) == 1 else torch.cat(answers)
+
+    return run
 
 
 class CellsForward:
-    """A Forward: float32 [members, rows, width] to float32 [members, rows, outputs]."""
+    """Of one group: float32 [members, rows, width] to float32 [members, rows, outputs]."""
 
     def __init__(
         self, network: Any, caches: Sequence[Any], cells: Cells, dtype: torch.dtype, kv_dtype: torch.dtype

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from serve.engine.forward import Forward
-from serve.engine.forward.v2 import CellsForward
+from serve.engine.forward import Forward, Group
+from serve.engine.forward.v2 import CellsForward, side_by_side
 from serve.engine.forward.v2_cells import Cells, draw_columns, find_sources
 
 _SEED = 42
@@ -32,29 +32,31 @@ _SEED = 42
 
 def build(
     network: torch.nn.Module,
-    caches: Sequence[Any],
-    targets: torch.Tensor,
+    groups: Sequence[Group],
     task_type: str,
     dtype: torch.dtype,
     kv_dtype: torch.dtype | None = None,
-    columns: torch.Tensor | None = None,
 ) -> Forward:
-    """See serve.engine.forward.Builder. `caches` are of equal width and context; both tasks run alike."""
+    """See serve.engine.forward.Builder. Caches are of equal width in a group; both tasks run alike."""
     # The cache holds the target column's embedding; cells are cheap, and no two members' attend alike.
-    del targets, task_type, columns
+    del task_type
+    with torch.inference_mode():
+        return side_by_side([_build_group(network, group.caches, dtype, kv_dtype or dtype) for group in groups])
+
+
+def _build_group(
+    network: torch.nn.Module, caches: Sequence[Any], dtype: torch.dtype, kv_dtype: torch.dtype
+) -> CellsForward | _Apart:
     alike: dict[int, list[int]] = {}
     for index, cache in enumerate(caches):
         alike.setdefault(_count_columns(cache), []).append(index)
-    with torch.inference_mode():
-        groups = [[caches[index] for index in indices] for indices in alike.values()]
-        forwards = [
-            CellsForward(network, some, _read_cells(network, some), dtype, kv_dtype or dtype) for some in groups
-        ]
-        if len(forwards) == 1:
-            return forwards[0]
-        sizes, device = [cache.train_shape[0] for cache in caches], caches[0].test_y_embedding.device
-        positions = torch.split(torch.arange(sum(sizes), device=device), sizes)
-        return _Apart(forwards, [torch.cat([positions[index] for index in indices]) for indices in alike.values()])
+    groups = [[caches[index] for index in indices] for indices in alike.values()]
+    forwards = [CellsForward(network, some, _read_cells(network, some), dtype, kv_dtype) for some in groups]
+    if len(forwards) == 1:
+        return forwards[0]
+    sizes, device = [cache.train_shape[0] for cache in caches], caches[0].test_y_embedding.device
+    positions = torch.split(torch.arange(sum(sizes), device=device), sizes)
+    return _Apart(forwards, [torch.cat([positions[index] for index in indices]) for indices in alike.values()])
 
 
 class _Apart:
@@ -64,7 +66,7 @@ class _Apart:
         members: int64, the positions of each forward's members among all.
     """
 
-    def __init__(self, forwards: Sequence[Forward], members: Sequence[torch.Tensor]) -> None:
+    def __init__(self, forwards: Sequence[CellsForward], members: Sequence[torch.Tensor]) -> None:
         self._parts = list(zip(forwards, members, strict=True))
         self._in_order = torch.cat(list(members)).argsort()
 

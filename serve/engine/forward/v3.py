@@ -13,37 +13,21 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 
-from serve.engine.forward import Forward, Group
+from serve.engine.forward import Group
 from serve.engine.forward.layers import Place
-from serve.engine.forward.v3_5 import Embedding, StagedForward, join_groups
+from serve.engine.forward.v3_5 import StagedForward, join_groups
 from serve.engine.forward.v3_cells import Alike, Scaling
 from serve.engine.forward.votes import Votes
 
 
 def build(
     network: torch.nn.Module,
-    caches: Sequence[Any],
-    targets: torch.Tensor,
-    task_type: str,
-    dtype: torch.dtype,
-    kv_dtype: torch.dtype | None = None,
-    columns: torch.Tensor | None = None,
-) -> Forward:
-    """The forward of one cache group, on the network's device; see `serve.engine.forward.Builder`.
-
-    Keeps no reference to `caches`, which may be dropped. Raises ValueError on a task or label the network lacks.
-    """
-    return build_joined(network, [Group(caches, targets, columns)], task_type, dtype, kv_dtype)
-
-
-def build_joined(
-    network: torch.nn.Module,
     groups: Sequence[Group],
     task_type: str,
     dtype: torch.dtype,
     kv_dtype: torch.dtype | None = None,
 ) -> StagedForward:
-    """The forward of several cache groups; see `serve.engine.forward.JoinedBuilder`, and `build`."""
+    """See `build` of v3_5.py."""
     if task_type != network.task_type:
         raise ValueError(f"task type {task_type!r}, but the network was made for {network.task_type!r}")
     with torch.inference_mode():
@@ -55,12 +39,7 @@ def build_joined(
         else:
             widen, _, output = network.output_projection  # type: ignore[misc]
             head = [place.exact_linear(widen), F.gelu, place.exact_linear(output)]
-        embeddings = []
-        for group in groups:
-            alike = Alike(group.columns, group.caches, cast(Any, network).feature_group_size, place)
-            cells = _Cells(network, group.caches, alike, place)
-            embeddings.append(Embedding(network, group.caches, alike, cells, place))
-        return StagedForward(embeddings, network, caches, head, place)
+        return StagedForward(network, groups, cast(Any, network).feature_group_size, _Cells, head, place)
 
 
 class _Cells:

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from tabpfn.architectures.kv_cache import QuantizedKVCacheEntry
 
-from serve.engine.forward import Forward, Group
+from serve.engine.forward import Group
 from serve.engine.forward.attention import MAX_EXP_SCORE, attend_tokens
 from serve.engine.forward.layers import FeedForward, LengthScale, Norm, Place, TurnedHeads, attend
 from serve.engine.forward.v3_cells import Alike, Scaling
@@ -38,28 +38,15 @@ _MAX_TOKENS, _MAX_TOKENS_CPU = 1 << 18, 1 << 14
 
 def build(
     network: torch.nn.Module,
-    caches: Sequence[Any],
-    targets: torch.Tensor,
-    task_type: str,
-    dtype: torch.dtype,
-    kv_dtype: torch.dtype | None = None,
-    columns: torch.Tensor | None = None,
-) -> Forward:
-    """The forward of one cache group, on the network's device; see `serve.engine.forward.Builder`.
-
-    Keeps no reference to `caches`, which may be dropped. Raises ValueError on a task or label the network lacks.
-    """
-    return build_joined(network, [Group(caches, targets, columns)], task_type, dtype, kv_dtype)
-
-
-def build_joined(
-    network: torch.nn.Module,
     groups: Sequence[Group],
     task_type: str,
     dtype: torch.dtype,
     kv_dtype: torch.dtype | None = None,
 ) -> StagedForward:
-    """The forward of several cache groups; see `serve.engine.forward.JoinedBuilder`, and `build`."""
+    """The forward of cache groups, on the network's device; see `serve.engine.forward.Builder`.
+
+    Keeps no reference to their caches, which may be dropped. Raises ValueError on a task or label the network lacks.
+    """
     if task_type not in ("multiclass", "regression"):
         raise ValueError(f"task type {task_type!r} is neither 'multiclass' nor 'regression'")
     with torch.inference_mode():
@@ -73,12 +60,7 @@ def build_joined(
         else:
             mlp = heads.mlp_regression
             head = [FeedForward(mlp.norm, mlp.mlp, place), place.exact_linear(heads.output_projection)]
-        embeddings = []
-        for group in groups:
-            alike = Alike(group.columns, group.caches, group_size, place)
-            cells = _Cells(network, group.caches, alike, place)
-            embeddings.append(Embedding(network, group.caches, alike, cells, place))
-        return StagedForward(embeddings, network, caches, head, place)
+        return StagedForward(network, groups, group_size, _Cells, head, place)
 
 
 def join_groups(groups: Sequence[Group]) -> tuple[list[Any], torch.Tensor]:
@@ -93,20 +75,27 @@ class StagedForward:
     to the context and all that follows is one pass, for which weights are read once.
 
     Args:
-        embeddings: one of each group.
-        caches: of all groups, in their order.
+        group_size: columns in a cell.
+        make_cells: of network, caches, which columns are alike, and place: float32 [columns, R], of each kind one, to
+            float32 [cells, R, E], of each kind one.
         head: one after the other, float32 [B, R, T E] to logits.
     """
 
     def __init__(
         self,
-        embeddings: Sequence[Embedding],
         network: Any,
-        caches: Sequence[Any],
+        groups: Sequence[Group],
+        group_size: int,
+        make_cells: Callable[[Any, Sequence[Any], Alike, Place], Callable[[torch.Tensor], torch.Tensor]],
         head: Sequence[Callable[[torch.Tensor], torch.Tensor]],
         place: Place,
     ) -> None:
-        self._embeddings, self._head = embeddings, head
+        self._embeddings, self._head = [], head
+        for group in groups:
+            alike = Alike(group.columns, group.caches, group_size, place)
+            cells = make_cells(network, group.caches, alike, place)
+            self._embeddings.append(_Embedding(network, group.caches, alike, cells, place))
+        caches, _ = join_groups(groups)
         self._icl = [_IclBlock(block, [c.kv[i] for c in caches], place) for i, block in enumerate(network.icl_blocks)]
         self._norm = place.norm(network.output_norm)
 
@@ -123,7 +112,7 @@ class StagedForward:
         return torch.nan_to_num(x, nan=0.0)
 
 
-class Embedding:
+class _Embedding:
     """Stages 0 to 2 of a group.
 
     Args:

@@ -13,6 +13,7 @@ from tabpfn.architectures.kv_cache import KVCacheEntry
 from tabpfn.architectures.tabpfn_v2 import TabPFNV2Cache
 from v2_harness import ARCHITECTURES, BUILDERS, CONTEXT_ROWS, TINY, Group, check, distance, distances, draw_network, fit
 
+from serve.engine.forward import Group as CacheGroup
 from serve.engine.forward import attention, layers, v2
 
 every_arch = pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -98,7 +99,7 @@ def test_caches_that_hold_several_members_each(arch: str) -> None:
             network(part.transpose(0, 1), None, kv_cache=cache, x_is_test_only=True).transpose(0, 1)
             for part, cache in zip((rows[:2], rows[2:]), caches, strict=True)
         ]
-    ours = BUILDERS[arch](network, caches, labels.T, "multiclass", torch.float32)(rows)
+    ours = BUILDERS[arch](network, [CacheGroup(caches, labels.T)], "multiclass", torch.float32)(rows)
     assert distance(ours, torch.cat(theirs)) <= 1e-5
 
 

@@ -13,6 +13,8 @@ from tabpfn.architectures.tabpfn_v2_6 import TabPFNV2p6Cache
 from v2_harness import BUILDERS, CONTEXT_ROWS, THINKING, Group, check, distance, draw_network, fit
 from v3_harness import Recorder
 
+from serve.engine.forward import Group as CacheGroup
+
 CACHES = {"tabpfn_v2_5": TabPFNV2p5Cache, "tabpfn_v2_6": TabPFNV2p6Cache}
 both = pytest.mark.parametrize("arch", CACHES)
 
@@ -52,7 +54,7 @@ def test_caches_of_several_members_among_others(arch: str) -> None:
             network(rows[part].transpose(0, 1), None, kv_cache=cache, x_is_test_only=True).transpose(0, 1)
             for part, cache in zip(parts, caches, strict=True)
         ]
-    ours = BUILDERS[arch](network, caches, labels.T, "multiclass", torch.float32)(rows)
+    ours = BUILDERS[arch](network, [CacheGroup(caches, labels.T)], "multiclass", torch.float32)(rows)
     assert distance(ours, torch.cat(theirs)) <= 1e-5
 
 

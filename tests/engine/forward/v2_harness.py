@@ -13,6 +13,7 @@ import torch
 from tabpfn import architectures as library
 
 from serve.engine.forward import Builder, v2, v2_5
+from serve.engine.forward import Group as CacheGroup
 
 BUILDERS: Mapping[str, Builder] = {"tabpfn_v2": v2.build, "tabpfn_v2_5": v2_5.build, "tabpfn_v2_6": v2_5.build}
 ARCHITECTURES = tuple(BUILDERS)
@@ -81,7 +82,7 @@ class Group:
         return torch.stack(moves).amax(0)
 
     def build(self, dtype: torch.dtype = torch.float32) -> Any:
-        return BUILDERS[self.arch](self.network, self.caches, torch.zeros(0), "multiclass", dtype)
+        return BUILDERS[self.arch](self.network, [CacheGroup(self.caches, torch.zeros(0))], "multiclass", dtype)
 
     def ours(self, rows: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return self.build(dtype)(rows)

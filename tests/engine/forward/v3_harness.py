@@ -11,10 +11,9 @@ import torch
 from tabpfn import architectures as library
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from serve.engine.forward import Builder, Group, JoinedBuilder, v3, v3_5
+from serve.engine.forward import Builder, Group, v3, v3_5
 
 BUILDERS: Mapping[str, Builder] = {"tabpfn_v3": v3.build, "tabpfn_v3_5": v3_5.build}
-JOINED_BUILDERS: Mapping[str, JoinedBuilder] = {"tabpfn_v3": v3.build_joined, "tabpfn_v3_5": v3_5.build_joined}
 ARCHITECTURES = tuple(BUILDERS)
 TINY: dict[str, Any] = {
     "max_num_classes": 10, "num_buckets": 40, "embed_dim": 32, "dist_embed_num_blocks": 2, "dist_embed_num_heads": 4,
@@ -52,15 +51,15 @@ class Fitted:
         return torch.cat(answers)
 
     def build(self, dtype: torch.dtype = torch.float32, columns: torch.Tensor | None = None) -> Any:
-        targets = self.targets.T.contiguous()
-        return BUILDERS[self.arch](self.network, self.caches, targets, self.task, dtype, None, columns)
+        group = Group(self.caches, self.targets.T.contiguous(), columns)
+        return BUILDERS[self.arch](self.network, [group], self.task, dtype)
 
 
 def build_joined(*groups: Fitted) -> Any:
     """One forward of groups of one network."""
     first = groups[0]
     parts = [Group(group.caches, group.targets.T.contiguous()) for group in groups]
-    return JOINED_BUILDERS[first.arch](first.network, parts, first.task, torch.float32)
+    return BUILDERS[first.arch](first.network, parts, first.task, torch.float32)
 
 
 @functools.cache
