@@ -90,7 +90,7 @@ def sample_payments(rng: Rng, num_rows: int, num_features: int, num_classes: int
     num_schemes = (num_classes - 1) * int(rng.integers(1, 6))
     parts = [usual]
     for scheme, part in enumerate(rng.dirichlet(np.full(num_schemes, 2.0))):
-        make = _at_shops if rng.random() < 0.25 else _by_scheme
+        make = _at_shops if rng.random() < 0.35 else _by_scheme
         parts.append(make(rng, world, usual, max(1, int(part * num_frauds)), scheme))
     together = _Payments(
         *(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(_Payments))

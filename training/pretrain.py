@@ -54,7 +54,7 @@ SMALL = Stage((48, 256), (1, 32), BASIC_WEIGHTS)
 FULL = Stage((48, 1_200), (1, 32), FULL_WEIGHTS)
 # Tables of many classes have the largest losses, hence most of the gradient; what is served has two.
 BINARY = Stage((64, 600), (3, 32), FINAL_WEIGHTS, binary_share=0.85)
-FINAL = Stage((450, 1_600), (4, 32), FINAL_WEIGHTS, binary_share=0.85)
+FINAL = Stage((450, 1_600), (8, 32), FINAL_WEIGHTS, binary_share=0.85)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def stage_of(step: int, num_steps: int) -> Stage:
         return SMALL
     if step < FULL_STEPS:
         return FULL
-    return BINARY if 2 * (num_steps - step) > num_steps - PLATEAU_STEPS else FINAL
+    return BINARY if step < PLATEAU_STEPS else FINAL
 
 
 def draw_batch(seed: int, step: int, worker: int, stage: Stage) -> tuple[torch.Tensor, torch.Tensor, int]:

@@ -267,7 +267,7 @@ BASIC_WEIGHTS = (0.30, 0.12, 0.35, 0.23)
 """How often each mechanism is drawn while the network learns what a label is."""
 FULL_WEIGHTS = (0.24, 0.10, 0.25, 0.16, 0.25)
 """How often afterwards."""
-FINAL_WEIGHTS = (0.04, 0.02, 0.05, 0.04, 0.05, 0.02, 0.04, 0.08, 0.06, 0.15, 0.45)
+FINAL_WEIGHTS = (0.03, 0.01, 0.03, 0.03, 0.03, 0.01, 0.03, 0.06, 0.04, 0.11, 0.62)
 """How often in the end. A sum of many columns' own curves is what tables are most often made of, and logs are what is
 asked of a server in real time."""
 

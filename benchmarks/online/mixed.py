@@ -1,9 +1,9 @@
 """Interactive callers beside bulk ones, and too many callers: `python -m benchmarks.online.mixed --help`.
 
 Mixed: one-row requests (`x-priority: interactive`) at a share of the capacity, alone and beside bulk callers
-(`x-priority: bulk`) who take what they can get; and bulk alone. Rounds alternate, medians are reported. Overload:
-twice the capacity, each request with a deadline (`x-request-timeout-ms`); the answers in time per second beside the
-best of lower rates, how quickly the others were refused, and whether any request was left without an outcome.
+(`x-priority: bulk`) who take what they can get; and bulk alone. Overload: twice the capacity, each request with a
+deadline (`x-request-timeout-ms`); the answers in time per second beside the best of lower rates, how quickly the others
+were refused, and whether any request was left without an outcome. Rounds alternate, medians are reported.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ async def run_mixed(given: argparse.Namespace) -> dict[str, Any]:
             _tell(f"{system.name}: capacity {capacity:.0f} one-row requests per second")
             bench = Bench(given, system, records, ready, generator, capacity)
             mixed = await bench.mixed() if given.rounds else None
-            overload = await bench.overload() if given.overload else None
+            overload = await bench.overload() if given.overload_rounds else None
     config = {name: str(value) if isinstance(value, Path) else value for name, value in vars(given).items()}
     return envelope(
         "online-mixed", config, bench.results, system=system.name, capacity_per_s=rounded(capacity, 1), mixed=mixed,
@@ -151,18 +152,22 @@ class Bench:
         return probe, load.rows_per_s(begin, end), load
 
     async def overload(self) -> dict[str, Any]:
-        """Goodput at rates up to the capacity, then far above it."""
+        """Goodput at rates up to the capacity, then far above it; so many rounds."""
         given = self.given
         target = self._target({"x-request-timeout-ms": f"{given.bound_ms:g}", "x-priority": "interactive"})
-        peak = 0.0
-        for share in _LADDER:
+        below: list[list[float]] = []
+        above: list[dict[str, Any]] = []
+        for number in range(given.overload_rounds):
+            below.append([])
+            for share in _LADDER:
+                await self._settle()
+                probe = await self._offer(target, share * self.capacity, "below capacity", given.bound_ms)
+                below[-1].append(probe["goodput_per_s"])
             await self._settle()
-            probe = await self._offer(target, share * self.capacity, "below capacity", given.bound_ms)
-            peak = max(peak, probe["goodput_per_s"])
+            above.append(await self._offer(target, given.overload * self.capacity, "overload", given.bound_ms))
+            _tell(f"overload, round {number + 1}: {above[-1]['goodput_per_s']} in time a second, below {below[-1]}")
         await self._settle()
-        probe = await self._offer(target, given.overload * self.capacity, "overload", given.bound_ms)
-        await self._settle()
-        return summarise_overload(probe, peak)
+        return summarise_overload(below, above)
 
 
 def summarise_mixed(found: Mapping[str, Sequence[float]], share: float) -> dict[str, Any]:
@@ -183,22 +188,40 @@ def summarise_mixed(found: Mapping[str, Sequence[float]], share: float) -> dict[
     }
 
 
-def summarise_overload(probe: Mapping[str, Any], peak_per_s: float) -> dict[str, Any]:
-    """`unanswered`: without an outcome, which must never be; `expired`: admitted and answered 504 at its deadline."""
+def summarise_overload(below: Sequence[Sequence[float]], above: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Medians of the rounds, and sums of what is counted.
+
+    `below`: each round's goodput at each rate up to the capacity. The peak is the rate with the highest median; the
+    ratio is the median of the rounds' own, to what that rate got in the same round. `unanswered`: without an outcome,
+    which must never be; `expired`: admitted and answered 504 at its deadline.
+    """
+    by_rate = list(zip(*below, strict=True))
+    peak = max(by_rate, key=statistics.median)
+    of_peak = [probe["goodput_per_s"] / at_peak for probe, at_peak in zip(above, peak, strict=True) if at_peak]
+    refusals_ms = [p99 for probe in above if (p99 := probe["refusal"]["p99_ms"]) is not None]
+    by_status, errors = _total(above, "by_status"), _total(above, "errors")
     return {
-        "rate": probe["rate"],
-        "goodput_per_s": probe["goodput_per_s"],
-        "peak_goodput_per_s": peak_per_s,
-        "goodput_of_peak": rounded(probe["goodput_per_s"] / peak_per_s) if peak_per_s else None,
-        "refused": probe["by_status"].get("429", 0),
-        "refusal_p99_ms": probe["refusal"]["p99_ms"],
-        "expired": probe["by_status"].get("504", 0),
-        "unanswered": sum(probe["errors"].values()),
-        "by_status": probe["by_status"],
-        "errors": probe["errors"],
-        "mismatches": probe["verified"]["mismatches"],
-        "void": probe["void"],
+        "rate": above[0]["rate"],
+        "goodput_per_s": rounded(statistics.median(probe["goodput_per_s"] for probe in above), 1),
+        "peak_goodput_per_s": rounded(statistics.median(peak), 1),
+        "goodput_of_peak": rounded(statistics.median(of_peak)) if of_peak else None,
+        "rounds_of_peak": [rounded(ratio) for ratio in of_peak],
+        "refused": by_status.get("429", 0),
+        "refusal_p99_ms": rounded(statistics.median(refusals_ms)) if refusals_ms else None,
+        "expired": by_status.get("504", 0),
+        "unanswered": sum(errors.values()),
+        "by_status": by_status,
+        "errors": errors,
+        "mismatches": sum(probe["verified"]["mismatches"] for probe in above),
+        "void": sum(probe["void"] for probe in above),
     }
+
+
+def _total(probes: Sequence[Mapping[str, Any]], name: str) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for probe in probes:
+        counts.update(probe[name])
+    return dict(counts)
 
 
 def _tell(line: str) -> None:
@@ -215,7 +238,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--bulk-connections", type=int, default=2, help="bulk callers")
     parser.add_argument("--bulk-timeout", type=float, default=60.0)
     parser.add_argument("--rounds", type=int, default=5, help="of the mixed load; 0 leaves it out")
-    parser.add_argument("--overload", type=float, default=2.0, help="times the capacity; 0 leaves it out")
+    parser.add_argument("--overload", type=float, default=2.0, help="times the capacity")
+    parser.add_argument("--overload-rounds", type=int, default=5, help="of the overload; 0 leaves it out")
     parser.add_argument("--bound-ms", type=float, default=100.0, help="deadline of a request")
     parser.add_argument("--duration", type=float, default=8.0, help="seconds of each measurement")
     parser.add_argument("--warmup", type=float, default=2.0)

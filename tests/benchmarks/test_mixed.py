@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scripted_server import Answer, Request, ScriptedServer, StartServer, fraud_model
@@ -18,7 +19,7 @@ from benchmarks.online.verify import Refused
 from benchmarks.online.wire import native_wire
 
 RECORDS = [{"amount": float(amount)} for amount in (10, 90, 400)]
-SHORT = "--nice 0 --duration 0.3 --warmup 0.1 --capacity 60 --bulk-rows 7 --bound-ms 60000"
+SHORT = "--nice 0 --duration 0.3 --warmup 0.1 --capacity 60 --bulk-rows 7 --bound-ms 60000 --overload-rounds 1"
 
 
 async def load_on(server: ScriptedServer, rows: int = 7) -> BulkLoad:
@@ -78,16 +79,29 @@ def test_ratios_are_of_rounds_and_the_room_is_what_interactive_leaves() -> None:
     assert (summary["bulk_rows_per_s_alone"], summary["rounds"]) == (1000, 3)
 
 
-def test_overload_tells_refused_expired_and_unanswered_apart() -> None:
-    probe = {
-        "rate": 200.0, "goodput_per_s": 95.0, "by_status": {"200": 95, "429": 90, "504": 5}, "errors": {"timeout": 2},
-        "refusal": {"p99_ms": 3.0}, "verified": {"mismatches": 0}, "void": False,
+def overloaded(goodput: float, refusal_p99_ms: float | None = 3.0) -> dict[str, Any]:
+    return {
+        "rate": 200.0, "goodput_per_s": goodput, "by_status": {"200": 95, "429": 90, "504": 5},
+        "errors": {"timeout": 2}, "refusal": {"p99_ms": refusal_p99_ms}, "verified": {"mismatches": 0}, "void": False,
     }  # fmt: skip
-    summary = summarise_overload(probe, 100.0)
-    assert summary["goodput_of_peak"] == 0.95
+
+
+def test_overload_tells_refused_expired_and_unanswered_apart() -> None:
+    summary = summarise_overload([[60.0, 80.0, 100.0]], [overloaded(95.0)])
+    assert (summary["goodput_of_peak"], summary["peak_goodput_per_s"]) == (0.95, 100)
     assert (summary["refused"], summary["expired"], summary["unanswered"]) == (90, 5, 2)
     assert summary["refusal_p99_ms"] == 3.0
-    assert summarise_overload(probe, 0.0)["goodput_of_peak"] is None
+    nothing = summarise_overload([[0.0, 0.0, 0.0]], [overloaded(95.0, None)])
+    assert (nothing["goodput_of_peak"], nothing["refusal_p99_ms"]) == (None, None)
+
+
+def test_the_peak_is_one_rate_for_all_rounds_and_each_overload_is_held_against_its_own_round() -> None:
+    below = [[60.0, 90.0, 50.0], [60.0, 80.0, 100.0], [60.0, 40.0, 70.0]]
+    summary = summarise_overload(below, [overloaded(81.0), overloaded(80.0, 9.0), overloaded(20.0)])
+    assert summary["peak_goodput_per_s"] == 80, "medians are 60, 80 and 70"
+    assert summary["rounds_of_peak"] == [0.9, 1.0, 0.5]
+    assert (summary["goodput_of_peak"], summary["goodput_per_s"], summary["refusal_p99_ms"]) == (0.9, 80, 3.0)
+    assert (summary["refused"], summary["unanswered"]) == (270, 6)
 
 
 async def test_the_command_measures_a_running_server(start_server: StartServer, tmp_path: Path) -> None:
