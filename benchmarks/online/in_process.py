@@ -1,0 +1,69 @@
+"""The demo model without a server around it: what `online.overhead` holds a server against.
+
+The engine is the server's own with the server's settings, called from this process, with nothing between the call and
+the work. The steps of one request are those of the native door (`serve/api`), one after the other.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from benchmarks.online.peers.records import Record
+from serve.api.decode import decode_query
+from serve.api.schemas import encode_answer
+from serve.config import BatchingSettings, EngineSettings, StoreSettings
+from serve.core import Batch, Prediction, Timing
+from serve.engine.engine import TabPFNEngine
+from serve.engine.warmup import row_buckets
+from serve.predictor import ServedModel
+from serve.store import FolderStore
+
+STEPS = ("parse", "encode", "compute", "serialise")
+
+
+class InProcess:
+    """The embedded model `fraud`, every row bucket warm.
+
+    Args:
+        bodies: of one-row requests, as they are posted.
+        records: the same, as they were before.
+    """
+
+    def __init__(self, records: Sequence[Record], bodies: Sequence[bytes], num_threads: int) -> None:
+        definition = FolderStore(StoreSettings()).load("fraud")
+        max_batch_rows = BatchingSettings().max_batch_rows
+        self._engine = TabPFNEngine(EngineSettings(num_threads=num_threads), max_batch_rows=max_batch_rows)
+        self._context = self._engine.fit(definition)
+        self._model = ServedModel(definition, self._context, 1.0)
+        self._bodies = bodies
+        self._rows = self._context.encode_records(records)
+        for num_rows in row_buckets(max_batch_rows):
+            self.compute(num_rows)
+
+    def compute(self, num_rows: int) -> float:
+        """Seconds of one batch of so many rows, encoded before."""
+        batch = Batch(self._context, np.resize(self._rows, (num_rows, self._rows.shape[1])))
+        began = time.perf_counter()
+        self._engine.predict(batch)
+        return time.perf_counter() - began
+
+    def steps(self, number: int) -> list[float]:
+        """Seconds of each of `STEPS` for one request that is alone."""
+        body = self._bodies[number % len(self._bodies)]
+        times = [time.perf_counter()]
+        query = decode_query(body)
+        times.append(time.perf_counter())
+        rows = self._context.encode_records(query.records)  # type: ignore[arg-type]  # these bodies hold records
+        times.append(time.perf_counter())
+        outputs = self._engine.predict(Batch(self._context, rows))
+        times.append(time.perf_counter())
+        encode_answer(self._model, Prediction(outputs, 1, Timing(0.0, 0.0)), "0" * 32, 0.0)
+        times.append(time.perf_counter())
+        return [after - before for before, after in itertools.pairwise(times)]
+
+    def close(self) -> None:
+        self._engine.close()
