@@ -53,7 +53,7 @@ bench: install  ## the numbers in the README: the engine in process, then load o
 	$(VENV)/bin/python -m benchmarks.offline.engine --precision float32 auto --threads 2 --json $(RESULTS)/offline-engine.json --plot $(RESULTS)/offline-engine.png
 	$(VENV)/bin/python -m benchmarks.online.demo --edge serve --rate 20 40 80 160 240 480 --duration 20 --json $(RESULTS)/online-load.json --plot $(RESULTS)/online-load.png
 
-bench-peers: install  ## the same model behind other servers, about half an hour on an otherwise quiet machine
+bench-peers: install  ## the same model behind other servers, about 45 minutes on an otherwise quiet machine
 	$(VENV)/bin/python -m benchmarks.online.peers --json $(RESULTS)/peers.json --plot $(RESULTS)/peers.png
 
 bench-policy: install  ## the batching policy beside its peers' under a virtual clock, about three minutes

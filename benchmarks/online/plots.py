@@ -51,8 +51,7 @@ def draw_peers(run: Mapping[str, Any]) -> Figure:
     load, cpu_key = ("half_load", "") if is_by_library else ("half_load_our_engine", "_half_load_our_engine")
     _bars(latency, systems, f"p99_ms_{load}", alpha=0.45)
     _bars(latency, systems, f"p50_ms_{load}")
-    at = run["rates"].get(load)
-    latency.set_xlabel("p50 and p99 (pale), ms" + (f", at {at:.0f}/s" if at else ""))
+    latency.set_xlabel(f"p50 and p99 (pale), ms{_at_rates(run['results'], load)}")
     _bars(cpu, systems, f"cpu_ms_per_request{cpu_key}")
     cpu.set_xlabel("CPU per request at that rate, ms")
     for colour, engine in ((_OURS, "our engine"), (_LIBRARY, "the library's")):
@@ -60,6 +59,14 @@ def draw_peers(run: Mapping[str, Any]) -> Figure:
     rate.legend(loc="lower right")
     figure.suptitle(title(run, "the same model behind each server, one-row requests (medians of the rounds)"))
     return figure
+
+
+def _at_rates(probes: Sequence[Mapping[str, Any]], purpose: str) -> str:
+    """The rate of the probes made for it; runs before December 2026 had one for each round."""
+    rates = [round(probe["rate"]) for probe in probes if probe["purpose"] == purpose]
+    if not rates:
+        return ""
+    return f", at {min(rates)}/s" if min(rates) == max(rates) else f", at {min(rates)} to {max(rates)}/s"
 
 
 def _bars(axes: Axes, systems: Mapping[str, Mapping[str, Any]], key: str, alpha: float = 1.0) -> None:

@@ -76,6 +76,9 @@ async def test_a_run_of_stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         latency = draw_peers({**run, "rates": {load: 30}}).axes[1]
         assert sum(bar.get_width() > 0 for bar in latency.patches) >= 2
         assert latency.get_xlabel().endswith("at 30/s")
+    both = [{"purpose": "half_load", "rate": 12.4}, {"purpose": "half_load", "rate": 30.0}]
+    older = draw_peers({**run, "rates": {"half_load": 30}, "results": both}).axes[1]
+    assert older.get_xlabel().endswith("at 12 to 30/s")
     printed = table(found)
     assert "liar FAILED: WrongAnswers" in printed
     assert len(printed.splitlines()) == 1 + len(systems) + 1 + 2

@@ -103,7 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.online.peers", description=__doc__)
     parser.add_argument("--systems", nargs="+", choices=tuple(SYSTEMS), default=list(SYSTEMS), metavar="NAME")
     parser.add_argument("--rounds", type=int, default=5, help="of everything, interleaved; medians are reported")
-    parser.add_argument("--budget-s", type=float, default=2000, help="no round begins that would end after this")
+    parser.add_argument(
+        "--budget-s", type=float, default=3000, help="no round of searches begins that would end after this"
+    )
     parser.add_argument("--threads", type=int, default=1, help="of torch, the same in every system")
     parser.add_argument("--processes", type=int, default=1, help="generator processes")
     parser.add_argument("--nice", type=int, default=-10, help="of the generator, where it may be set")

@@ -1,10 +1,9 @@
 """The run: all systems started, then measured in rounds, A B C A B C, so that the machine's moods meet all alike.
 
-A round has two passes. In the first every system's highest rate is searched; then half of the best peer's highest rate
-is known, and in the second pass every system that can keep that rate is measured at it. There are two such rates:
-`half_load`, of the best peer with the library's engine, which most can keep, and `half_load_our_engine`, of the best
-peer that was lent ours. Systems that have no turn are frozen (SIGSTOP): an idle Ray would cost the others a tenth of a
-core.
+First every system's highest rate is searched, in all rounds; then half of the best peer's highest rate is known, and
+in as many rounds every system that can keep that rate is measured at it. There are two such rates: `half_load`, of the
+best peer with the library's engine, which most can keep, and `half_load_our_engine`, of the best peer that was lent
+ours. Systems that have no turn are frozen (SIGSTOP): an idle Ray would cost the others a tenth of a core.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ LOADS = {"half_load": LIBRARY, "half_load_our_engine": OURS}
 
 @dataclass(frozen=True)
 class Plan:
-    """How the run goes. No round begins that would, at the last one's pace, end after `budget_s`.
+    """How the run goes. No round of searches begins that would, at the last one's pace, end after `budget_s`.
 
     Attributes:
         nice: the generator's, below 0 so that it need not queue for a core behind the servers that it measures.
@@ -75,16 +74,20 @@ async def run_rounds(
             _tell(system.name, contender.failure or f"ready after {contender.facts['start_s']:g} s")
         raise_priority(plan.nice)
         async with Generator(plan.processes) as generator:
-            for number in range(1, plan.rounds + 1):
+            num_rounds = 0
+            while num_rounds < plan.rounds:
+                num_rounds += 1
                 round_began = time.monotonic()
-                await _search(plan, contenders, generator, number, records, expected)
+                await _search(plan, contenders, generator, num_rounds, records, expected)
                 rates = half_loads(contenders)
-                await _measure_loads(plan, contenders, generator, rates, number)
                 keep(contenders, rates)
                 took = time.monotonic() - round_began
-                _tell("round", f"{number} of {plan.rounds} took {took:.0f} s")
-                if number > 1 and time.monotonic() - began + took > plan.budget_s:
+                _tell("round", f"{num_rounds} of {plan.rounds} took {took:.0f} s")
+                if num_rounds > 1 and time.monotonic() - began + took > plan.budget_s:
                     break
+            for number in range(1, num_rounds + 1):
+                await _measure_loads(plan, contenders, generator, rates, number)
+                keep(contenders, rates)
     finally:
         # side by side, since Ray takes ten seconds; the pool waits for all of them whatever interrupts this thread
         with ThreadPoolExecutor(len(contenders) or 1) as pool:
