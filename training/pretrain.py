@@ -3,9 +3,8 @@
 Each step every worker draws a batch of tables of one size, shows the network the labelled context rows, and scores the
 query rows by cross entropy; gradients are averaged over the workers. Tables are small and simple for the first
 `SMALL_STEPS` (cheap, and enough to learn what a label is), then of every size until `FULL_STEPS`, then of every
-mechanism and mostly of two classes, and in the last half of the decay of the sizes that are served. Matrices inside
-the blocks are trained by Muon, everything else by AdamW, with a warm-up, a plateau until `PLATEAU_STEPS` and a linear
-decay to the end.
+mechanism and mostly of two classes, and during the decay of the sizes that are served. Matrices inside the blocks are
+trained by Muon, everything else by AdamW, with a warm-up, a plateau until `PLATEAU_STEPS` and a linear decay to the end.
 
 `--start-from` takes the weights of an earlier checkpoint and joins the schedule after `FULL_STEPS`: that is how the
 checkpoint in the package was made, from the one that it replaced.
@@ -75,7 +74,7 @@ class Run:
         return FULL_STEPS if self.start_from else 0
 
 
-def stage_of(step: int, num_steps: int) -> Stage:
+def stage_of(step: int) -> Stage:
     """The stage of a step."""
     if step < SMALL_STEPS:
         return SMALL
@@ -161,7 +160,7 @@ def train(worker: int, run: Run) -> None:
     first = _restore(run.resume, network, optimizers) if run.resume else run.first_step
     started, losses = time.perf_counter(), []
     for step in range(first, run.num_steps):
-        features, labels, num_context = draw_batch(run.seed, step, worker, stage_of(step, run.num_steps))
+        features, labels, num_context = draw_batch(run.seed, step, worker, stage_of(step))
         for optimizer, base in zip(optimizers, base_rates, strict=True):
             optimizer.param_groups[0]["lr"] = base * rate_factor(step, run.num_steps, run.first_step)
             optimizer.zero_grad(set_to_none=True)

@@ -93,12 +93,11 @@ def test_tabpfn_loads_what_is_saved(tmp_path: Path) -> None:
 
 
 def test_tables_grow_with_the_schedule() -> None:
-    first, steps = pretrain.PLATEAU_STEPS, pretrain.PLATEAU_STEPS + 3_000
-    assert stage_of(0, steps) is SMALL
-    assert stage_of(pretrain.SMALL_STEPS, steps) is FULL
-    assert stage_of(pretrain.FULL_STEPS, steps) is BINARY
-    assert stage_of(first + 1_499, steps) is BINARY
-    assert stage_of(first + 1_500, steps) is FINAL
+    assert stage_of(0) is SMALL
+    assert stage_of(pretrain.SMALL_STEPS) is FULL
+    assert stage_of(pretrain.FULL_STEPS) is BINARY
+    assert stage_of(pretrain.PLATEAU_STEPS - 1) is BINARY
+    assert stage_of(pretrain.PLATEAU_STEPS) is FINAL
 
 
 def test_a_run_that_starts_from_a_checkpoint_joins_the_schedule(tmp_path: Path) -> None:
