@@ -26,8 +26,12 @@ serve: install  ## the Ray Serve application with the demo fraud model
 up: install  ## the same application under uvicorn, without Ray
 	$(VENV)/bin/tabpfn-serve up --port $(PORT)
 
+# Test files run side by side, each whole in one process: most wait for a server of their own to start or to stop. More
+# workers take a GiB each. One thread for each, or torch's would wait for each other's cores.
+TEST_WORKERS := 2
+
 test: install-deploy
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 # Options of scripts/build-image, for a machine behind a package mirror: make test-images BUILD_OPTIONS="--ca FILE"
 BUILD_OPTIONS :=

@@ -4,7 +4,8 @@ Each step every worker draws a batch of tables of one size, shows the network th
 query rows by cross entropy; gradients are averaged over the workers. Tables are small and simple for the first
 `SMALL_STEPS` (cheap, and enough to learn what a label is), then of every size until `FULL_STEPS`, then of every
 mechanism and mostly of two classes, and during the decay of the sizes that are served. Matrices inside the blocks are
-trained by Muon, everything else by AdamW, with a warm-up, a plateau until `PLATEAU_STEPS` and a linear decay to the end.
+trained by Muon, everything else by AdamW, with a warm-up, a plateau until `PLATEAU_STEPS` and a linear decay to the
+end.
 
 `--start-from` takes the weights of an earlier checkpoint and joins the schedule after `FULL_STEPS`: that is how the
 checkpoint in the package was made, from the one that it replaced.
