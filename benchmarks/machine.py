@@ -15,19 +15,28 @@ from typing import Any
 
 DISTRIBUTIONS = ("tabpfn-serve", "tabpfn", "torch", "ray", "numpy", "fastapi", "uvicorn", "uvloop", "httptools")
 ROOT = Path(__file__).resolve().parent.parent
+_OUTPUTS = ("json", "plot", "logs")
 
 
 def envelope(
     kind: str, config: Mapping[str, Any], results: Sequence[Mapping[str, Any]], **extra: Any
 ) -> dict[str, Any]:
-    """One run as it is written to JSON. `extra` (`server`, `ceiling`, ...) stands before the results."""
+    """One run as it is written to JSON. `extra` (`server`, `ceiling`, ...) stands before the results.
+
+    Of `config` paths are told by their last part, and where the run was written not at all: neither says anything of
+    the numbers, and both tell of the machine.
+    """
     return {
         "kind": kind,
         "started_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "versions": versions(),
         **commit(),
-        "config": dict(config),
+        "config": {
+            name: value.name if isinstance(value, Path) else value
+            for name, value in config.items()
+            if name not in _OUTPUTS
+        },
         **extra,
         "results": list(results),
     }

@@ -32,7 +32,8 @@ from benchmarks.online.wire import predict_request
 async def run_load(options: LoadOptions) -> dict[str, Any]:
     """Every rate in turn; the run as JSON. Raises Refused, OSError or ValueError before any load."""
     server, requests, alone = await _prepare(options)
-    run = envelope("online-load", dataclasses.asdict(options), [], server=server, ceiling=None)
+    config = {**dataclasses.asdict(options), "records": options.records and Path(options.records)}
+    run = envelope("online-load", config, [], server=server, ceiling=None)
     if options.ceiling:
         run["ceiling"] = await measure_ceiling(options)
     for rate in options.rate:

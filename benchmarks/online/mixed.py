@@ -54,10 +54,9 @@ async def run_mixed(given: argparse.Namespace) -> dict[str, Any]:
             bench = Bench(given, system, records, ready, generator, capacity)
             mixed = await bench.mixed() if given.rounds else None
             overload = await bench.overload() if given.overload_rounds else None
-    config = {name: str(value) if isinstance(value, Path) else value for name, value in vars(given).items()}
     return envelope(
-        "online-mixed", config, bench.results, system=system.name, capacity_per_s=rounded(capacity, 1), mixed=mixed,
-        overload=overload,
+        "online-mixed", vars(given), bench.results, system=system.name, capacity_per_s=rounded(capacity, 1),
+        mixed=mixed, overload=overload,
     )  # fmt: skip
 
 

@@ -187,8 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--logs", type=Path, help="keep LoadGen's own log files here")
     parser.add_argument("--json", type=Path, help="write the run here")
     given = parser.parse_args(arguments)
-    config = {name: str(value) if isinstance(value, Path) else value for name, value in vars(given).items()}
-    run = envelope("online-mlperf", config, [])
+    run = envelope("online-mlperf", vars(given), [])
     try:
         target = asyncio.run(_target(given))
         for rate in given.rate:

@@ -221,8 +221,7 @@ async def run_overhead(given: argparse.Namespace) -> dict[str, Any]:
     bench = Bench(given, records, engine)
     with tempfile.TemporaryDirectory() as folder:
         systems = {name: await bench.measure(name, Path(folder)) for name in given.systems}
-    config = {name: str(value) if isinstance(value, Path) else value for name, value in vars(given).items()}
-    run = envelope("online-overhead", config, bench.results, systems=systems, steps_ms=bench.steps_ms())
+    run = envelope("online-overhead", vars(given), bench.results, systems=systems, steps_ms=bench.steps_ms())
     engine.close()
     return run
 

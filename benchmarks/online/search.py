@@ -44,7 +44,7 @@ async def run_search(given: argparse.Namespace) -> dict[str, Any]:
         confirmed, rounds = await confirm(
             prober.measure, rate, rounds=given.rounds, backoff=1 + searching.resolution / 2, tries=given.tries
         )
-    config = {**dataclasses.asdict(probing), **dataclasses.asdict(searching), **_plain(given)}
+    config = {**dataclasses.asdict(probing), **dataclasses.asdict(searching), **vars(given)}
     found = {
         "max_rate": rounded(confirmed),
         "bound_ms": probing.bound_ms,
@@ -115,10 +115,6 @@ def search_settings(given: argparse.Namespace) -> SearchSettings:
     """Raises ValueError for what makes no sense."""
     names = {field.name for field in dataclasses.fields(SearchSettings)}
     return SearchSettings(**{name: value for name, value in vars(given).items() if name in names})
-
-
-def _plain(given: argparse.Namespace) -> dict[str, Any]:
-    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(given).items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

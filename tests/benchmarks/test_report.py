@@ -63,6 +63,11 @@ def drawn(run: dict[str, Any], folder: Path) -> Path:
     return to_png
 
 
+def test_a_run_does_not_tell_of_folders() -> None:
+    given = {"records": Path("/home/somebody/cards.jsonl"), "json": Path("/tmp/run.json"), "logs": None, "seed": 1}
+    assert envelope("online-load", given, [])["config"] == {"records": "cards.jsonl", "seed": 1}
+
+
 def test_a_plot_is_drawn_from_the_json(tmp_path: Path) -> None:
     assert size_of(drawn(load_run(), tmp_path)) == tuple(round(inches * DPI) for inches in SIZE_INCHES)
 
