@@ -44,8 +44,8 @@ _METADATA = "x_embed.metadata_linear.weight"
 
 INFERENCE_CONFIG = InferenceConfig(
     # One view, so all members are of one width and share one forward: values as they come (a cell's rank is embedded
-    # beside its value), codes of categories in another order for each member. Measured on the cards with the
-    # checkpoint before this one: 0.9675, with a second view of quantiles 0.9655, codes in one order 0.9651, one-hot
+    # beside its value), codes of categories in another order for each member. Measured on the cards with an
+    # earlier checkpoint: 0.9675, with a second view of quantiles 0.9655, codes in one order 0.9651, one-hot
     # 0.9647; 32 members as 8. No SVD and no fingerprint: both would let the rounding of a batched matrix product reach
     # a row's answer (see docs/architecture.md).
     PREPROCESS_TRANSFORMS=[PreprocessorConfig("none", categorical_name="ordinal_very_common_categories_shuffled")],
