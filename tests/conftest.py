@@ -11,6 +11,14 @@ hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_c
 hypothesis.settings.load_profile("untimed")
 
 
+@pytest.fixture(autouse=True)
+def _same_numbers_in_any_order() -> None:
+    """torch draws the same for a test whichever tests ran before it in its process."""
+    import torch
+
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def metrics() -> Metrics:
     return Metrics()
