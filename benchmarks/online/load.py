@@ -7,7 +7,6 @@ latency counts from its due time, so a server that stalls cannot hide the reques
 from __future__ import annotations
 
 import argparse
-import asyncio
 import dataclasses
 import json
 import sys
@@ -15,11 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import uvloop
-
-from benchmarks.machine import envelope, write_json
+from benchmarks.machine import envelope
 from benchmarks.online.ceiling import measure_ceiling
 from benchmarks.online.client import Client
+from benchmarks.online.command import run_command
 from benchmarks.online.offer import offer_rate
 from benchmarks.online.options import LoadOptions, add_arguments, read_options
 from benchmarks.online.records import Record, get_request, join_rows, read_records, vary
@@ -113,20 +111,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the run here")
     parser.add_argument("--plot", type=Path, help="draw it here (PNG)")
     given = parser.parse_args(arguments)
-    try:
-        options = read_options(given)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            run = runner.run(run_load(options))
-    except (Refused, OSError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    if given.json:
-        write_json(run, given.json)
+    run = run_command(parser, given, lambda: run_load(read_options(given)), (Refused, OSError, ValueError))
     if given.plot:
         from benchmarks.report import plot
 
         plot(run, given.plot)
     print(table(run))
-    return exit_status(run, options.allow_lag)
+    return exit_status(run, given.allow_lag)
 
 
 if __name__ == "__main__":

@@ -21,11 +21,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import uvloop
-
-from benchmarks.machine import envelope, write_json
+from benchmarks.machine import envelope
 from benchmarks.online import bulk
 from benchmarks.online.bulk import BulkLoad
+from benchmarks.online.command import run_command
 from benchmarks.online.generator import Generator, Offer, Target, raise_priority
 from benchmarks.online.peers import environments
 from benchmarks.online.peers.process import Process, StartFailed, free_port
@@ -254,13 +253,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     given = parser.parse_args(arguments)
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            run = runner.run(run_mixed(given))
-    except (Refused, StartFailed, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    if given.json:
-        write_json(run, given.json)
+    run = run_command(parser, given, lambda: run_mixed(given), (Refused, StartFailed, OSError))
     for part in ("mixed", "overload"):
         for name, value in (run[part] or {}).items():
             print(f"{part:8}  {name:32}  {value}")

@@ -22,10 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import uvloop
-
-from benchmarks.machine import envelope, write_json
+from benchmarks.machine import envelope
 from benchmarks.online.client import Exchange
+from benchmarks.online.command import run_command
 from benchmarks.online.generator import Target, raise_priority
 from benchmarks.online.in_process import STEPS, InProcess
 from benchmarks.online.peers.process import Process, StartFailed, free_port
@@ -262,13 +261,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     given = parser.parse_args(arguments)
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            run = runner.run(run_overhead(given))
-    except (Refused, StartFailed, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    if given.json:
-        write_json(run, given.json)
+    run = run_command(parser, given, lambda: run_overhead(given), (Refused, StartFailed, OSError))
     print(table(run))
     return 0
 

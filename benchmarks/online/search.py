@@ -6,18 +6,16 @@ Steps and bisection on open-loop probes (`probe.py`), then rounds that confirm w
 from __future__ import annotations
 
 import argparse
-import asyncio
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import uvloop
-
-from benchmarks.machine import envelope, write_json
+from benchmarks.machine import envelope
 from benchmarks.online.arrivals import ARRIVALS
 from benchmarks.online.bisection import SearchSettings, find_max_rate
+from benchmarks.online.command import run_command
 from benchmarks.online.confirm import confirm
 from benchmarks.online.evidence import requests_needed
 from benchmarks.online.generator import Generator, raise_priority
@@ -131,13 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--plot", type=Path, help="draw it here (PNG)")
     add_probe_arguments(parser)
     given = parser.parse_args(arguments)
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            run = runner.run(run_search(given))
-    except (Refused, WrongAnswers, Unsettled, OSError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    if given.json:
-        write_json(run, given.json)
+    run = run_command(parser, given, lambda: run_search(given), (Refused, WrongAnswers, Unsettled, OSError, ValueError))
     if given.plot:
         from benchmarks.report import plot
 
