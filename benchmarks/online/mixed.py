@@ -27,7 +27,7 @@ from benchmarks.online.bulk import BulkLoad
 from benchmarks.online.command import run_command
 from benchmarks.online.generator import Generator, Offer, Target, raise_priority
 from benchmarks.online.peers import environments
-from benchmarks.online.peers.process import Process, StartFailed, free_port
+from benchmarks.online.peers.process import StartFailed
 from benchmarks.online.peers.records import draw_transactions
 from benchmarks.online.peers.systems import SYSTEMS, System
 from benchmarks.online.probe import Prober, ProbeSettings, judge
@@ -68,13 +68,9 @@ async def _running(system: System, given: argparse.Namespace, records: Sequence[
     if system.environment is not None:
         environments.install(system.environment)
     with tempfile.TemporaryDirectory() as folder:
-        port = free_port()
-        process = Process(
-            system.name, system.arguments(port, given.threads), system.environment_variables(given.threads), port,
-            Path(folder) / "log", stop_signal=system.stop_signal,
-        )  # fmt: skip
+        process = system.process(given.threads, Path(folder) / "log")
         try:
-            await process.start(system.wire.request(f"127.0.0.1:{port}", [records[0]]))
+            await process.start(system.wire.request(f"127.0.0.1:{process.port}", [records[0]]))
             yield process.url
         finally:
             process.stop()

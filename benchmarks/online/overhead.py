@@ -27,7 +27,7 @@ from benchmarks.online.client import Exchange
 from benchmarks.online.command import run_command
 from benchmarks.online.generator import Target, raise_priority
 from benchmarks.online.in_process import STEPS, InProcess
-from benchmarks.online.peers.process import Process, StartFailed, free_port
+from benchmarks.online.peers.process import Process, StartFailed
 from benchmarks.online.peers.records import Record, draw_transactions
 from benchmarks.online.peers.systems import SYSTEMS
 from benchmarks.online.target import make_ready
@@ -149,13 +149,10 @@ class Bench:
 
     async def measure(self, name: str, folder: Path) -> dict[str, Any]:
         """One system from its start to its stop. Raises Refused, StartFailed, OSError."""
-        given, system, port = self._given, SYSTEMS[name], free_port()
-        process = Process(
-            name, system.arguments(port, given.threads), system.environment_variables(given.threads), port,
-            folder / f"{name}.log",
-        )  # fmt: skip
+        given, system = self._given, SYSTEMS[name]
+        process = system.process(given.threads, folder / f"{name}.log")
         try:
-            await process.start(system.wire.request(f"127.0.0.1:{port}", [self._records[0]]))
+            await process.start(system.wire.request(f"127.0.0.1:{process.port}", [self._records[0]]))
             target = (await make_ready(process.url, system.wire, self._records, system.tolerance)).target
             idle, saturated = [], []
             for number in range(given.rounds):

@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.online.bisection import SearchSettings, find_max_rate
 from benchmarks.online.generator import Generator
-from benchmarks.online.peers.process import Process, StartFailed, free_port
+from benchmarks.online.peers.process import Process, StartFailed
 from benchmarks.online.peers.records import Record
 from benchmarks.online.peers.systems import System
 from benchmarks.online.probe import Prober, ProbeSettings, Unsettled, WrongAnswers
@@ -47,15 +47,7 @@ class Contender:
         self._num_probes = 0
 
     def _new_process(self, threads: int, log_folder: Path) -> Process:
-        port = free_port()
-        return Process(
-            self.system.name,
-            self.system.arguments(port, threads),
-            self.system.environment_variables(threads),
-            port,
-            log_folder / f"{self.system.name}.{len(self.failures)}.log",
-            stop_signal=self.system.stop_signal,
-        )
+        return self.system.process(threads, log_folder / f"{self.system.name}.{len(self.failures)}.log")
 
     @property
     def can_be_revived(self) -> bool:

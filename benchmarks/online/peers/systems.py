@@ -6,9 +6,11 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from benchmarks.machine import ROOT
 from benchmarks.online.peers.environments import pins, python_of
+from benchmarks.online.peers.process import Process, free_port
 from benchmarks.online.wire import Wire, native_wire
 
 OURS, LIBRARY = "ours", "library"
@@ -60,6 +62,14 @@ class System:
 
     def environment_variables(self, threads: int) -> dict[str, str]:
         return {name: value.format(threads=threads) for name, value in self.variables.items()}
+
+    def process(self, threads: int, log: Path) -> Process:
+        """Its processes, to be started on a port that is free now."""
+        port = free_port()
+        return Process(
+            self.name, self.arguments(port, threads), self.environment_variables(threads), port, log,
+            stop_signal=self.stop_signal,
+        )  # fmt: skip
 
 
 def _tabpfn_serve(name: str, edge: str, engine: str) -> System:
