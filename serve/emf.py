@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 _MOST_SAMPLES = 30
 _LAST_LINE_S = 1.0
-_COUNT, _MS, _BYTES, _NONE = "Count", "Milliseconds", "Bytes", "None"
+_COUNT, _MS, _BYTES, _PERCENT, _NONE = "Count", "Milliseconds", "Bytes", "Percent", "None"
 
 Labels = Mapping[str, str]
 Document = dict[str, Any]
@@ -115,7 +115,10 @@ class Gauges:
     ongoing_requests: Sequence[float]
     queued_rows: Sequence[float]
     ready: float
-    device_bytes: float | None = None
+    gpu_memory_bytes: float | None = None
+    """The last reading; None without a GPU."""
+    gpu_utilization: Sequence[float] = ()
+    """From 0 to 1; empty without a GPU."""
 
 
 def documents(
@@ -130,7 +133,8 @@ def documents(
             "OngoingRequests": (_COUNT, gauges.ongoing_requests),
             "QueuedRows": (_COUNT, gauges.queued_rows),
             "Ready": (_NONE, gauges.ready),
-            "DeviceMemory": (_BYTES, gauges.device_bytes),
+            "GpuMemory": (_BYTES, gauges.gpu_memory_bytes),
+            "GpuUtilization": (_PERCENT, [100 * share for share in gauges.gpu_utilization] or None),
             "Requests": (_COUNT, interval.count("tabpfn_requests_total")),
             **_traffic(interval),
         },
@@ -191,12 +195,11 @@ async def publish(
     namespace: str,
     service: str,
     interval_s: float,
-    device_bytes: Callable[[], float] | None = None,
 ) -> None:
     """Write the documents of every interval, the last, shorter one's too, until `stop`."""
     before, last = snapshot(metrics.registry), False
     while not last:
-        gauges = await _read_for(interval_s, metrics, stop, device_bytes)
+        gauges = await _read_for(interval_s, metrics, stop)
         after, last = snapshot(metrics.registry), stop.is_set()
         now_ms = time.time_ns() // 1_000_000
         interval = difference(before, after)
@@ -206,24 +209,31 @@ async def publish(
         await asyncio.to_thread(write, text)  # a log that does not drain must not stop the callers
 
 
-async def _read_for(
-    interval_s: float, metrics: Metrics, stop: asyncio.Event, device_bytes: Callable[[], float] | None
-) -> Gauges:
+async def _read_for(interval_s: float, metrics: Metrics, stop: asyncio.Event) -> Gauges:
     """Read the gauges for an interval, or until `stop`."""
     ongoing: list[float] = []
     rows: list[float] = []
+    utilization: list[float] = []
     end, period_s = time.monotonic() + interval_s, max(1.0, interval_s / _MOST_SAMPLES)
     while not ongoing or (time.monotonic() < end and not stop.is_set()):
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), max(0.0, min(period_s, end - time.monotonic())))
         ongoing.append(_now(metrics.queued_requests) + _now(metrics.in_flight_requests))
         rows.append(_now(metrics.queued_rows))
-    return Gauges(ongoing, rows, _now(metrics.ready), None if device_bytes is None else device_bytes())
+        utilization += await asyncio.to_thread(_known, metrics.gpu_utilization_ratio)  # a driver may take its time
+    memory = await asyncio.to_thread(_known, metrics.gpu_memory_used_bytes)
+    return Gauges(ongoing, rows, _now(metrics.ready), sum(memory) if memory else None, utilization)
 
 
 def _now(gauge: Any) -> float:
     """The sum over a gauge's labels."""
-    return float(sum(sample.value for family in gauge.collect() for sample in family.samples))
+    return sum(_known(gauge), 0.0)
+
+
+def _known(gauge: Any) -> list[float]:
+    """What a gauge says, label by label; nothing where it does not know."""
+    values = [float(sample.value) for family in gauge.collect() for sample in family.samples]
+    return [value for value in values if not math.isnan(value)]
 
 
 @contextlib.asynccontextmanager

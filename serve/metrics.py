@@ -1,7 +1,7 @@
 """Every metric of a replica: name, unit, buckets, in one table.
 
-Prometheus conventions: base units (seconds, rows), `_total` for counters. One `Metrics` owns one registry, so that
-two servers in one process (tests) do not share numbers.
+Prometheus conventions: base units (seconds, rows, bytes), `_total` for counters. One `Metrics` owns one registry, so
+that two servers in one process (tests) do not share numbers.
 """
 
 from __future__ import annotations
@@ -116,6 +116,18 @@ class Metrics:
             "tabpfn_event_loop_lag_seconds",
             "How much later than due the event loop ran a task, sampled; added to every caller's latency.",
             buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.gpu_memory_used_bytes = Gauge(
+            "tabpfn_gpu_memory_used_bytes",
+            "Memory of the GPU in use, by whomever.",
+            ("device",),
+            registry=self.registry,
+        )
+        self.gpu_utilization_ratio = Gauge(
+            "tabpfn_gpu_utilization_ratio",
+            "Share of the driver's last sample period in which the GPU computed, by whomever.",
+            ("device",),
             registry=self.registry,
         )
         self.ready = Gauge(

@@ -24,6 +24,7 @@ from serve.core import Engine, FittedContext, Matrix, ModelDefinition, Predictio
 from serve.engine.parity import canary_rows, check_parity
 from serve.engine.warmup import row_buckets, warm_up
 from serve.errors import Draining, InvalidInput, NotReady, TooLarge, UnknownModel
+from serve.gpu import observe_gpu
 from serve.metrics import Metrics
 from serve.store import ModelStore
 
@@ -98,6 +99,7 @@ class Predictor:
         # many batches (130 ms, measured). It is told to leave all that alone.
         gc.collect()
         gc.freeze()
+        observe_gpu(self.metrics, self._engine.device)
         self._state = ServerState.READY
         self.metrics.ready.set(1)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import re
 import subprocess
@@ -15,6 +16,7 @@ from serve.emf import FAULTS, Document, Gauges, difference, documents, line_writ
 from serve.metrics import Metrics
 
 QUIET = Gauges([0.0], [0.0], ready=1.0)
+WITH_GPU = Gauges([3.0, 5.0], [0.0, 40.0], ready=1.0, gpu_memory_bytes=2.0e9, gpu_utilization=[0.5, 0.75])
 
 _SIZES = (
     "Bytes",
@@ -82,7 +84,7 @@ def serve_some(metrics: Metrics) -> None:
 def test_documents_hold_to_the_specification(metrics: Metrics) -> None:
     before = snapshot(metrics.registry)
     serve_some(metrics)
-    found = made(metrics, before, Gauges([0.0, 12.0], [0.0, 40.0], ready=1.0, device_bytes=2.0e9))
+    found = made(metrics, before, WITH_GPU)
     assert [(document["Service"], document.get("Model")) for document in found] == [
         ("tabpfn-gpu", None),
         ("tabpfn-gpu", "churn"),
@@ -95,12 +97,13 @@ def test_documents_hold_to_the_specification(metrics: Metrics) -> None:
 def test_a_document_says_what_was_counted(metrics: Metrics) -> None:
     before = snapshot(metrics.registry)
     serve_some(metrics)
-    service, churn, fraud = made(metrics, before, Gauges([3.0, 5.0], [0.0, 40.0], ready=1.0, device_bytes=2.0e9))
+    service, churn, fraud = made(metrics, before, WITH_GPU)
     assert service["Requests"] == 8
     assert service["RefusedRequests"] == churn["RefusedRequests"] == 2
     assert service["Errors5xx"] == fraud["Errors5xx"] == 1
     assert service["OngoingRequests"] == [3.0, 5.0]
-    assert service["DeviceMemory"] == 2.0e9
+    assert service["GpuMemory"] == 2.0e9
+    assert service["GpuUtilization"] == [50.0, 75.0]
     assert service["BatchRows"] == 4
     assert 4 < fraud["RequestP50"] < 7.5
     assert 30 < fraud["RequestP99"] <= 50
@@ -112,7 +115,7 @@ def test_only_the_interval_counts(metrics: Metrics) -> None:
     (service,) = made(metrics, snapshot(metrics.registry))
     assert service["Requests"] == service["Errors5xx"] == 0
     assert "RequestP99" not in service
-    assert "DeviceMemory" not in service
+    assert not {"GpuMemory", "GpuUtilization"} & set(service)
     check_specification(service)
 
 
@@ -130,7 +133,7 @@ def test_faults_are_what_callers_meet_as_5xx() -> None:
 def test_a_line_is_written_in_one_piece(metrics: Metrics) -> None:
     before = snapshot(metrics.registry)
     serve_some(metrics)
-    full = Gauges([4096.0] * 30, [123_456.0] * 30, ready=1.0, device_bytes=2.0e10)
+    full = Gauges([4096.0] * 30, [123_456.0] * 30, ready=1.0, gpu_memory_bytes=2.0e10, gpu_utilization=[0.57] * 30)
     for document in made(metrics, before, full):
         assert len(json.dumps(document)) < 4_096  # PIPE_BUF
 
@@ -146,11 +149,15 @@ async def test_it_publishes_each_interval_and_the_rest_at_the_end(metrics: Metri
 
     metrics.queued_requests.set(2)
     metrics.in_flight_requests.set(1)
+    metrics.gpu_memory_used_bytes.labels("cuda:0").set(3.0e9)
+    metrics.gpu_utilization_ratio.labels("cuda:0").set(math.nan)  # a part of a GPU does not say
     async with publishing(metrics, write, namespace="N", service="s", interval_s=0.05):
         await written.wait()
         serve_some(metrics)
     first, *_ = [json.loads(line) for line in lines[0].splitlines()]
     assert set(first["OngoingRequests"]) == {3.0}
+    assert first["GpuMemory"] == 3.0e9
+    assert "GpuUtilization" not in first
     every = [json.loads(line) for line in "".join(lines).splitlines()]
     assert sum(document["Requests"] for document in every if "Model" not in document) == 8
 

@@ -85,7 +85,7 @@ class Observability(Construct):
 
 def _widgets(view: ServiceView, alarms: Sequence[cloudwatch.Alarm]) -> list[cloudwatch.IWidget]:
     p50, p99 = view.own("RequestP50", "Average"), view.own("RequestP99", "Maximum")
-    device = [view.own("DeviceMemory", "Maximum")] if view.has_gpu else []
+    gpu = [view.own("GpuUtilization", "Average")], [view.own("GpuMemory", "Maximum")]
     return [
         cloudwatch.TextWidget(markdown=f"# {view.name}", width=24, height=1),
         cloudwatch.AlarmStatusWidget(alarms=list(alarms), width=24, height=3),
@@ -98,7 +98,8 @@ def _widgets(view: ServiceView, alarms: Sequence[cloudwatch.Alarm]) -> list[clou
             [view.own("QueuedRows", "Average")],
         ),
         _graph("Refused, expired", [view.own("RefusedRequests", "Sum"), view.own("ExpiredRequests", "Sum")]),
-        _graph("Rows of a batch, mean; device memory", [view.own("BatchRows", "Average")], device),
+        _graph("Rows of a batch, mean", [view.own("BatchRows", "Average")]),
+        *([_graph("GPU: load in percent; memory in use", *gpu)] if view.has_gpu else []),
     ]
 
 

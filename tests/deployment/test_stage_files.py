@@ -72,7 +72,7 @@ def test_every_variable_is_a_setting_of_the_server(synthesised: Templates) -> No
 
 
 def test_every_metric_that_is_watched_is_one_that_the_server_emits(synthesised: Templates) -> None:
-    gauges = Gauges([0.0], [0.0], ready=1.0, device_bytes=1.0)
+    gauges = Gauges([0.0], [0.0], ready=1.0, gpu_memory_bytes=1.0, gpu_utilization=[1.0])
     interval = Interval(
         {
             (name, frozenset({("model", "m"), ("outcome", "ok"), ("le", "1.0")})): 1.0
