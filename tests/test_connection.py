@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import httpx
 import pytest
+from ports import free_port
 from test_predictor import make
-from test_standalone import free_port
 
 from serve.api.native import NativeDoor
 from serve.core import Batch

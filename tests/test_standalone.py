@@ -7,16 +7,11 @@ import socket
 
 import httpx
 import pytest
+from ports import free_port
 from test_predictor import make
 
 from serve.errors import StartupError
 from serve.standalone import Door
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 async def test_a_door_answers_until_it_is_closed() -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 import httpx
 from edge_harness import Caller, predict_request
+from ports import free_port
 
 IMAGE = os.environ.get("TEST_IMAGE", "")
 ENGINE = os.environ.get("CONTAINER_ENGINE") or ("podman" if shutil.which("podman") else "docker")
@@ -36,11 +37,6 @@ STOP_TIMEOUT_S = 60
 
 def engine(*arguments: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
     return subprocess.run([ENGINE, *arguments], capture_output=True, text=True, timeout=timeout_s)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        return int(unused.getsockname()[1])
 
 
 def own_address() -> str:
