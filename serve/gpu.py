@@ -42,7 +42,8 @@ def observe_gpu(metrics: Metrics, device: str) -> None:
 def _find(index: int, visible: str | None) -> Any:
     """NVML's handle of CUDA's device `index`: NVML knows every GPU, CUDA those of `CUDA_VISIBLE_DEVICES`, in its order.
 
-    Names there are indices or UUIDs, which may be cut short. Raises LookupError where it holds no such device.
+    Names there are indices or UUIDs, which may be cut short. Indices are taken to mean the same GPU to both, as torch
+    does: CUDA may count unequal GPUs otherwise. Raises LookupError where it holds no such device.
     """
     if visible is None:
         return pynvml.nvmlDeviceGetHandleByIndex(index)

@@ -11,7 +11,9 @@ from typing import Any
 import pynvml
 import pytest
 import torch
+from test_predictor import make
 
+from serve.engine.fake import FakeEngine
 from serve.gpu import observe_gpu
 from serve.metrics import Metrics
 
@@ -46,11 +48,6 @@ class Driver:
 def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return Driver(monkeypatch)
-
-
-@pytest.fixture
-def metrics() -> Metrics:
-    return Metrics()
 
 
 def readings(metrics: Metrics) -> list[tuple[str, float]]:
@@ -91,6 +88,25 @@ def test_a_gpu_that_is_not_found_is_a_warning(
     observe_gpu(metrics, device)
     assert readings(metrics) == []
     assert f"no metrics of {device}: " in caplog.text
+
+
+def test_a_driver_that_does_not_know_its_gpu_is_a_warning(
+    driver: Driver, metrics: Metrics, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver.fault = pynvml.NVML_ERROR_NO_PERMISSION
+    observe_gpu(metrics, "cuda:0")
+    assert readings(metrics) == []
+    assert "no metrics of cuda:0: " in caplog.text
+
+
+@pytest.mark.usefixtures("driver")
+async def test_a_replica_tells_of_the_gpu_of_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeEngine, "device", "cuda:1")
+    predictor = make()
+    assert readings(predictor.metrics) == []
+    await predictor.start()
+    assert readings(predictor.metrics) == [("cuda:1", 1e9), ("cuda:1", 0.1)]
+    await predictor.close()
 
 
 def test_a_cpu_is_not_asked_for(

@@ -85,8 +85,7 @@ class Observability(Construct):
 
 def _widgets(view: ServiceView, alarms: Sequence[cloudwatch.Alarm]) -> list[cloudwatch.IWidget]:
     p50, p99 = view.own("RequestP50", "Average"), view.own("RequestP99", "Maximum")
-    gpu = [view.own("GpuUtilization", "Average")], [view.own("GpuMemory", "Maximum")]
-    return [
+    widgets: list[cloudwatch.IWidget] = [
         cloudwatch.TextWidget(markdown=f"# {view.name}", width=24, height=1),
         cloudwatch.AlarmStatusWidget(alarms=list(alarms), width=24, height=3),
         _graph("Requests and errors", [view.requests], [view.errors, view.balancer_errors]),
@@ -99,8 +98,11 @@ def _widgets(view: ServiceView, alarms: Sequence[cloudwatch.Alarm]) -> list[clou
         ),
         _graph("Refused, expired", [view.own("RefusedRequests", "Sum"), view.own("ExpiredRequests", "Sum")]),
         _graph("Rows of a batch, mean", [view.own("BatchRows", "Average")]),
-        *([_graph("GPU: load in percent; memory in use", *gpu)] if view.has_gpu else []),
     ]
+    if view.has_gpu:
+        load, memory = view.own("GpuUtilization", "Average"), view.own("GpuMemory", "Maximum")
+        widgets.append(_graph("GPU: load in percent; memory in use", [load], [memory]))
+    return widgets
 
 
 def _graph(
