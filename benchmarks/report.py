@@ -163,7 +163,7 @@ def _draw_predicts(time: Axes, ratio: Axes, results: Sequence[Result]) -> None:
 
 def _way(result: Result) -> str:
     """How ours was run."""
-    name = "ours" if result.get("implementation", "ours") == "ours" else "ours by the library's forward"
+    name = "ours" if result.get("backend", "compiled") == "compiled" else "ours by the library's forward"
     return f"{name}, {result.get('precision', 'float32')}, {result.get('device', 'cpu')}"
 
 

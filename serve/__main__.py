@@ -2,6 +2,6 @@
 
 import sys
 
-from serve.cli import main
+from serve.cli.main import main
 
 sys.exit(main())

@@ -4,7 +4,7 @@ import hypothesis
 import pytest
 
 from serve.engine.fake import FakeContext
-from serve.metrics import Metrics
+from serve.telemetry.prometheus import Metrics
 
 # How long a test takes says nothing of the code on machines like ours.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])

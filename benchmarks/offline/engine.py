@@ -36,8 +36,8 @@ from benchmarks.offline.cells import (
 )
 from benchmarks.offline.memory import peak_device_bytes
 from benchmarks.percentiles import rounded
-from serve.config import EngineSettings, StoreSettings
 from serve.engine.engine import TabPFNEngine
+from serve.settings import EngineSettings, StoreSettings
 from serve.store import FolderStore
 
 Run = dict[str, Any]
@@ -58,7 +58,7 @@ class EngineOptions:
     rows: tuple[int, ...] = (1, 8, 32, 100)
     device: tuple[str, ...] = ("cpu",)
     precision: tuple[str, ...] = ("float32",)
-    implementation: tuple[str, ...] = ("ours",)
+    backend: tuple[str, ...] = ("compiled",)
     model: str = "fraud"
     repository: str | None = None
     pairs: int = Rounds.pairs
@@ -75,10 +75,10 @@ class EngineOptions:
                 device=device,
                 num_threads=self.threads,
                 inference_precision=precision,
-                implementation=implementation,
+                backend=backend,
                 parity_tolerance=1,
             )
-            for implementation, precision in itertools.product(self.implementation, self.precision)
+            for backend, precision in itertools.product(self.backend, self.precision)
         ]
 
     @property
@@ -162,7 +162,7 @@ def measure_case(
 
 AXES = ("arch", "context_rows", "features", "members")
 TABLE = (
-    "case", "device", "precision", "implementation", "rows", "ours_ms", "library_ms", "speedup", "max_abs_diff",
+    "case", "device", "precision", "backend", "rows", "ours_ms", "library_ms", "speedup", "max_abs_diff",
     "library_abs_diff", "uncached_ms", "speedup_uncached",
 )  # fmt: skip
 
@@ -198,7 +198,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[EngineOptions, Path | None, 
     add("rows", "query rows of one predict")
     add("device", "cpu or cuda:N, for both sides")
     add("precision", "of this engine; the library picks its own")
-    add("implementation", "of this engine; `library` measures what our preparation of rows costs or saves")
+    add("backend", "of this engine; `library` measures what our preparation of rows costs or saves")
     add("model", "a model of the repository")
     add("repository", "folder of models; else the demo inside the package", type=str)
     add("pairs", "rounds against the library's cached predict")

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.online.peers.records import Record
-from serve.api.decode import decode_query
-from serve.api.schemas import encode_answer
-from serve.config import BatchingSettings, EngineSettings, StoreSettings
+from serve.api.native.json_body import decode_query
+from serve.api.native.schemas import encode_answer
 from serve.core import Batch, Prediction, Timing
+from serve.engine.checks.warmup import row_buckets
 from serve.engine.engine import TabPFNEngine
-from serve.engine.warmup import row_buckets
-from serve.predictor import ServedModel
+from serve.replica.predictor import ServedModel
+from serve.settings import BatchingSettings, EngineSettings, StoreSettings
 from serve.store import FolderStore
 
 STEPS = ("parse", "encode", "compute", "serialise")

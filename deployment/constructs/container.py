@@ -103,7 +103,7 @@ def server_environment(settings: ServerSettings, *, models: s3.IBucket, service:
         "AWS_REGION": Stack.of(models).region,
         "TABPFN_SERVE_ENGINE_DEVICE": device,
         "TABPFN_SERVE_ENGINE_KV_CACHE_DIR": f"{_CACHE}/kv",
-        "TABPFN_SERVE_STORE_CACHE_DIR": f"{_CACHE}/models",
+        "TABPFN_SERVE_STORE_DOWNLOAD_DIR": f"{_CACHE}/models",
         "TABPFN_SERVE_API_DRAIN_TIMEOUT_S": str(settings.drain_timeout_s),
         "TABPFN_SERVE_API_KEEP_ALIVE_S": str(settings.keep_alive_s),
         "TABPFN_SERVE_BATCHING_DEFAULT_TIMEOUT_MS": str(settings.default_timeout_ms),

@@ -19,17 +19,18 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import serve
-from serve.api import docs, openapi
-from serve.api.body import BodyLimit
-from serve.api.early import EarlyRefusal
-from serve.api.edge import Edge
-from serve.api.health import HealthDoor
-from serve.api.native import UNKNOWN_MODEL_LABEL, NativeDoor, asked_model
+from serve.api import openapi
+from serve.api.middleware.body_limit import BodyLimit
+from serve.api.middleware.early_refusal import EarlyRefusal
+from serve.api.middleware.request_id import Edge
+from serve.api.native.door import UNKNOWN_MODEL_LABEL, NativeDoor, asked_model
+from serve.api.operators import docs
+from serve.api.operators.health import HealthDoor
 from serve.api.problems import CALLER_ERRORS, from_http, respond
 from serve.core import ServerState
-from serve.emf import line_writer, publishing
-from serve.errors import ServeError
-from serve.predictor import Predictor
+from serve.core.errors import ServeError
+from serve.replica.predictor import Predictor
+from serve.telemetry.cloudwatch import line_writer, publishing
 
 
 class App(FastAPI):

@@ -16,10 +16,11 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from serve.api import problems, schemas
-from serve.api.urgency import MAX_TIMEOUT_MS, PRIORITY_HEADER, TIMEOUT_HEADER
+from serve.api import problems
+from serve.api.native import schemas
+from serve.api.request_headers import MAX_TIMEOUT_MS, PRIORITY_HEADER, TIMEOUT_HEADER
 from serve.core import Priority, ServerState
-from serve.errors import (
+from serve.core.errors import (
     DeadlineExceeded,
     Draining,
     EngineError,
@@ -30,7 +31,7 @@ from serve.errors import (
     TooLarge,
     UnknownModel,
 )
-from serve.predictor import Predictor, ServedModel
+from serve.replica.predictor import Predictor, ServedModel
 
 Document = dict[str, Any]
 

@@ -19,7 +19,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from serve.errors import (
+from serve.core.errors import (
     DeadlineExceeded,
     Draining,
     EngineError,

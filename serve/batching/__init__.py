@@ -4,17 +4,17 @@ from serve.batching.admission import AdmissionController
 from serve.batching.batcher import Batcher
 from serve.batching.cost import CostModel
 from serve.batching.fifo import QueuedRequest, Slice
-from serve.batching.in_flight import InFlight
 from serve.batching.limits import AdmissionLimits, QueueLimits
 from serve.batching.queue import BatchQueue
+from serve.batching.watchdog import BatchWatchdog
 
 __all__ = [
     "AdmissionController",
     "AdmissionLimits",
     "BatchQueue",
+    "BatchWatchdog",
     "Batcher",
     "CostModel",
-    "InFlight",
     "QueueLimits",
     "QueuedRequest",
     "Slice",

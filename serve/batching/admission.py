@@ -28,11 +28,11 @@ from typing import Generic
 
 from serve.batching.cost import CostModel
 from serve.batching.fifo import QueuedRequest, R
-from serve.batching.in_flight import InFlight
 from serve.batching.limits import AdmissionLimits
 from serve.batching.queue import BatchQueue
+from serve.batching.watchdog import BatchWatchdog
 from serve.core import FittedContext
-from serve.errors import Draining, Overloaded
+from serve.core.errors import Draining, Overloaded
 
 _WAIT_MARGIN = 1.5
 """What must be waited for counts as so much longer than it is predicted.
@@ -50,10 +50,12 @@ _DOUBT_AFTER = 10.0
 class AdmissionController(Generic[R]):
     """Decides who comes in, and holds who is ongoing. Used from the event loop only."""
 
-    def __init__(self, queue: BatchQueue[R], cost: CostModel, in_flight: InFlight, limits: AdmissionLimits) -> None:
+    def __init__(
+        self, queue: BatchQueue[R], cost: CostModel, in_flight: BatchWatchdog, limits: AdmissionLimits
+    ) -> None:
         self._queue = queue
         self._cost = cost
-        self._in_flight = in_flight
+        self._watchdog = in_flight
         self._limits = limits
         self._timeouts_s: dict[int, float] = {}
         self._closed = False
@@ -81,7 +83,7 @@ class AdmissionController(Generic[R]):
             raise Draining("this replica is shutting down; send the request again, another one will take it")
         self._check_limits(request, now)
         ahead_s, own_s = self._queue.seconds_ahead(request)
-        rest_s = self._in_flight.rest_s(now)
+        rest_s = self._watchdog.rest_s(now)
         if self._limits.max_rows is None and ahead_s > self.timeout_s(request.context):
             raise Overloaded(
                 f"{self._queue.num_rows} rows wait, as many as can be answered within the default timeout",
@@ -117,7 +119,7 @@ class AdmissionController(Generic[R]):
         ahead_s, _ = self._queue.seconds_ahead(request)
         raise Overloaded(
             f"{detail}, as many as this replica takes",
-            retry_after_s=self._in_flight.rest_s(now) + ahead_s,
+            retry_after_s=self._watchdog.rest_s(now) + ahead_s,
             reason=reason,
         )
 

@@ -36,17 +36,17 @@ from serve.batching.alarm import Alarm
 from serve.batching.cost import CostModel
 from serve.batching.device import Computed, Device
 from serve.batching.fifo import Slice
-from serve.batching.gate import Gate
-from serve.batching.in_flight import InFlight
 from serve.batching.limits import AdmissionLimits, QueueLimits
 from serve.batching.outcomes import Outcomes
+from serve.batching.precheck import AdmissionPrecheck
 from serve.batching.queue import BatchQueue
 from serve.batching.recovery import WrongAnswer, num_rows_of, smaller_parts
 from serve.batching.request import Request
-from serve.config import BatchingSettings
+from serve.batching.watchdog import BatchWatchdog
 from serve.core import Engine, FittedContext, Matrix, Prediction, Priority
-from serve.errors import DeadlineExceeded, DeviceLost, Draining, EngineError, OutOfMemory, Overloaded, ServeError
-from serve.metrics import Metrics
+from serve.core.errors import DeadlineExceeded, DeviceLost, Draining, EngineError, OutOfMemory, Overloaded, ServeError
+from serve.settings import BatchingSettings
+from serve.telemetry.prometheus import Metrics
 
 _log = logging.getLogger(__name__)
 
@@ -68,11 +68,11 @@ class Batcher:
         self._clock = clock
         self._cost = CostModel(settings.max_batch_rows)
         self._queue: BatchQueue[Request] = BatchQueue(self._cost, QueueLimits.of(settings))
-        self._in_flight = InFlight(settings.max_batch_overrun)
+        self._watchdog = BatchWatchdog(settings.hung_batch_factor)
         self._admission: AdmissionController[Request] = AdmissionController(
-            self._queue, self._cost, self._in_flight, AdmissionLimits.of(settings)
+            self._queue, self._cost, self._watchdog, AdmissionLimits.of(settings)
         )
-        self.gate = Gate(self._admission, metrics, clock)
+        self.gate = AdmissionPrecheck(self._admission, metrics, clock)
         self._device = Device(engine, clock)
         self._outcomes = Outcomes(self._queue, self._cost, metrics)
         self._alarm = Alarm(clock, self._expire)
@@ -93,7 +93,7 @@ class Batcher:
 
         The replica should then be replaced. A batch that comes back after all takes the last back.
         """
-        return self._died or self._in_flight.is_overrun(self._clock())
+        return self._died or self._watchdog.is_overrun(self._clock())
 
     @property
     def died(self) -> bool:
@@ -216,7 +216,7 @@ class Batcher:
             self._fail_everyone(EngineError, "this replica failed")
         finally:
             self._on_device = ()
-            self._in_flight.end()
+            self._watchdog.end()
             self._fail_everyone(Draining, "this replica stopped before the answer")
 
     async def _next_batch(self) -> tuple[Slices, float]:
@@ -243,12 +243,12 @@ class Batcher:
             # Who has an outcome already, such as a cancelled caller whose task did not yet run, is not computed for.
             if part := [piece for piece in parts.pop() if not piece.request.answer.done()]:
                 num_rows = num_rows_of(part)
-                self._in_flight.begin(self._cost.of(part[0].request.context).predict(num_rows), began_at)
+                self._watchdog.begin(self._cost.of(part[0].request.context).predict(num_rows), began_at)
                 computed = await self._device.compute(part)
                 ended_at = self._clock()
-                if self._in_flight.is_overrun(ended_at):
+                if self._watchdog.is_overrun(ended_at):
                     _log.error("a batch of %d rows took %.1f s", num_rows, ended_at - began_at)
-                self._in_flight.end()
+                self._watchdog.end()
                 parts.extend(reversed(self._conclude(part, computed, ended_at - began_at)))
                 began_at = ended_at
         self._outcomes.log_faults(batch)

@@ -80,7 +80,7 @@ class ContextCost:
         """Rows that cost no more than `num_rows`, because they run in the same bucket; within the budget."""
         return min(self._buckets[self._index(num_rows)], self.row_budget)
 
-    def worth_cutting(self, num_rows: int) -> int:
+    def efficient_batch_rows(self, num_rows: int) -> int:
         """How many of so many rows to run at once: all, or a full row bucket if that and the rest are sooner done.
 
         Just above a bucket's size most of the next one is padding: where costs grow with the rows, 140 rows are

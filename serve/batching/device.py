@@ -17,7 +17,7 @@ from serve.batching.fifo import Slice
 from serve.batching.recovery import WrongAnswer
 from serve.batching.request import Request
 from serve.core import Batch, Engine, Matrix
-from serve.errors import OutOfMemory
+from serve.core.errors import OutOfMemory
 
 T = TypeVar("T")
 

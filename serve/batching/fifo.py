@@ -51,25 +51,25 @@ class Slice(NamedTuple, Generic[R]):
 class Fifo(Generic[R]):
     """Requests of one context and priority, each with the number that `BatchQueue` gave it when it came."""
 
-    __slots__ = ("_head_start", "epochs", "num_rows")
+    __slots__ = ("_head_start", "num_rows", "waiting")
 
     def __init__(self) -> None:
-        self.epochs: OrderedDict[R, int] = OrderedDict()
+        self.waiting: OrderedDict[R, int] = OrderedDict()
         self.num_rows = 0
         """Rows that were not taken yet."""
         self._head_start = 0
 
     def __bool__(self) -> bool:
-        return bool(self.epochs)
+        return bool(self.waiting)
 
     @property
     def head(self) -> R:
         """The oldest request."""
-        return next(iter(self.epochs))
+        return next(iter(self.waiting))
 
     def add(self, request: R, epoch: int) -> None:
-        assert request not in self.epochs, "a request is queued once"
-        self.epochs[request] = epoch
+        assert request not in self.waiting, "a request is queued once"
+        self.waiting[request] = epoch
         self.num_rows += request.num_rows
 
     def remove(self, request: R) -> int:
@@ -78,7 +78,7 @@ class Fifo(Generic[R]):
         if self._head_start and request is self.head:
             left -= self._head_start
             self._head_start = 0
-        del self.epochs[request]
+        del self.waiting[request]
         self.num_rows -= left
         return left
 
@@ -89,7 +89,7 @@ class Fifo(Generic[R]):
         room = min(max(max_rows, 0), self.num_rows)
         self.num_rows -= room
         while room:
-            request = next(iter(self.epochs))
+            request = next(iter(self.waiting))
             stop = request.num_rows
             if stop - start > room:
                 slices.append(Slice(request, start, start + room))
@@ -98,7 +98,7 @@ class Fifo(Generic[R]):
             slices.append(Slice(request, start, stop))
             room -= stop - start
             start = 0
-            left.append((request, self.epochs.pop(request)))
+            left.append((request, self.waiting.pop(request)))
         self._head_start = start
         return left
 

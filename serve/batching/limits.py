@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-from serve.config import BatchingSettings
+from serve.settings import BatchingSettings
 
 BULK_COST_FACTOR = 4.0
 """A batch with bulk rows may take so many times one row alone, where no bound is set.
@@ -23,14 +23,14 @@ class QueueLimits:
 
     Attributes:
         max_bulk_batch_s: None stands for `BULK_COST_FACTOR` times one row of the context.
-        patience_s: for whose turn it is, no deadline counts as later than this after its request's arrival. Or a caller
-            who could wait an hour would wait it out behind a context whose callers cannot.
+        max_turn_delay_s: when turns are decided, a deadline counts as at most this long after its request's arrival.
+            Otherwise a caller with an hour to wait would wait that hour behind contexts with shorter deadlines.
     """
 
     max_queue_delay_s: float = 0.0
     max_bulk_batch_s: float | None = None
     max_bulk_wait_s: float = 1.0
-    patience_s: float = 30.0
+    max_turn_delay_s: float = 30.0
 
     @classmethod
     def of(cls, settings: BatchingSettings) -> Self:
@@ -39,7 +39,7 @@ class QueueLimits:
             max_queue_delay_s=settings.max_queue_delay_ms / 1e3,
             max_bulk_batch_s=None if bound_ms is None else bound_ms / 1e3,
             max_bulk_wait_s=settings.max_bulk_wait_ms / 1e3,
-            patience_s=settings.default_timeout_ms / 1e3,
+            max_turn_delay_s=settings.default_timeout_ms / 1e3,
         )
 
 

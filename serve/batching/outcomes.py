@@ -11,8 +11,8 @@ from serve.batching.fifo import Slice
 from serve.batching.queue import BatchQueue
 from serve.batching.recovery import num_rows_of
 from serve.batching.request import Request
-from serve.errors import DeadlineExceeded, EngineError
-from serve.metrics import Metrics
+from serve.core.errors import DeadlineExceeded, EngineError
+from serve.telemetry.prometheus import Metrics
 
 _log = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ When the device is free, the shell calls `expire(now)` and then `cut(now)`:
   context is always ready: "never wait", and still all that queued while the device was busy rides together;
 - of the ready contexts with interactive rows, the one whose oldest interactive request has the earliest deadline has
   its turn; only where there is none, a context with bulk rows, by the same rule. Deadlines further off than
-  `patience_s` count as that, so that a turn comes for everybody;
+  `max_turn_delay_s` count as that, so that a turn comes for everybody;
 - interactive rows are taken from the front, up to the context's row budget. What is larger than the room that is left
   is split there, and its rest stays at the head: nobody is overtaken within a FIFO;
 - not taken are the few rows that would pad the batch to the next row bucket for more time than they take alone
-  (`ContextCost.worth_cutting`); they are at the head of the next batch;
+  (`ContextCost.efficient_batch_rows`); they are at the head of the next batch;
 - then bulk rows of the same context fill the room that is left.
 
 Bulk rows must not cost interactive callers more than one bounded batch:
@@ -86,7 +86,7 @@ class BatchQueue(Generic[R]):
     def holds(self, request: R) -> bool:
         """Some of its rows wait here."""
         queue = self._contexts.get(id(request.context))
-        return queue is not None and request in queue.fifo(request.priority).epochs
+        return queue is not None and request in queue.fifo(request.priority).waiting
 
     def add(self, request: R) -> None:
         """Put a request at the end of its FIFO."""
@@ -111,7 +111,7 @@ class BatchQueue(Generic[R]):
         if queue is None:
             return False
         fifo = queue.fifo(request.priority)
-        epoch = fifo.epochs.get(request)
+        epoch = fifo.waiting.get(request)
         if epoch is None:
             return False
         self._num_rows[request.priority] -= fifo.remove(request)
@@ -133,7 +133,7 @@ class BatchQueue(Generic[R]):
     def clear(self) -> list[R]:
         """Take everything out."""
         fifos = (fifo for queue in self._contexts.values() for fifo in (queue.interactive, queue.bulk))
-        left = [request for fifo in fifos for request in fifo.epochs]
+        left = [request for fifo in fifos for request in fifo.waiting]
         self._contexts.clear()
         self._reset()
         return left
@@ -160,7 +160,7 @@ class BatchQueue(Generic[R]):
             most, bulk_rows = limit, max(1, limit // 2, limit - queue.interactive.num_rows)
         num_rows = min(queue.interactive.num_rows, most - bulk_rows)
         if num_rows > limit:  # else bulk rows fill the row bucket
-            num_rows = queue.cost.worth_cutting(num_rows)
+            num_rows = queue.cost.efficient_batch_rows(num_rows)
         self._take(queue, Priority.INTERACTIVE, num_rows, slices)
         if queue.bulk and not self._num_delayed and (due is None or due is queue):
             # Rows in the same row bucket as the interactive ones cost nothing more.
@@ -243,13 +243,13 @@ class BatchQueue(Generic[R]):
 
     def _turn_of(self, request: QueuedRequest) -> float:
         """The lowest has the device first."""
-        return min(request.deadline, request.arrived_at + self._limits.patience_s)
+        return min(request.deadline, request.arrived_at + self._limits.max_turn_delay_s)
 
     def _ready_at(self, queue: ContextQueue[R]) -> float:
         arrived_at = queue.oldest_arrival
         if not self._delay_s or queue.num_rows >= queue.cost.row_budget:
             return arrived_at
-        if queue.interactive and queue.interactive.epochs[queue.interactive.head] < self._num_bulk_batches:
+        if queue.interactive and queue.interactive.waiting[queue.interactive.head] < self._num_bulk_batches:
             return arrived_at  # it waited behind bulk rows, and they wait for it
         head = (queue.interactive or queue.bulk).head
         latest = head.deadline - queue.cost.predict(queue.num_rows)

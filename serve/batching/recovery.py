@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from serve.batching.fifo import R, Slice
-from serve.errors import DeviceLost, OutOfMemory
+from serve.core.errors import DeviceLost, OutOfMemory
 
 
 class WrongAnswer(Exception):

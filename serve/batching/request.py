@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from serve.core import FittedContext, Matrix, Prediction, Priority, Timing
-from serve.errors import ServeError
+from serve.core.errors import ServeError
 
 
 @dataclass(slots=True, eq=False)

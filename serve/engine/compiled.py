@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 from serve.core import Matrix
-from serve.engine.divided import DividedCompute, torch_threads
+from serve.engine.execution.precision import LARGE_PARAMETERS, Precision
+from serve.engine.execution.recorded import Compute, RecordedCompute, TracedCompute
+from serve.engine.execution.split_rows import DividedCompute, torch_threads
 from serve.engine.forward import Builder, Forward, Group, v2, v2_5, v3, v3_5
-from serve.engine.graphs import Compute, RecordedCompute, TracedCompute
 from serve.engine.outputs import ClassifierOutputs, Outputs, RegressorOutputs, round_probabilities
-from serve.engine.precision import LARGE_PARAMETERS, Precision
 from serve.engine.preprocessing import compile_preprocessing
 
 _BUILDERS: Mapping[str, Builder] = {

@@ -9,11 +9,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from serve.config import EngineSettings
 from serve.core import Column, Matrix, ModelDefinition
+from serve.core.errors import InvalidModel
 from serve.engine import library
 from serve.engine.row_encoder import RowEncoder
-from serve.errors import InvalidModel
+from serve.settings import EngineSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,17 +20,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from serve.config import EngineSettings
 from serve.core import REGRESSION_STATISTICS, Batch, Column, FittedContext, Matrix, ModelDefinition, Task
+from serve.core.errors import EngineError, InvalidInput, InvalidModel, OutOfMemory, StartupError
 from serve.engine import library
+from serve.engine.checks.parity import canary_rows, compare_answers
+from serve.engine.checks.warmup import bucket_of, row_buckets
 from serve.engine.compiled import CompiledEnsemble, can_compile
 from serve.engine.context_fit import ContextFit, Fit
-from serve.engine.estimator_fit import EstimatorFit
-from serve.engine.memory import check_fits, count_parameters, predict_bytes
-from serve.engine.parity import canary_rows, compare_answers
-from serve.engine.precision import resolve_precision
-from serve.engine.warmup import bucket_of, row_buckets
-from serve.errors import EngineError, InvalidInput, InvalidModel, OutOfMemory, StartupError
+from serve.engine.estimators.fit import EstimatorFit
+from serve.engine.execution.precision import resolve_precision
+from serve.engine.memory.sizes import check_fits, count_parameters, predict_bytes
+from serve.settings import EngineSettings
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class TabPFNContext:
         self.definition = definition
         self._settings = settings
         self._device = torch.device(settings.device)
-        self._ours = settings.implementation == "ours"
+        self._ours = settings.backend == "compiled"
         # ours is built from float32 caches, which it casts itself
         self._library_precision = "float32" if self._ours else settings.inference_precision
         num_parameters = count_parameters(Path(definition.checkpoint_path))
@@ -86,9 +86,9 @@ class TabPFNContext:
         return compiled
 
     @property
-    def implementation(self) -> str:
-        """What answers: "ours", or "library" by setting or for want of a forward of ours."""
-        return "library" if self._compiled is None else "ours"
+    def backend(self) -> str:
+        """What computes the answers: "compiled", or "tabpfn" by setting or where no compiled forward pass exists."""
+        return "tabpfn" if self._compiled is None else "compiled"
 
     @property
     def columns(self) -> tuple[Column, ...]:

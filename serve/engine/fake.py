@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from serve.core import REGRESSION_STATISTICS, Batch, Column, ColumnKind, Matrix, ModelDefinition, Task
-from serve.errors import InvalidInput, InvalidModel
+from serve.core.errors import InvalidInput, InvalidModel
 
 # Irrational steps, so that no two columns, classes or neighbouring integers get the same weight.
 _COLUMN_STEP = math.sqrt(2) - 1
@@ -41,8 +41,8 @@ class FakeContext:
         return len(self.classes) or len(REGRESSION_STATISTICS)
 
     @property
-    def implementation(self) -> str:
-        return "ours"
+    def backend(self) -> str:
+        return "compiled"
 
     def encode_context(self) -> Matrix:
         return self.rows

@@ -5,7 +5,7 @@ A request must never wait for a download, a browser or a licence dialogue, so th
 imported, and a checkpoint is always a file by its absolute path.
 
 A fit from a file is the library's own fit with one difference: the network is not run. While the estimator fits,
-`_Doorman` stands in front of its network's `forward`, on that one module alone; it digests what the network is given
+`ForwardGuard` stands in front of its network's `forward`, on that one module alone. It digests the network's inputs
 and, where that is what the stored caches were built from, answers with a placeholder in place of minutes of work. So
 members, their order and their preprocessing are the library's own, and caches of another fit are found out.
 """
@@ -73,7 +73,7 @@ def build_with_file(
             _log.warning("KV cache file %s is not used: %s", path, reason)
         estimator = _unfitted(definition, "fit_with_cache", device, precision)
         stored = None  # its memory goes before the next is built
-    doorman = _Doorman(estimator, None)
+    doorman = ForwardGuard(estimator, None)
     try:
         _fit(estimator, definition, frame)
     finally:
@@ -117,7 +117,7 @@ def _fit(estimator: Estimator, definition: ModelDefinition, frame: pd.DataFrame)
 
 def _restore(estimator: Estimator, definition: ModelDefinition, frame: pd.DataFrame, stored: Caches) -> Estimator:
     """Fit with given caches. Raises StaleCaches if they were not built by this very fit."""
-    doorman = _Doorman(estimator, stored.inputs)
+    doorman = ForwardGuard(estimator, stored.inputs)
     try:
         _fit(estimator, definition, frame)
     finally:
@@ -137,7 +137,7 @@ class _NoCache:
         return cls()
 
 
-class _Doorman:
+class ForwardGuard:
     """Digests what the networks are given while an estimator fits; with `expected` digests, lets nothing through.
 
     Attributes:

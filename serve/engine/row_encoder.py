@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from serve.core import Column, ColumnKind, Matrix
-from serve.errors import InvalidInput
+from serve.core.errors import InvalidInput
 
 MAX_MAGNITUDE = float(np.finfo(np.float32).max)
 DATETIME_PARTS = ("days", "hour", "weekday", "month")

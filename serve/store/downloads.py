@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from serve.errors import InvalidModel, StartupError
+from serve.core.errors import InvalidModel, StartupError
 from serve.store.folder import sha256_of
 
 _log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Downloads:
                 return target
         except OSError as error:
             raise StartupError(
-                f"{origin} cannot be kept in {self.folder} (store.cache_dir): {error.strerror or error}"
+                f"{origin} cannot be kept in {self.folder} (store.download_dir): {error.strerror or error}"
             ) from error
 
     def folder_for(self, *path: str) -> Path:
@@ -63,7 +63,7 @@ class Downloads:
         try:
             self._make()
         except OSError as error:
-            raise StartupError(f"{self.folder} (store.cache_dir) cannot be used: {error.strerror}") from error
+            raise StartupError(f"{self.folder} (store.download_dir) cannot be used: {error.strerror}") from error
         return self.folder.joinpath(*path)
 
     def _make(self) -> None:
@@ -97,4 +97,4 @@ def _default_folder() -> Path:
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "tabpfn-serve"
     except RuntimeError as error:
-        raise StartupError("this user has no home folder to keep downloads in; set store.cache_dir") from error
+        raise StartupError("this user has no home folder to keep downloads in; set store.download_dir") from error

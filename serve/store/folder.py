@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from serve.config import StoreSettings
 from serve.core import Column, Context, EnsembleOptions, ModelDefinition, Scalar, Task
-from serve.errors import InvalidModel, UnknownModel
+from serve.core.errors import InvalidModel, UnknownModel
+from serve.settings import StoreSettings
 from serve.store.manifest import MANIFEST, FileEntry, Manifest
 
 EMBEDDED = Path(__file__).parent / "embedded"

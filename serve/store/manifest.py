@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from serve.core import ColumnKind, Scalar, Task
-from serve.model_source import ModelName, Sha256
+from serve.settings.model_source import ModelName, Sha256
 
 Name = ModelName
 

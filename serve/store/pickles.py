@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 import serve
 from serve.core import Scalar, Task
-from serve.errors import InvalidModel
+from serve.core.errors import InvalidModel
 from serve.store.folder import EMBEDDED, sha256_of
 from serve.store.manifest import MANIFEST, ColumnEntry, EstimatorEntry, FileEntry, Manifest, Name
 
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 VERSION = "1"
 TIMEOUT_S = 900.0
-_CHILD = ("-m", "serve.engine.pickle_child")
+_CHILD = ("-m", "serve.engine.estimators.sandbox")
 _ASIDE = ".importing"
 _CHECKPOINT, _STATE, _OUTCOME = "checkpoint.safetensors", "estimator.pickle", "outcome.json"
 _MAX_OUTCOME_BYTES = 16 * 2**20

@@ -26,8 +26,8 @@ from botocore.exceptions import (
     ResponseStreamingError,
 )
 
-from serve.errors import InvalidModel, StartupError
-from serve.model_source import S3Location
+from serve.core.errors import InvalidModel, StartupError
+from serve.settings.model_source import S3Location
 
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 20

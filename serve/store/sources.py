@@ -8,10 +8,10 @@ from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
 
-from serve.config import StoreSettings
 from serve.core import ModelDefinition
-from serve.errors import InvalidModel, UnknownModel
-from serve.model_source import ModelSource, S3Location
+from serve.core.errors import InvalidModel, UnknownModel
+from serve.settings import StoreSettings
+from serve.settings.model_source import ModelSource, S3Location
 from serve.store.downloads import Downloads
 from serve.store.folder import parse_manifest, read_model, sha256_of
 from serve.store.manifest import MANIFEST, FileEntry, Manifest
@@ -122,7 +122,7 @@ class SourceStore:
 
     @cached_property
     def _downloads(self) -> Downloads:
-        return Downloads(self._settings.cache_dir)
+        return Downloads(self._settings.download_dir)
 
 
 def _setting(source: ModelSource) -> str:

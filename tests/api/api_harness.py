@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from serve.api import create_app
 from serve.core import Batch, Column, ColumnKind, Context, ModelDefinition, Task
-from serve.errors import UnknownModel
-from serve.predictor import Predictor
+from serve.core.errors import UnknownModel
+from serve.replica.predictor import Predictor
 
 COLUMNS = (
     Column("amount", ColumnKind.NUMBER, "of the purchase, in euro"),
     Column("age", ColumnKind.NUMBER),
 )
 EXAMPLE = {"amount": 129.95, "age": 41}
+FRAUD = "/v1/models/fraud/predict"
+PRICE = "/v1/models/price/predict"
+RECORDS = [{"amount": 1.5, "age": 30}, {"age": 60, "amount": None}, {"amount": 1 / 3, "age": 0}]
 
 
 def definition(name: str, task: Task) -> ModelDefinition:
@@ -95,3 +100,20 @@ Serving = Callable[[Predictor], AbstractAsyncContextManager[httpx.AsyncClient]]
 
 def client_of(predictor: Predictor) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(create_app(predictor)), base_url="http://test")
+
+
+def outcomes(metrics_text: str) -> dict[tuple[str, str], float]:
+    return {
+        (sample.labels["model"], sample.labels["outcome"]): sample.value
+        for family in text_string_to_metric_families(metrics_text)
+        for sample in family.samples
+        if sample.name == "tabpfn_requests_total"
+    }
+
+
+async def until_queued(client: httpx.AsyncClient, number: int) -> None:
+    """Ask the metrics until so many requests wait, with a turn of the event loop between."""
+    line = f"tabpfn_queued_requests {float(number)}"
+    async with asyncio.timeout(20):
+        while line not in (await client.get("/metrics")).text:  # noqa: ASYNC110
+            await asyncio.sleep(0)

@@ -10,11 +10,11 @@ import pytest
 from api_harness import Gate, MakePredictor, Serving, TwoModels, client_of
 
 from serve.api import create_app
-from serve.config import ApiSettings, BatchingSettings, ServerSettings
 from serve.core import Engine
 from serve.engine.fake import FakeEngine
-from serve.metrics import Metrics
-from serve.predictor import Predictor
+from serve.replica.predictor import Predictor
+from serve.settings import ApiSettings, BatchingSettings, ServerSettings
+from serve.telemetry.prometheus import Metrics
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import pytest
 from api_harness import Gate, MakePredictor, Serving
 
 from serve.api import create_app
-from serve.config import MetricsSettings
 from serve.core import ServerState
+from serve.core.errors import StartupError
 from serve.engine.fake import FakeEngine
-from serve.errors import StartupError
+from serve.settings import MetricsSettings
 
 BODY = {"records": [{"amount": 1, "age": 2}]}
 

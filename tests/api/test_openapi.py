@@ -9,7 +9,7 @@ import httpx
 from api_harness import EXAMPLE, MakePredictor
 
 from serve.api.problems import INTERNAL_ERROR, STATUSES
-from serve.predictor import Predictor
+from serve.replica.predictor import Predictor
 
 
 def walk(node: object) -> Iterator[dict[str, object]]:

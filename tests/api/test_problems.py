@@ -12,7 +12,7 @@ import pytest
 from starlette.exceptions import HTTPException
 
 from serve.api import problems
-from serve.errors import (
+from serve.core.errors import (
     DeviceLost,
     Draining,
     EngineError,

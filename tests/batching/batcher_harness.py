@@ -1,6 +1,6 @@
 """A batcher over FakeEngine, its callers, and a gate that holds the device. For the tests of this folder.
 
-A `Gate` holds every batch on the device until the test lets it through, so each state is entered, not waited for.
+A `HeldDevice` holds every batch on the device until the test lets it through, so each state is entered, not waited for.
 """
 
 import asyncio
@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 
 from serve.batching import Batcher
-from serve.config import BatchingSettings
 from serve.core import Batch, Matrix, Prediction, Priority
 from serve.engine.fake import FakeContext, FakeEngine, fake_answer
-from serve.metrics import Metrics
+from serve.settings import BatchingSettings
+from serve.telemetry.prometheus import Metrics
 
 A, B = FakeContext(), FakeContext()
 TIMEOUT_S = 10.0
 """Of a test that hangs; never of one that passes."""
 
 
-class Gate:
+class HeldDevice:
     """Holds batches on the device; made on the test's event loop."""
 
     def __init__(self) -> None:

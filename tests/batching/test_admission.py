@@ -5,8 +5,8 @@ import math
 import pytest
 from queue_harness import BULK, A, B, Queue, Request, cost_model, cost_s, queue_of
 
-from serve.batching import AdmissionController, AdmissionLimits, CostModel, InFlight
-from serve.errors import Draining, Overloaded
+from serve.batching import AdmissionController, AdmissionLimits, BatchWatchdog, CostModel
+from serve.core.errors import Draining, Overloaded
 
 MAX_ROWS = 8
 MARGIN = 1.5
@@ -19,7 +19,7 @@ class Door:
     def __init__(self, cost: CostModel | None = None, **limits: float | None) -> None:
         self.cost = cost or cost_model(MAX_ROWS, A, B)
         self.queue: Queue = queue_of(cost=self.cost)
-        self.in_flight = InFlight(20)
+        self.in_flight = BatchWatchdog(20)
         all_limits = {"max_requests": 100, **limits}
         self.admission: AdmissionController[Request] = AdmissionController(
             self.queue,
@@ -106,7 +106,7 @@ def test_the_batch_on_the_device_counts_for_what_is_left_of_it() -> None:
 
 
 def test_a_batch_that_is_late_is_expected_to_take_as_long_again() -> None:
-    in_flight = InFlight(20)
+    in_flight = BatchWatchdog(20)
     in_flight.begin(1.0, 10.0)
     assert [in_flight.rest_s(now) for now in (10.0, 10.75, 11.0, 11.5, 20.0)] == [1.0, 0.25, 0.0, 0.5, 9.0]
     in_flight.end()
@@ -169,7 +169,7 @@ def test_where_nothing_was_measured_nobody_is_refused_for_time() -> None:
 
 
 def test_a_batch_far_beyond_its_time_is_overrun() -> None:
-    in_flight = InFlight(max_overrun=20)
+    in_flight = BatchWatchdog(max_overrun=20)
     in_flight.begin(1.0, 0.0)
     assert not in_flight.is_overrun(20.0)
     assert in_flight.is_overrun(20.1)

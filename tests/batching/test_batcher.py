@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from batcher_harness import TIMEOUT_S, A, B, Gate, WrongEngine, serving, turns
+from batcher_harness import TIMEOUT_S, A, B, HeldDevice, WrongEngine, serving, turns
 
 from serve.core import Matrix
+from serve.core.errors import Overloaded
 from serve.engine.fake import FakeEngine
-from serve.errors import Overloaded
 
 
 async def test_lone_request_is_answered_without_a_timer() -> None:
@@ -52,7 +52,7 @@ async def test_idle_batcher_does_not_wake_up(monkeypatch: pytest.MonkeyPatch) ->
 
 async def test_what_queued_while_the_device_was_busy_rides_together() -> None:
     """fault 3: the delay is 0"""
-    gate = Gate()
+    gate = HeldDevice()
     async with serving(FakeEngine(gate=gate)) as harness:
         first = harness.request()
         await gate.entered()
@@ -70,7 +70,7 @@ async def test_what_queued_while_the_device_was_busy_rides_together() -> None:
 
 
 async def test_contexts_do_not_mix() -> None:
-    gate = Gate()
+    gate = HeldDevice()
     async with serving(FakeEngine(gate=gate)) as harness:
         gate_keeper = harness.request()
         await gate.entered()
@@ -105,7 +105,7 @@ async def test_full_batch_ends_the_wait() -> None:
 async def test_request_that_waited_for_the_device_does_not_wait_again() -> None:
     """fault 2"""
     now = 0.0
-    gate = Gate()
+    gate = HeldDevice()
     async with serving(FakeEngine(gate=gate), lambda: now, max_queue_delay_ms=5_000, max_batch_rows=2) as harness:
         full = harness.request(2)
         await gate.entered()
@@ -119,7 +119,7 @@ async def test_request_that_waited_for_the_device_does_not_wait_again() -> None:
 
 async def test_one_batch_on_the_device_at_a_time() -> None:
     """fault 5; FakeEngine itself fails a second thread"""
-    gate = Gate()
+    gate = HeldDevice()
     async with serving(FakeEngine(gate=gate), max_batch_rows=1) as harness:
         asks = [harness.request() for _ in range(5)]
         for left in range(4, -1, -1):
@@ -134,7 +134,7 @@ async def test_one_batch_on_the_device_at_a_time() -> None:
 
 async def test_full_means_overloaded_at_once() -> None:
     """fault 9"""
-    gate = Gate()
+    gate = HeldDevice()
     async with serving(FakeEngine(gate=gate), max_ongoing_requests=3) as harness:
         asks = [harness.request() for _ in range(3)]
         await gate.entered()

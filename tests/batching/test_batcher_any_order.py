@@ -7,12 +7,12 @@ import asyncio
 from dataclasses import dataclass, field
 
 import hypothesis.strategies as st
-from batcher_harness import TIMEOUT_S, A, Ask, B, Gate, Harness, VirtualClock, serving, turns
+from batcher_harness import TIMEOUT_S, A, Ask, B, Harness, HeldDevice, VirtualClock, serving, turns
 from hypothesis import given, settings
 
 from serve.core import Batch, Priority
+from serve.core.errors import DeadlineExceeded, Draining, EngineError, OutOfMemory, Overloaded
 from serve.engine.fake import FakeEngine
-from serve.errors import DeadlineExceeded, Draining, EngineError, OutOfMemory, Overloaded
 
 MAX_ROWS = 6
 LONG_S, SHORT_S = 1e6, 2.0
@@ -37,7 +37,7 @@ STEPS = st.lists(
 class Device:
     """What the engine does with each batch: pass at the gate, then answer or fail."""
 
-    gate: Gate
+    gate: HeldDevice
     fault_every: int
     out_of_memory_every: int
     num_batches: int = 0
@@ -70,7 +70,7 @@ async def _everyone_has_one_outcome(
     steps: list[Step], delay_ms: float, fault_every: int, out_of_memory_every: int
 ) -> None:
     clock = VirtualClock()
-    device = Device(Gate(), fault_every, out_of_memory_every)
+    device = Device(HeldDevice(), fault_every, out_of_memory_every)
     engine = FakeEngine(gate=device)
     async with serving(engine, clock, max_batch_rows=MAX_ROWS, max_queue_delay_ms=delay_ms) as harness:
         run = Run(harness, clock, device.gate)
@@ -87,7 +87,7 @@ async def _everyone_has_one_outcome(
 class Run:
     """The callers, and what may become of each."""
 
-    def __init__(self, harness: Harness, clock: VirtualClock, gate: Gate) -> None:
+    def __init__(self, harness: Harness, clock: VirtualClock, gate: HeldDevice) -> None:
         self.harness, self.clock, self.gate = harness, clock, gate
         self.asks: list[Ask] = []
         self.cancelled: set[Ask] = set()

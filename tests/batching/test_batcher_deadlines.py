@@ -4,11 +4,11 @@ import asyncio
 import logging
 
 import pytest
-from batcher_harness import TIMEOUT_S, A, B, Gate, Harness, VirtualClock, serving, turns
+from batcher_harness import TIMEOUT_S, A, B, Harness, HeldDevice, VirtualClock, serving, turns
 
 from serve.core import Priority
+from serve.core.errors import DeadlineExceeded, Overloaded
 from serve.engine.fake import FakeEngine
-from serve.errors import DeadlineExceeded, Overloaded
 
 SECONDS = {1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0}
 SOON_S = 0.01
@@ -16,7 +16,7 @@ SOON_S = 0.01
 
 
 async def test_a_request_that_would_be_late_is_refused_at_once() -> None:
-    gate, clock = Gate(), VirtualClock()
+    gate, clock = HeldDevice(), VirtualClock()
     async with serving(FakeEngine(gate=gate), clock, max_batch_rows=8) as harness:
         harness.batcher.add_context(A, SECONDS, timeout_s=30.0)
         first = harness.request()
@@ -35,7 +35,7 @@ async def test_a_request_that_would_be_late_is_refused_at_once() -> None:
 
 
 async def test_a_request_that_expires_in_the_queue_is_not_computed() -> None:
-    gate, clock = Gate(), VirtualClock()
+    gate, clock = HeldDevice(), VirtualClock()
     async with serving(FakeEngine(gate=gate), clock) as harness:
         first = harness.request()
         await gate.entered()
@@ -58,7 +58,7 @@ async def test_a_request_that_expires_in_the_queue_is_not_computed() -> None:
 
 async def test_expired_at_the_moment_of_the_cut_is_not_computed() -> None:
     """The alarm did not ring yet."""
-    gate, clock = Gate(), VirtualClock()
+    gate, clock = HeldDevice(), VirtualClock()
     async with serving(FakeEngine(gate=gate), clock) as harness:
         first = harness.request()
         await gate.entered()
@@ -74,7 +74,7 @@ async def test_expired_at_the_moment_of_the_cut_is_not_computed() -> None:
 
 
 async def test_nobody_waits_for_the_device_beyond_the_deadline() -> None:
-    gate, clock = Gate(), VirtualClock()
+    gate, clock = HeldDevice(), VirtualClock()
     async with serving(FakeEngine(gate=gate), clock, max_queue_delay_ms=3_600_000, max_batch_rows=3) as harness:
         late, mate = harness.request(1, timeout_s=SOON_S), harness.request(2, timeout_s=60.0)
         await gate.entered()
@@ -87,7 +87,7 @@ async def test_nobody_waits_for_the_device_beyond_the_deadline() -> None:
 
 
 async def test_the_alarm_is_set_anew_for_the_next_deadline() -> None:
-    gate, clock = Gate(), VirtualClock()
+    gate, clock = HeldDevice(), VirtualClock()
     async with serving(FakeEngine(gate=gate), clock) as harness:
         await_first = harness.request(timeout_s=3 * SOON_S)
         await gate.entered()
@@ -106,7 +106,7 @@ async def test_a_deadline_in_the_past_is_no_request() -> None:
 
 
 async def test_a_context_has_its_own_default_timeout() -> None:
-    gate, clock = Gate(), VirtualClock()
+    gate, clock = HeldDevice(), VirtualClock()
     async with serving(FakeEngine(gate=gate), clock, default_timeout_ms=1e9) as harness:
         harness.batcher.add_context(A, {1: 1e-6}, timeout_s=SOON_S)
         keeper = harness.request(context=B)
@@ -121,8 +121,8 @@ async def test_a_context_has_its_own_default_timeout() -> None:
 
 
 async def test_a_batch_that_hangs_fails_the_health_check_until_it_comes_back(caplog: pytest.LogCaptureFixture) -> None:
-    gate, clock = Gate(), VirtualClock()
-    async with serving(FakeEngine(gate=gate), clock, max_batch_overrun=20, max_batch_rows=8) as harness:
+    gate, clock = HeldDevice(), VirtualClock()
+    async with serving(FakeEngine(gate=gate), clock, hung_batch_factor=20, max_batch_rows=8) as harness:
         harness.batcher.add_context(A, SECONDS, timeout_s=1e6)
         ask = harness.request()
         await gate.entered()
@@ -138,7 +138,7 @@ async def test_a_batch_that_hangs_fails_the_health_check_until_it_comes_back(cap
 
 
 async def test_interactive_goes_before_bulk_and_rides_with_its_rest() -> None:
-    gate, clock = Gate(), VirtualClock()
+    gate, clock = HeldDevice(), VirtualClock()
     async with serving(FakeEngine(gate=gate), clock, max_batch_rows=8, max_bulk_batch_ms=1_000) as harness:
         harness.batcher.add_context(A, SECONDS, timeout_s=1e6)
         bulk = harness.request(20, priority=Priority.BULK)
@@ -177,7 +177,7 @@ async def seconds_of_eight(harness: Harness) -> float:
 
 
 async def test_nothing_of_it_is_logged_as_a_fault(caplog: pytest.LogCaptureFixture) -> None:
-    gate, clock = Gate(), VirtualClock()
+    gate, clock = HeldDevice(), VirtualClock()
     async with serving(FakeEngine(gate=gate), clock) as harness:
         first = harness.request()
         await gate.entered()

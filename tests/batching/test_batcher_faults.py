@@ -6,16 +6,16 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from batcher_harness import A, Ask, Gate, WrongEngine, serving, turns
+from batcher_harness import A, Ask, HeldDevice, WrongEngine, serving, turns
 
 from serve.core import Batch, Matrix, Prediction
+from serve.core.errors import EngineError, InvalidInput
 from serve.engine.fake import FakeEngine
-from serve.errors import EngineError, InvalidInput
 
 
 async def test_bad_input_is_refused_before_it_meets_a_batch() -> None:
     """fault 6"""
-    gate = Gate()
+    gate = HeldDevice()
     async with serving(FakeEngine(gate=gate)) as harness:
 
         async def post(record: dict[str, object]) -> Prediction:
@@ -37,7 +37,7 @@ async def test_bad_input_is_refused_before_it_meets_a_batch() -> None:
 
 async def test_engine_fault_is_of_its_culprit_only(caplog: pytest.LogCaptureFixture) -> None:
     """fault 6"""
-    gate = Gate()
+    gate = HeldDevice()
     poison = 0.5
 
     def fail(batch: Batch) -> None:
@@ -120,7 +120,7 @@ async def test_answer_does_not_alias_the_engines_memory() -> None:
 @pytest.mark.parametrize("cancelled", range(3))
 async def test_cancelled_on_the_device_leaves_its_batch_mates(cancelled: int) -> None:
     """fault 1"""
-    gate = Gate()
+    gate = HeldDevice()
     async with serving(FakeEngine(gate=gate), max_queue_delay_ms=3_600_000, max_batch_rows=6) as harness:
         asks = [harness.request(num_rows) for num_rows in (1, 2, 3)]
         await gate.entered()
@@ -134,7 +134,7 @@ async def test_cancelled_on_the_device_leaves_its_batch_mates(cancelled: int) ->
 
 async def test_cancelled_in_the_queue_is_not_computed() -> None:
     """fault 1"""
-    gate = Gate()
+    gate = HeldDevice()
     async with serving(FakeEngine(gate=gate)) as harness:
         keeper = harness.request()
         await gate.entered()

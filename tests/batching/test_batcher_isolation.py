@@ -6,12 +6,12 @@ import logging
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from batcher_harness import TIMEOUT_S, A, Ask, Gate, Harness, WrongEngine, serving, turns
+from batcher_harness import TIMEOUT_S, A, Ask, Harness, HeldDevice, WrongEngine, serving, turns
 from hypothesis import given, settings
 
 from serve.core import Batch
+from serve.core.errors import DeviceLost, Draining, EngineError, OutOfMemory
 from serve.engine.fake import FakeEngine
-from serve.errors import DeviceLost, Draining, EngineError, OutOfMemory
 
 POISON = -0.5
 
@@ -19,7 +19,7 @@ POISON = -0.5
 class Poisoned:
     """A gate that holds batches, and fails those that hold a poisoned row."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: HeldDevice) -> None:
         self.gate = gate
         self.sizes: list[int] = []
 
@@ -48,7 +48,7 @@ def poisoned(harness: Harness, num_rows: int = 1) -> Ask:
 
 
 async def test_of_many_only_the_culprit_fails() -> None:
-    gate = Gate()
+    gate = HeldDevice()
     engine = Poisoned(gate)
     async with serving(FakeEngine(gate=engine)) as harness:
         keeper = harness.request()
@@ -72,7 +72,7 @@ def test_any_subset_of_culprits(requests: list[tuple[int, bool]]) -> None:
 
 
 async def _any_subset_of_culprits(requests: list[tuple[int, bool]]) -> None:
-    gate = Gate()
+    gate = HeldDevice()
     async with serving(FakeEngine(gate=Poisoned(gate)), max_batch_rows=16) as harness:
         keeper = harness.request()
         await gate.entered()
@@ -91,7 +91,7 @@ async def _any_subset_of_culprits(requests: list[tuple[int, bool]]) -> None:
 
 
 async def test_what_failed_is_logged_once_a_batch(caplog: pytest.LogCaptureFixture) -> None:
-    gate = Gate()
+    gate = HeldDevice()
     async with serving(FakeEngine(gate=Poisoned(gate))) as harness:
         keeper = harness.request()
         await gate.entered()
@@ -108,7 +108,7 @@ async def test_what_failed_is_logged_once_a_batch(caplog: pytest.LogCaptureFixtu
 
 async def test_a_fault_that_does_not_come_again_fails_nobody() -> None:
     faults = [RuntimeError("once")]
-    gate = Gate()
+    gate = HeldDevice()
 
     def fail_once(batch: Batch) -> None:
         gate(batch)
@@ -126,7 +126,7 @@ async def test_a_fault_that_does_not_come_again_fails_nobody() -> None:
 
 
 async def test_a_caller_who_left_is_not_computed_when_his_batch_is_tried_again() -> None:
-    gate = Gate()
+    gate = HeldDevice()
     engine = Poisoned(gate)
     async with serving(FakeEngine(gate=engine)) as harness:
         keeper = harness.request()

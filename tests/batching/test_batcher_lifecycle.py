@@ -6,18 +6,18 @@ import threading
 import time
 
 import pytest
-from batcher_harness import TIMEOUT_S, Gate, serving, turns
+from batcher_harness import TIMEOUT_S, HeldDevice, serving, turns
 
 from serve.batching import Batcher
-from serve.config import BatchingSettings
 from serve.core import Prediction
+from serve.core.errors import Draining, EngineError
 from serve.engine.fake import FakeEngine
-from serve.errors import Draining, EngineError
-from serve.metrics import Metrics
+from serve.settings import BatchingSettings
+from serve.telemetry.prometheus import Metrics
 
 
 async def test_drain_answers_what_is_queued_and_in_flight_and_admits_nothing() -> None:
-    gate = Gate()
+    gate = HeldDevice()
     async with serving(FakeEngine(gate=gate), max_queue_delay_ms=3_600_000, max_batch_rows=2) as harness:
         in_flight = harness.request(2)
         await gate.entered()
@@ -47,7 +47,7 @@ async def test_drain_ends_the_wait_for_company() -> None:
 
 
 async def test_drain_gives_up_in_time_and_close_fails_the_rest() -> None:
-    gate = Gate()
+    gate = HeldDevice()
     async with serving(FakeEngine(gate=gate)) as harness:
         asks = [harness.request()]
         await gate.entered()
@@ -130,7 +130,7 @@ async def test_death_of_the_task_is_loud_and_leaves_nobody_waiting(caplog: pytes
 
 async def test_cancelled_task_leaves_nobody_waiting() -> None:
     """As at the end of an event loop, which cancels every task."""
-    gate = Gate()
+    gate = HeldDevice()
     async with serving(FakeEngine(gate=gate)) as harness:
         asks = [harness.request()]
         await gate.entered()

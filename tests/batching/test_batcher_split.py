@@ -4,11 +4,11 @@ import asyncio
 
 import numpy as np
 import pytest
-from batcher_harness import TIMEOUT_S, A, Ask, B, Gate, VirtualClock, serving, turns
+from batcher_harness import TIMEOUT_S, A, Ask, B, HeldDevice, VirtualClock, serving, turns
 
 from serve.core import Batch, Priority
+from serve.core.errors import DeadlineExceeded, Draining, EngineError
 from serve.engine.fake import FakeEngine
-from serve.errors import DeadlineExceeded, Draining, EngineError
 
 
 @pytest.mark.parametrize("priority", Priority)
@@ -37,7 +37,7 @@ async def test_its_timing_is_that_of_all_its_batches() -> None:
 
 
 async def test_small_ones_ride_with_the_rest_of_a_large_one() -> None:
-    gate = Gate()
+    gate = HeldDevice()
     async with serving(FakeEngine(gate=gate), max_batch_rows=8) as harness:
         large = harness.request(13)
         await gate.entered()
@@ -48,7 +48,7 @@ async def test_small_ones_ride_with_the_rest_of_a_large_one() -> None:
 
 
 async def test_a_part_that_fails_fails_the_whole_and_the_rest_is_not_computed() -> None:
-    gate = Gate()
+    gate = HeldDevice()
 
     def fail_second(batch: Batch) -> None:
         gate(batch)
@@ -72,7 +72,7 @@ async def test_a_part_that_fails_fails_the_whole_and_the_rest_is_not_computed() 
 
 @pytest.mark.parametrize("end", ["cancel", "expire"])
 async def test_the_rest_of_one_who_has_gone_is_not_computed(end: str) -> None:
-    gate, clock = Gate(), VirtualClock()
+    gate, clock = HeldDevice(), VirtualClock()
     async with serving(FakeEngine(gate=gate), clock, max_batch_rows=8) as harness:
         large, small = harness.request(32, timeout_s=0.01), harness.request(1, context=B)
         await gate.entered()
@@ -90,7 +90,7 @@ async def test_the_rest_of_one_who_has_gone_is_not_computed(end: str) -> None:
 
 
 async def test_a_drain_answers_what_was_split() -> None:
-    gate = Gate()
+    gate = HeldDevice()
     async with serving(FakeEngine(gate=gate), max_batch_rows=4) as harness:
         large = harness.request(15)
         await gate.entered()
@@ -102,7 +102,7 @@ async def test_a_drain_answers_what_was_split() -> None:
 
 
 async def test_close_fails_what_was_split() -> None:
-    gate = Gate()
+    gate = HeldDevice()
     async with serving(FakeEngine(gate=gate), max_batch_rows=4) as harness:
         large = harness.request(15)
         await gate.entered()

@@ -122,7 +122,7 @@ def test_a_budget_stays_between_one_row_and_the_largest_bucket(
 @given(num_rows=st.integers(1, 64), seconds=st.lists(st.floats(1e-3, 1.0), min_size=7, max_size=7))
 def test_cutting_at_a_bucket_is_done_only_where_all_is_sooner_done(num_rows: int, seconds: list[float]) -> None:
     cost = CostModel(64).seed(A, dict(zip((1, 2, 4, 8, 16, 32, 64), seconds, strict=True)), 0.0)
-    first = cost.worth_cutting(num_rows)
+    first = cost.efficient_batch_rows(num_rows)
     if first == num_rows:
         return
     assert first in (1, 2, 4, 8, 16, 32)
@@ -130,9 +130,9 @@ def test_cutting_at_a_bucket_is_done_only_where_all_is_sooner_done(num_rows: int
 
 
 def test_where_nothing_was_measured_nothing_is_cut_off() -> None:
-    assert [CostModel(64).of(A).worth_cutting(num_rows) for num_rows in (1, 3, 33, 64)] == [1, 3, 33, 64]
+    assert [CostModel(64).of(A).efficient_batch_rows(num_rows) for num_rows in (1, 3, 33, 64)] == [1, 3, 33, 64]
 
 
 def test_flat_costs_make_no_cut() -> None:
     cost = CostModel(64).seed(A, dict.fromkeys((1, 2, 4, 8, 16, 32, 64), 0.01), 0.0)
-    assert cost.worth_cutting(33) == 33
+    assert cost.efficient_batch_rows(33) == 33

@@ -170,7 +170,7 @@ def test_a_flood_of_one_context_does_not_starve_another() -> None:
 
 def test_who_could_wait_for_ever_does_not() -> None:
     patient = Request(A, deadline=math.inf)
-    queue = queue_of(patient, patience_s=5.0)
+    queue = queue_of(patient, max_turn_delay_s=5.0)
     for now in (0.0, 1.0, 2.0, 3.0, 4.0):
         hurried = Request(B, 10, arrived_at=now, deadline=now + 1.5)
         queue.add(hurried)

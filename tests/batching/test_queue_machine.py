@@ -36,7 +36,7 @@ class QueueMachine(RuleBasedStateMachine):
             max_queue_delay_s=delay_s,
             max_bulk_batch_s=bound_s,
             max_bulk_wait_s=bulk_wait_s,
-            patience_s=PATIENCE_S,
+            max_turn_delay_s=PATIENCE_S,
         )
         self.now = 0.0
         self.all: list[Request] = []

@@ -7,7 +7,7 @@ from queue_harness import A, Request
 
 from serve.batching import Slice
 from serve.batching.recovery import WrongAnswer, num_rows_of, smaller_parts
-from serve.errors import DeviceLost, OutOfMemory
+from serve.core.errors import DeviceLost, OutOfMemory
 
 BATCHES = st.lists(st.integers(1, 9), min_size=1, max_size=12).map(
     lambda sizes: [Slice(Request(A, size + 3), 2, 2 + size) for size in sizes]

@@ -16,9 +16,9 @@ from benchmarks.offline.cells import (
     kv_cache_bytes,
     mix_rows,
 )
-from serve.config import EngineSettings
 from serve.engine import library
 from serve.engine.engine import TabPFNEngine
+from serve.settings import EngineSettings
 
 ROUNDS = Rounds(pairs=3, warmups=0)
 

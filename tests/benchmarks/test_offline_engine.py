@@ -34,7 +34,7 @@ SMALL = EngineOptions(
     arch=("v2", "v3_5"), context_rows=(40,), features=(4,), members=(2,), rows=(1, 5), pairs=3, warmups=1
 )
 IN_EVERY_CELL = {
-    "case", "arch", "context_rows", "features", "members", "rows", "precision", "device", "threads", "implementation",
+    "case", "arch", "context_rows", "features", "members", "rows", "precision", "device", "threads", "backend",
     "ours_ms", "library_ms", "ours_ms_per_row", "library_ms_per_row", "speedup", "max_abs_diff", "library_abs_diff",
     "weights_bytes", "kv_cache_bytes", "library_kv_cache_bytes", "peak_rss_bytes", "peak_device_bytes", "pairs",
     "pairs_ms",
@@ -93,7 +93,7 @@ def test_a_whole_run_of_tiny_networks(tmp_path: Path) -> None:
     ]
     for result in run["results"]:
         check_cell(result)
-        assert result["implementation"] == "ours"
+        assert result["backend"] == "compiled"
         facts = run["cases"][result["case"]]
         assert {axis: facts[axis] for axis in ("arch", "context_rows", "features", "members")} == {
             axis: result[axis] for axis in ("arch", "context_rows", "features", "members")

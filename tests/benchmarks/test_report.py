@@ -32,7 +32,7 @@ def load_run() -> dict[str, Any]:
 def engine_result(arch: str, case: str, rows: int, precision: str) -> dict[str, Any]:
     uncached = {"uncached_ms": 60.0, "speedup_uncached": 12.0} if arch == "demo" else {}
     return {
-        "arch": arch, "case": case, "rows": rows, "precision": precision, "device": "cpu", "implementation": "ours",
+        "arch": arch, "case": case, "rows": rows, "precision": precision, "device": "cpu", "backend": "compiled",
         "ours_ms": 5.0 * rows, "library_ms": 5.5 * rows, "speedup": 1.1, **uncached,
     }  # fmt: skip
 
@@ -81,7 +81,7 @@ def test_each_architecture_has_a_row_of_panels(archs: tuple[str, ...], tmp_path:
 def test_a_run_of_an_older_release_is_still_drawn(tmp_path: Path) -> None:
     run = engine_run("demo")
     for result in run["results"]:
-        for name in ("arch", "precision", "device", "implementation"):
+        for name in ("arch", "precision", "device", "backend"):
             del result[name]
     drawn(run, tmp_path)
 

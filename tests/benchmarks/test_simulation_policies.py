@@ -18,7 +18,7 @@ from benchmarks.offline.simulation.request import Outcome, Request
 from benchmarks.offline.simulation.triton import Triton, TritonSettings
 from benchmarks.offline.simulation.unbatched import Unbatched
 from serve.batching.queue import BULK_COST_FACTOR
-from serve.config import BatchingSettings
+from serve.settings import BatchingSettings
 
 FLAT = Device("flat", 0.2, 0.0, 16, 60.0, is_padded=False)
 LINEAR = Device("linear", 0.010, 0.001, 10, 60.0, is_padded=False)

@@ -12,8 +12,8 @@ from deployment.app import Template
 from deployment.cost import _NUM_ENDPOINTS
 from deployment.policies.template import containers, resources
 from deployment.settings import METRIC_NAMESPACE, STAGES, Stage, read_stage, stage_names
-from serve.config import ServerSettings
-from serve.emf import Gauges, Interval, documents
+from serve.settings import ServerSettings
+from serve.telemetry.cloudwatch import Gauges, Interval, documents
 
 Templates = dict[str, dict[str, Template]]
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from models import definition, write_random_checkpoint
 
-from serve.config import EngineSettings, StoreSettings
 from serve.core import ModelDefinition, Task
 from serve.engine.engine import TabPFNContext, TabPFNEngine
+from serve.settings import EngineSettings, StoreSettings
 from serve.store import FolderStore
 
 

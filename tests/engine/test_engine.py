@@ -10,11 +10,11 @@ import torch
 from models import COLUMNS, definition, records
 from tabpfn import TabPFNClassifier, TabPFNRegressor
 
-from serve.config import EngineSettings
 from serve.core import QUANTILES, REGRESSION_STATISTICS, Batch, ColumnKind, ModelDefinition, Task
+from serve.core.errors import EngineError, InvalidModel, OutOfMemory, StartupError
 from serve.engine.engine import TabPFNContext, TabPFNEngine
 from serve.engine.row_encoder import RowEncoder, feature_names
-from serve.errors import EngineError, InvalidModel, OutOfMemory, StartupError
+from serve.settings import EngineSettings
 
 STRANGE = [
     {"amount": None, "country": "never seen", "code": "999", "seen_at": None, "note": "???"},

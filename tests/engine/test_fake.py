@@ -19,10 +19,10 @@ from serve.core import (
     Scalar,
     Task,
 )
+from serve.core.errors import InvalidInput, InvalidModel
+from serve.engine.checks.parity import canary_rows, check_parity
+from serve.engine.checks.warmup import warm_up
 from serve.engine.fake import FakeContext, FakeEngine, fake_answer
-from serve.engine.parity import canary_rows, check_parity
-from serve.engine.warmup import warm_up
-from serve.errors import InvalidInput, InvalidModel
 
 CLASSIFIER = FakeContext(classes=("a", "b", "c"))
 REGRESSOR = FakeContext(classes=())

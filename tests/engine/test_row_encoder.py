@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from models import COLUMNS, records
 
 from serve.core import Column, ColumnKind
+from serve.core.errors import InvalidInput
 from serve.engine.engine import TabPFNContext
 from serve.engine.row_encoder import Coding, RowEncoder, feature_names
-from serve.errors import InvalidInput
 
 GOOD = {"amount": 1.5, "country": "DE", "code": 12, "seen_at": "2026-03-04T05:30:00", "note": "hello"}
 CODINGS = [

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 from store.relay import Relay
 
-from serve.config import StoreSettings
 from serve.core import ModelDefinition
+from serve.settings import StoreSettings
 from serve.store import SourceStore, write_model
 from serve.store.folder import sha256_of
 
@@ -52,7 +52,7 @@ def store_of(uri: str | Path, sha256: str | None = None, name: str = "cards", **
 
 def load_cards(relay: Relay, bucket: str, cache: Path, sha256: str | None = None, **settings: Any) -> ModelDefinition:
     """From S3, through the relay."""
-    settings = {"s3_endpoint_url": relay.endpoint, "cache_dir": cache, **settings}
+    settings = {"s3_endpoint_url": relay.endpoint, "download_dir": cache, **settings}
     return store_of(f"s3://{bucket}/models/cards/1", sha256, **settings).load("cards")
 
 
@@ -64,12 +64,12 @@ def kept(cache: Path, suffix: str = "*") -> list[str]:
 _LOAD = """
 import sys
 from pathlib import Path
-from serve.config import StoreSettings
-from serve.errors import StartupError
+from serve.settings import StoreSettings
+from serve.core.errors import StartupError
 from serve.store import SourceStore
 uri, endpoint, cache = sys.argv[1:]
 models = [{"name": "cards", "uri": uri}]
-store = SourceStore(StoreSettings(models=models, s3_endpoint_url=endpoint, cache_dir=Path(cache)))
+store = SourceStore(StoreSettings(models=models, s3_endpoint_url=endpoint, download_dir=Path(cache)))
 print("loads", flush=True)
 try:
     store.load("cards")

@@ -6,7 +6,7 @@ from typing import BinaryIO
 
 import pytest
 
-from serve.errors import InvalidModel, StartupError
+from serve.core.errors import InvalidModel, StartupError
 from serve.store.downloads import Downloads
 
 CONTENT = b"weights" * 1_000
@@ -87,7 +87,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     folder = tmp_path / DIGEST
     folder.mkdir()
     (folder / "weights.safetensors.part").symlink_to("/dev/full")
-    with pytest.raises(StartupError, match=r"weights cannot be kept in .*cache_dir.*: No space left on device"):
+    with pytest.raises(StartupError, match=r"weights cannot be kept in .*download_dir.*: No space left on device"):
         get(tmp_path, Source())
     assert files(tmp_path) == set()
     assert get(tmp_path, Source()).read_bytes() == CONTENT
@@ -95,7 +95,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StartupError, match=r"cannot be kept in .*/file/cache \(store\.cache_dir\): Not a directory"):
+    with pytest.raises(StartupError, match=r"cannot be kept in .*/file/cache \(store\.download_dir\): Not a directory"):
         get(tmp_path / "file" / "cache", Source())
 
 
@@ -113,6 +113,6 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", no_home)
-    with pytest.raises(StartupError, match=r"set store\.cache_dir"):
+    with pytest.raises(StartupError, match=r"set store\.download_dir"):
         Downloads(None)
     assert Downloads(Path("cache")).folder == Path("cache")

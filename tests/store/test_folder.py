@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from serve.config import StoreSettings
 from serve.core import ColumnKind, Task
-from serve.errors import InvalidModel, UnknownModel
+from serve.core.errors import InvalidModel, UnknownModel
+from serve.settings import StoreSettings
 from serve.store import FolderStore, write_model
 from serve.store.folder import sha256_of
 

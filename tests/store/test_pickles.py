@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 from estimators import DEMO, answers, fitted, query, records
 
-from serve.config import EngineSettings, StoreSettings
+from serve.cli import import_command as importing
 from serve.core import Batch, ModelDefinition, Task
-from serve.engine import unpickling
+from serve.core.errors import InvalidModel
 from serve.engine.engine import TabPFNEngine
-from serve.errors import InvalidModel
-from serve.store import FolderStore, importing
+from serve.engine.estimators import unpickling
+from serve.settings import EngineSettings, StoreSettings
+from serve.store import FolderStore
 from serve.store.folder import read_manifest, read_model
 from serve.store.pickles import import_pickle
 

@@ -8,7 +8,7 @@ from store.relay import Relay
 from store.source_harness import NUM_FILES, WEIGHTS, digest, edit, kept, load_cards, store_of, write_cards
 from store.swift_harness import WITHOUT_CREDENTIALS, Swift
 
-from serve.errors import InvalidModel, StartupError
+from serve.core.errors import InvalidModel, StartupError
 from serve.store.folder import sha256_of
 
 MIDDLE = len(WEIGHTS) // 2
@@ -27,7 +27,7 @@ def test_boto3s_own_variable_names_the_server(
     cards: Path, swift: Swift, bucket: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", swift.endpoint)
-    model = store_of(f"s3://{bucket}/models/cards/1/", digest(cards), cache_dir=cache).load("cards")
+    model = store_of(f"s3://{bucket}/models/cards/1/", digest(cards), download_dir=cache).load("cards")
     assert model.checkpoint_path.startswith(str(cache))
 
 
@@ -95,7 +95,7 @@ def test_a_file_outside_of_the_folder_is_never_asked_for(
 def test_a_pickle_is_downloaded_only_to_be_compared(swift: Swift, relay: Relay, bucket: str, cache: Path) -> None:
     swift.upload(bucket, "tabpfn_model.pkl", b"code")
     found = hashlib.sha256(b"code").hexdigest()
-    store = store_of(f"s3://{bucket}/tabpfn_model.pkl", "0" * 64, s3_endpoint_url=relay.endpoint, cache_dir=cache)
+    store = store_of(f"s3://{bucket}/tabpfn_model.pkl", "0" * 64, s3_endpoint_url=relay.endpoint, download_dir=cache)
     with pytest.raises(InvalidModel, match=rf"has sha256 {found}, but store\.models \(cards\) says {'0' * 64}"):
         store.load("cards")
     assert kept(cache) == []
@@ -115,7 +115,7 @@ def test_a_pinned_pickle_is_handed_to_the_import(
         return write_cards(work_dir)
 
     uri = f"s3://{bucket}/exports/tabpfn_model.pkl"
-    assert store_of(uri, pin, s3_endpoint_url=relay.endpoint, cache_dir=cache).load("cards").name == "cards"
+    assert store_of(uri, pin, s3_endpoint_url=relay.endpoint, download_dir=cache).load("cards").name == "cards"
 
 
 # --- what is not there, or not for us
@@ -132,7 +132,7 @@ def test_a_missing_object_is_named(swift: Swift, relay: Relay, bucket: str, cach
 def test_a_missing_manifest_says_what_uri_is_meant(relay: Relay, bucket: str, cache: Path) -> None:
     uri = f"s3://{bucket}/models/cards"
     with pytest.raises(InvalidModel, match=rf"{uri}/manifest\.json .*no such object.*NAME/VERSION"):
-        store_of(uri, s3_endpoint_url=relay.endpoint, cache_dir=cache).load("cards")
+        store_of(uri, s3_endpoint_url=relay.endpoint, download_dir=cache).load("cards")
 
 
 @pytest.mark.usefixtures("bucket")

@@ -22,7 +22,7 @@ from store.source_harness import (
 )
 from store.swift_harness import Swift
 
-from serve.errors import StartupError
+from serve.core.errors import StartupError
 from serve.store import s3
 
 MIDDLE = len(WEIGHTS) // 2
@@ -39,7 +39,7 @@ def test_a_server_that_never_answers(bucket: str, cache: Path, monkeypatch: pyte
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(StartupError, match=rf"{url} cannot be reached \(Read timeout"):
-            store_of(f"s3://{bucket}/x", s3_endpoint_url=url, cache_dir=cache).load("cards")
+            store_of(f"s3://{bucket}/x", s3_endpoint_url=url, download_dir=cache).load("cards")
 
 
 @pytest.mark.usefixtures("cards")

@@ -44,7 +44,7 @@ def told(fraud: Path, relay: Relay, bucket: str, cache: Path, monkeypatch: pytes
     """The entry of `store.models` that the environment holds."""
     entry = {"name": "fraud", "uri": f"s3://{bucket}/fraud/1", "sha256": digest(fraud)}
     monkeypatch.setenv("TABPFN_SERVE_STORE_MODELS", json.dumps([entry]))
-    monkeypatch.setenv("TABPFN_SERVE_STORE_CACHE_DIR", str(cache))
+    monkeypatch.setenv("TABPFN_SERVE_STORE_DOWNLOAD_DIR", str(cache))
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", relay.endpoint)
     return entry
 
@@ -117,7 +117,7 @@ def test_a_pinned_pickle_from_s3_answers_as_the_estimator_in_it(swift: Swift, bu
 def test_an_unpinned_pickle_ends_with_the_setting_to_add(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from serve import cli
+    from serve.cli import main as cli
 
     monkeypatch.setenv("TABPFN_SERVE_STORE_MODELS", '[{"name": "churn", "uri": "s3://bucket/tabpfn_model.pkl"}]')
     assert cli.main(["up"]) == 2

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from store.source_harness import digest, edit, store_of, write_cards
 
-from serve.config import StoreSettings
-from serve.errors import InvalidModel, StartupError, UnknownModel
+from serve.core.errors import InvalidModel, StartupError, UnknownModel
+from serve.settings import StoreSettings
 from serve.store import SourceStore
 from serve.store.folder import sha256_of
 from serve.store.manifest import FileEntry
@@ -25,7 +25,7 @@ def cards(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("form", ["{}", "file://{}", "file://localhost{}"])
 def test_a_folder_on_this_machine_is_served_where_it_lies(cards: Path, form: str, tmp_path: Path) -> None:
-    served = store_of(form.format(cards), cache_dir=tmp_path / "cache")
+    served = store_of(form.format(cards), download_dir=tmp_path / "cache")
     assert served.names() == ["cards"]
     model = served.load("cards")
     assert (model.name, model.version) == ("cards", "1")
@@ -36,8 +36,8 @@ def test_a_folder_on_this_machine_is_served_where_it_lies(cards: Path, form: str
 def test_boto3_is_loaded_only_where_s3_is_asked(cards: Path) -> None:
     code = """
 import sys
-import serve.cli
-from serve.config import StoreSettings
+import serve.cli.main
+from serve.settings import StoreSettings
 from serve.store import SourceStore
 SourceStore(StoreSettings(models=[{"name": "cards", "uri": sys.argv[1]}])).load("cards")
 assert not {"boto3", "botocore"} & set(sys.modules)
@@ -104,7 +104,7 @@ def test_a_pickle_of_another_digest_is_not_opened(tmp_path: Path) -> None:
     file.write_bytes(b"code")
     expected = rf"tabpfn_model\.pkl has sha256 {sha256_of(file)}, but store\.models \(churn\) says {'0' * 64}"
     with pytest.raises(InvalidModel, match=expected):
-        store_of(file, "0" * 64, name="churn", cache_dir=tmp_path / "cache").load("churn")
+        store_of(file, "0" * 64, name="churn", download_dir=tmp_path / "cache").load("churn")
 
 
 def test_a_pickle_that_is_not_there(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_pickle_of_the_pinned_digest_is_imported(tmp_path: Path, monkeypatch: 
         return write_cards(named["work_dir"])
 
     monkeypatch.setattr("serve.store.pickles.import_pickle", import_pickle)
-    model = store_of(file, sha256_of(file), cache_dir=tmp_path / "cache").load("cards")
+    model = store_of(file, sha256_of(file), download_dir=tmp_path / "cache").load("cards")
     assert model.name == "cards"
     work_dir = tmp_path / "cache" / "imported" / sha256_of(file)
     assert seen == {"path": file, "name": "cards", "sha256": sha256_of(file), "work_dir": work_dir}
@@ -133,8 +133,8 @@ def test_a_pickle_of_the_pinned_digest_is_imported(tmp_path: Path, monkeypatch: 
 def test_a_pickle_needs_a_folder_to_be_imported_into(tmp_path: Path) -> None:
     file = tmp_path / "tabpfn_model.pkl"
     file.write_bytes(b"code")
-    with pytest.raises(StartupError, match=r"cache \(store\.cache_dir\) cannot be used: Not a directory"):
-        store_of(file, sha256_of(file), cache_dir=file / "cache").load("cards")
+    with pytest.raises(StartupError, match=r"cache \(store\.download_dir\) cannot be used: Not a directory"):
+        store_of(file, sha256_of(file), download_dir=file / "cache").load("cards")
 
 
 @given(st.text(alphabet=st.sampled_from("./a\\\n\0"), max_size=12))

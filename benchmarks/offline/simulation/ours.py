@@ -12,17 +12,17 @@ from serve.batching import (
     AdmissionController,
     AdmissionLimits,
     BatchQueue,
+    BatchWatchdog,
     CostModel,
-    InFlight,
     QueueLimits,
     Slice,
 )
-from serve.config import BatchingSettings
-from serve.errors import Overloaded
+from serve.core.errors import Overloaded
+from serve.settings import BatchingSettings
 
 
 class Ours(Server):
-    """BatchQueue, CostModel, InFlight and AdmissionController with the settings of a server; warm-up has been run."""
+    """The server's own batching policy with the settings of a server, after its warm-up."""
 
     def __init__(
         self,
@@ -38,9 +38,9 @@ class Ours(Server):
         for context in contexts:
             self._cost.seed(context, device.buckets, clock.now)  # type: ignore[arg-type]  # identity is all it needs
         self._queue: BatchQueue[Request] = BatchQueue(self._cost, QueueLimits.of(settings))
-        self._in_flight = InFlight(settings.max_batch_overrun)
+        self._watchdog = BatchWatchdog(settings.hung_batch_factor)
         self._admission: AdmissionController[Request] = AdmissionController(
-            self._queue, self._cost, self._in_flight, AdmissionLimits.of(settings)
+            self._queue, self._cost, self._watchdog, AdmissionLimits.of(settings)
         )
         self._is_busy = False
 
@@ -71,13 +71,13 @@ class Ours(Server):
         self._is_busy = True
         num_rows = sum(stop - start for _, start, stop in batch)
         cost = self._cost.of(batch[0].request.context)
-        self._in_flight.begin(cost.predict(num_rows), now)
+        self._watchdog.begin(cost.predict(num_rows), now)
         self._clock.at(self._occupy(num_rows), self._finish, (batch, num_rows, now))
 
     def _finish(self, done: tuple[list[Slice[Request]], int, float]) -> None:
         batch, num_rows, began_at = done
         now = self._clock.now
-        self._in_flight.end()
+        self._watchdog.end()
         self._is_busy = False
         self._cost.of(batch[0].request.context).learn(num_rows, now - began_at, now)
         for request, start, stop in batch:

@@ -19,10 +19,10 @@ import pandas as pd
 import torch
 
 from benchmarks.online.peers.servers.options import ENGINE_VARIABLE, MAX_BATCH_ROWS, THREADS_VARIABLE
-from serve.config import EngineSettings, StoreSettings
 from serve.core import Batch, ModelDefinition
 from serve.engine import library
 from serve.engine.engine import TabPFNEngine
+from serve.settings import EngineSettings, StoreSettings
 from serve.store import FolderStore
 
 Records = Sequence[Mapping[str, Any]]

@@ -75,7 +75,7 @@ class System:
 def _tabpfn_serve(name: str, edge: str, engine: str) -> System:
     flags: tuple[str, ...] = ()
     if engine == LIBRARY:  # in the precision that the peers' library chooses too
-        flags = ("--implementation", "library", "--inference-precision", "auto", "--parity-tolerance", "0.03")
+        flags = ("--backend", "tabpfn", "--inference-precision", "auto", "--parity-tolerance", "0.03")
     return System(
         name,
         engine,

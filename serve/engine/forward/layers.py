@@ -40,7 +40,7 @@ products save. Without AMX they save more: 9,000 rows of 32 to 64 take 0.23 ms, 
 
 
 @dataclass(frozen=True)
-class Place:
+class ComputeSpec:
     """Where and how precisely to compute: weights in `dtype`, cached keys and values in `kv_dtype` (None: the same)."""
 
     device: torch.device
@@ -93,18 +93,18 @@ class Place:
     def exact_linear(
         self, module: Any, heads: tuple[int, int] | None = None, gain: torch.Tensor | None = None
     ) -> Linear:
-        return Linear(module, Place(self.device, torch.float32), heads, gain)
+        return Linear(module, ComputeSpec(self.device, torch.float32), heads, gain)
 
-    def attend_to(self, keys: torch.Tensor, values: torch.Tensor, reach: torch.Tensor | None) -> Attention:
+    def attend_to(self, keys: torch.Tensor, values: torch.Tensor, query_bound: torch.Tensor | None) -> Attention:
         """Attention to fixed `keys` and `values` [batch, context, heads, D].
 
-        `reach`, float32 [heads, queries of each, D]: every query is this times some vector no longer than 1; None: not
-        known.
+        `query_bound`, float32 [heads, queries of each, D]: each query is this bound times a vector of length 1
+        or less. None: unknown.
         """
         is_tiled = self.device.type == "cpu" and (self.attention_dtype == torch.float32 or not has_amx())
         max_score = math.inf
-        if is_tiled and reach is not None:
-            max_score = max(float((keys * part).norm(dim=-1).max()) for part in reach.unbind(1))
+        if is_tiled and query_bound is not None:
+            max_score = max(float((keys * part).norm(dim=-1).max()) for part in query_bound.unbind(1))
         keys = keys * BITS if is_tiled else keys
         fixed = [by_head(x.to(self.device, self.attention_dtype)) for x in (keys, values)]
         if is_tiled:
@@ -151,12 +151,12 @@ class Linear:
     """(gain x) W^T + b in the place's dtype, from a `torch.nn.Linear`; `heads` (number, width) splits its last axis."""
 
     def __init__(
-        self, module: Any, place: Place, heads: tuple[int, int] | None = None, gain: torch.Tensor | None = None
+        self, module: Any, spec: ComputeSpec, heads: tuple[int, int] | None = None, gain: torch.Tensor | None = None
     ) -> None:
-        self.dtype, self._heads = place.weight_dtype(module.weight), heads
-        weight = place.exact(module.weight)
+        self.dtype, self._heads = spec.weight_dtype(module.weight), heads
+        weight = spec.exact(module.weight)
         self._product = Product((weight if gain is None else weight * gain).to(self.dtype))
-        self._bias = None if module.bias is None else module.bias.detach().to(place.device, self.dtype)
+        self._bias = None if module.bias is None else module.bias.detach().to(spec.device, self.dtype)
         self.packed = self._product.packed
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -194,8 +194,8 @@ class Norm:
 class FeedForward:
     """x + W2 gelu(W1 norm(x)); x, float32 and contiguous, is overwritten."""
 
-    def __init__(self, norm: Any, mlp: Any, place: Place) -> None:
-        self._norm, self._up, self._down = Norm(None, norm.eps), place.linear(mlp[0], norm=norm), place.linear(mlp[2])
+    def __init__(self, norm: Any, mlp: Any, spec: ComputeSpec) -> None:
+        self._norm, self._up, self._down = Norm(None, norm.eps), spec.linear(mlp[0], norm=norm), spec.linear(mlp[2])
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self._down.add_to(x, self._up.gelu(self._norm(x)))
@@ -208,21 +208,21 @@ class LengthScale:
     """
 
     def __init__(
-        self, module: Any | None, num_heads: int, head_dim: int, length: int, place: Place,
+        self, module: Any | None, num_heads: int, head_dim: int, length: int, spec: ComputeSpec,
         gain: torch.Tensor | None = None,
     ) -> None:  # fmt: skip
-        base = torch.ones(num_heads * head_dim, device=place.device)
+        base = torch.ones(num_heads * head_dim, device=spec.device)
         self._query = None
         if module is not None:
-            first, second = (place.exact_linear(module.base_mlp[i]) for i in (0, 2))
-            log_length = torch.full((1, 1), max(length, 1), dtype=torch.float32, device=place.device).log()
+            first, second = (spec.exact_linear(module.base_mlp[i]) for i in (0, 2))
+            log_length = torch.full((1, 1), max(length, 1), dtype=torch.float32, device=spec.device).log()
             base = second(F.gelu(first(log_length)))
-            self._query = [place.exact_linear(module.query_mlp[0], gain=gain), place.exact_linear(module.query_mlp[2])]
+            self._query = [spec.exact_linear(module.query_mlp[0], gain=gain), spec.exact_linear(module.query_mlp[2])]
         self._base = base.view(num_heads, head_dim) * float(head_dim**-0.5)
         if gain is not None:
             self._base = self._base * gain
-        self.reach = self._base.abs() * (math.sqrt(head_dim) * (1 if self._query is None else 2))
-        """float32 [heads, head_dim]; of what an RMS norm gave, see `Place.attend_to`. The tanh adds at most as much."""
+        self.query_bound = self._base.abs() * (math.sqrt(head_dim) * (1 if self._query is None else 2))
+        """Float32 [heads, head_dim], of the output of an RMS norm; see `ComputeSpec.attend_to`. The tanh doubles it."""
 
     def __call__(self, queries: torch.Tensor) -> torch.Tensor:
         """float32 [..., heads, head_dim] to the same."""
@@ -233,7 +233,7 @@ class LengthScale:
         return add_tanh(scaled, second(gelu(first(queries))))
 
 
-class TurnedHeads:
+class RotaryProjection:
     """Projection, rotary embedding and RMS norm of tokens by their position, the rotation folded into the weights.
 
     A rotation leaves the norm as it is, so it may stand before it: every position has a projection of its own.
@@ -245,16 +245,16 @@ class TurnedHeads:
     """
 
     def __init__(
-        self, module: Any, norm: Any | None, angles: torch.Tensor, heads: tuple[int, int], place: Place,
+        self, module: Any, norm: Any | None, angles: torch.Tensor, heads: tuple[int, int], spec: ComputeSpec,
         before: Any, gain: torch.Tensor | None = None,
     ) -> None:  # fmt: skip
         self._heads, self._gain = heads, gain
-        weight = (place.exact(module.weight) * place.gain(before)).T.reshape(-1, *heads)  # [E, heads, head_dim]
+        weight = (spec.exact(module.weight) * spec.gain(before)).T.reshape(-1, *heads)  # [E, heads, head_dim]
         cos, sin = (torch.cat([part, part], dim=-1)[:, None, None] for part in (angles.cos(), angles.sin()))
         first, second = weight.chunk(2, dim=-1)
         turned = weight * cos + torch.cat([-second, first], dim=-1) * sin
         # [tokens, E, heads head_dim]
-        self._weights = turned.flatten(2).to(place.weight_dtype(module.weight)).contiguous()
+        self._weights = turned.flatten(2).to(spec.weight_dtype(module.weight)).contiguous()
         self._eps = None if norm is None else norm.eps or torch.finfo(torch.float32).eps
         largest = 1.0 if gain is None else float(gain.abs().max())
         self.max_length = math.inf if norm is None else math.sqrt(heads[1]) * largest

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 
 from serve.engine.forward import Group
-from serve.engine.forward.layers import Place
+from serve.engine.forward.layers import ComputeSpec
 from serve.engine.forward.v3_5 import StagedForward, join_groups
-from serve.engine.forward.v3_cells import Alike, Scaling
+from serve.engine.forward.v3_cells import Scaling, SharedColumns
 from serve.engine.forward.votes import Votes
 
 
@@ -31,25 +31,25 @@ def build(
     if task_type != network.task_type:
         raise ValueError(f"task type {task_type!r}, but the network was made for {network.task_type!r}")
     with torch.inference_mode():
-        place = Place(next(network.parameters()).device, dtype, kv_dtype)
+        spec = ComputeSpec(next(network.parameters()).device, dtype, kv_dtype)
         caches, targets = join_groups(groups)
         head: list[Callable[[torch.Tensor], torch.Tensor]]
         if task_type == "multiclass":
-            head = [Votes(network.many_class_decoder, caches, targets, place)]
+            head = [Votes(network.many_class_decoder, caches, targets, spec)]
         else:
             widen, _, output = network.output_projection  # type: ignore[misc]
-            head = [place.exact_linear(widen), F.gelu, place.exact_linear(output)]
-        return StagedForward(network, groups, cast(Any, network).feature_group_size, _Cells, head, place)
+            head = [spec.exact_linear(widen), F.gelu, spec.exact_linear(output)]
+        return StagedForward(network, groups, cast(Any, network).feature_group_size, _Cells, head, spec)
 
 
 class _Cells:
     """Stage 0 (`_preprocess_raw`, `_group_features`, `x_embed`), in float32."""
 
-    def __init__(self, network: Any, caches: Sequence[Any], alike: Alike, place: Place) -> None:
-        self._scaling = Scaling(caches, alike.columns, place)
-        self._neighbours, self._group = alike.neighbours, network.feature_group_size
+    def __init__(self, network: Any, caches: Sequence[Any], shared: SharedColumns, spec: ComputeSpec) -> None:
+        self._scaling = Scaling(caches, shared.columns, spec)
+        self._neighbours, self._group = shared.neighbours, network.feature_group_size
         self._tells_missing: bool = network.use_nan_indicators
-        self._embed = place.exact_linear(network.x_embed)
+        self._embed = spec.exact_linear(network.x_embed)
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
         """float32 [columns, R] to float32 [cells, R, E]."""

@@ -28,8 +28,8 @@ from tabpfn.architectures.kv_cache import QuantizedKVCacheEntry
 
 from serve.engine.forward import Group
 from serve.engine.forward.attention import MAX_EXP_SCORE, attend_tokens
-from serve.engine.forward.layers import FeedForward, LengthScale, Norm, Place, TurnedHeads, attend
-from serve.engine.forward.v3_cells import Alike, Scaling
+from serve.engine.forward.layers import ComputeSpec, FeedForward, LengthScale, Norm, RotaryProjection, attend
+from serve.engine.forward.v3_cells import Scaling, SharedColumns
 from serve.engine.forward.votes import Votes
 
 _MAX_TOKENS, _MAX_TOKENS_CPU = 1 << 18, 1 << 14
@@ -50,17 +50,17 @@ def build(
     if task_type not in ("multiclass", "regression"):
         raise ValueError(f"task type {task_type!r} is neither 'multiclass' nor 'regression'")
     with torch.inference_mode():
-        place = Place(next(network.parameters()).device, dtype, kv_dtype)
+        spec = ComputeSpec(next(network.parameters()).device, dtype, kv_dtype)
         heads, group_size = cast(Any, network).heads, cast(Any, network).x_embed.group_size
         caches, targets = join_groups(groups)
         head: list[Callable[[torch.Tensor], torch.Tensor]]
         if task_type == "multiclass":
             mlp = heads.mlp_classification
-            head = [FeedForward(mlp.norm, mlp.mlp, place), Votes(heads.many_class_decoder, caches, targets, place)]
+            head = [FeedForward(mlp.norm, mlp.mlp, spec), Votes(heads.many_class_decoder, caches, targets, spec)]
         else:
             mlp = heads.mlp_regression
-            head = [FeedForward(mlp.norm, mlp.mlp, place), place.exact_linear(heads.output_projection)]
-        return StagedForward(network, groups, group_size, _Cells, head, place)
+            head = [FeedForward(mlp.norm, mlp.mlp, spec), spec.exact_linear(heads.output_projection)]
+        return StagedForward(network, groups, group_size, _Cells, head, spec)
 
 
 def join_groups(groups: Sequence[Group]) -> tuple[list[Any], torch.Tensor]:
@@ -76,7 +76,7 @@ class StagedForward:
 
     Args:
         group_size: columns in a cell.
-        make_cells: of network, caches, which columns are alike, and place: float32 [columns, R], of each kind one, to
+        make_cells: of network, caches, which columns are shared, and spec: float32 [columns, R], of each kind one, to
             float32 [cells, R, E], of each kind one.
         head: one after the other, float32 [B, R, T E] to logits.
     """
@@ -86,18 +86,18 @@ class StagedForward:
         network: Any,
         groups: Sequence[Group],
         group_size: int,
-        make_cells: Callable[[Any, Sequence[Any], Alike, Place], Callable[[torch.Tensor], torch.Tensor]],
+        make_cells: Callable[[Any, Sequence[Any], SharedColumns, ComputeSpec], Callable[[torch.Tensor], torch.Tensor]],
         head: Sequence[Callable[[torch.Tensor], torch.Tensor]],
-        place: Place,
+        spec: ComputeSpec,
     ) -> None:
         self._embeddings, self._head = [], head
         for group in groups:
-            alike = Alike(group.columns, group.caches, group_size, place)
-            cells = make_cells(network, group.caches, alike, place)
-            self._embeddings.append(_Embedding(network, group.caches, alike, cells, place))
+            shared = SharedColumns(group.columns, group.caches, group_size, spec)
+            cells = make_cells(network, group.caches, shared, spec)
+            self._embeddings.append(_Embedding(network, group.caches, shared, cells, spec))
         caches, _ = join_groups(groups)
-        self._icl = [_IclBlock(block, [c.kv[i] for c in caches], place) for i, block in enumerate(network.icl_blocks)]
-        self._norm = place.norm(network.output_norm)
+        self._icl = [_IclBlock(block, [c.kv[i] for c in caches], spec) for i, block in enumerate(network.icl_blocks)]
+        self._norm = spec.norm(network.output_norm)
 
     @torch.inference_mode()
     def __call__(self, *rows: torch.Tensor) -> torch.Tensor:
@@ -123,20 +123,20 @@ class _Embedding:
         self,
         network: Any,
         caches: Sequence[Any],
-        alike: Alike,
+        shared: SharedColumns,
         cells: Callable[[torch.Tensor], torch.Tensor],
-        place: Place,
+        spec: ComputeSpec,
     ) -> None:
-        num_members, num_columns = alike.kinds.shape
+        num_members, num_columns = shared.kinds.shape
         layers = network.feature_distribution_embedder.layers
-        self._columns, self._cells = alike.columns, cells
+        self._columns, self._cells = shared.columns, cells
         hidden = zip(*(cache.inducing_hidden for cache in caches), strict=True)
         self._column_blocks = [
-            _ColumnBlock(layer.cross_attn_block2, torch.cat([place.exact(x) for x in parts])[alike.cells], place)
+            _ColumnBlock(layer.cross_attn_block2, torch.cat([spec.exact(x) for x in parts])[shared.cells], spec)
             for layer, parts in zip(layers, hidden, strict=True)
         ]
-        self._readout = _Readout(network.column_aggregator, alike.kinds, place)
-        max_tokens = _MAX_TOKENS_CPU if place.device.type == "cpu" else _MAX_TOKENS
+        self._readout = _Readout(network.column_aggregator, shared.kinds, spec)
+        max_tokens = _MAX_TOKENS_CPU if spec.device.type == "cpu" else _MAX_TOKENS
         num_tokens = num_members * (self._readout.num_queries + num_columns)
         self._max_rows = max(1, max_tokens // num_tokens)
 
@@ -156,24 +156,24 @@ class _Embedding:
 class _Cells:
     """Stage 0: values to embedded cells (`_preprocess_raw`, `_group_features`, `x_embed`)."""
 
-    def __init__(self, network: Any, caches: Sequence[Any], alike: Alike, place: Place) -> None:
-        self._scaling = Scaling(caches, alike.columns, place)
-        context = place.stack(caches, lambda cache: cache.ecdf_context, dim=1).flatten(1, 2)[:, alike.columns]
+    def __init__(self, network: Any, caches: Sequence[Any], shared: SharedColumns, spec: ComputeSpec) -> None:
+        self._scaling = Scaling(caches, shared.columns, spec)
+        context = spec.stack(caches, lambda cache: cache.ecdf_context, dim=1).flatten(1, 2)[:, shared.columns]
         num_columns, num_edges = context.shape[1:]
         self._edges = context[0].contiguous()
         self._num_rows = context[2, :, -1:]
         # One row per edge: its value, context values below it, context values at most it.
         self._table = context.permute(1, 2, 0).reshape(-1, 3).contiguous()
-        self._starts = torch.arange(num_columns, device=place.device)[:, None] * num_edges
+        self._starts = torch.arange(num_columns, device=spec.device)[:, None] * num_edges
 
         embed = network.x_embed
         group, frequencies = embed.group_size, embed.ecdf_num_frequencies
-        self._neighbours, self._group = alike.neighbours, group
-        self._phases = math.pi * torch.arange(1, frequencies + 1, device=place.device, dtype=torch.float32)
-        self._frequencies = place.exact(embed.fourier.frequencies)
-        self._weight = torch.cat([place.exact(embed.fourier.in_linear.weight), _by_neighbour(embed, place)], dim=1)
+        self._neighbours, self._group = shared.neighbours, group
+        self._phases = math.pi * torch.arange(1, frequencies + 1, device=spec.device, dtype=torch.float32)
+        self._frequencies = spec.exact(embed.fourier.frequencies)
+        self._weight = torch.cat([spec.exact(embed.fourier.in_linear.weight), _by_neighbour(embed, spec)], dim=1)
         norm = embed.layernorm
-        self._norm = (norm.normalized_shape, place.exact(norm.weight), place.exact(norm.bias), norm.eps)
+        self._norm = (norm.normalized_shape, spec.exact(norm.weight), spec.exact(norm.bias), norm.eps)
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
         """float32 [columns, R] to float32 [cells, R, E]."""
@@ -204,9 +204,9 @@ class _Cells:
         return self._table.index_select(0, edges.flatten()).view(*edges.shape, 3).unbind(-1)
 
 
-def _by_neighbour(embed: Any, place: Place) -> torch.Tensor:
+def _by_neighbour(embed: Any, spec: ComputeSpec) -> torch.Tensor:
     """The metadata weights, in columns ordered by neighbour, then value, indicator, sines, cosines of its rank."""
-    weight = place.exact(embed.metadata_linear.weight)
+    weight = spec.exact(embed.metadata_linear.weight)
     group = embed.group_size
     values, indicators, ranks = weight[:, :group], weight[:, group : 2 * group], weight[:, 2 * group :]
     parts = [values[..., None], indicators[..., None], torch.unflatten(ranks, 1, (group, -1))]
@@ -216,23 +216,23 @@ def _by_neighbour(embed: Any, place: Place) -> torch.Tensor:
 class _ColumnBlock:
     """Stage 1: each cell attends to its column's inducing points (`CrossAttentionBlock`)."""
 
-    def __init__(self, block: Any, hidden: torch.Tensor, place: Place) -> None:
+    def __init__(self, block: Any, hidden: torch.Tensor, spec: ComputeSpec) -> None:
         attention = block.attn
         heads = (attention.num_heads, attention.head_dim)
-        context = place.norm(block.layernorm_kv)(hidden)
-        keys = place.exact_linear(attention.k_projection, heads)(context)
-        values = place.exact_linear(attention.v_projection, heads)(context)
-        norm, reach = getattr(attention, "q_norm", None), None
+        context = spec.norm(block.layernorm_kv)(hidden)
+        keys = spec.exact_linear(attention.k_projection, heads)(context)
+        values = spec.exact_linear(attention.v_projection, heads)(context)
+        norm, query_bound = getattr(attention, "q_norm", None), None
         if norm is not None:
-            keys = place.norm(attention.k_norm)(keys) * place.gain(norm)
-            reach = torch.full((heads[0], 1, heads[1]), math.sqrt(heads[1]), device=place.device)
-        short = Place(place.device, place.dtype, place.short_dtype)
-        self._query_norm = place.head_norm(norm)
-        self._attend = short.attend_to(keys * attention.head_dim**-0.5, values, reach)
+            keys = spec.norm(attention.k_norm)(keys) * spec.gain(norm)
+            query_bound = torch.full((heads[0], 1, heads[1]), math.sqrt(heads[1]), device=spec.device)
+        short = ComputeSpec(spec.device, spec.dtype, spec.short_dtype)
+        self._query_norm = spec.head_norm(norm)
+        self._attend = short.attend_to(keys * attention.head_dim**-0.5, values, query_bound)
         self._norm = Norm(None, block.layernorm_q.eps)
-        self._query = place.linear(attention.q_projection, heads, block.layernorm_q)
-        self._out = place.linear(attention.out_projection)
-        self._feed_forward = FeedForward(block.layernorm2, block.mlp, place)
+        self._query = spec.linear(attention.q_projection, heads, block.layernorm_q)
+        self._out = spec.linear(attention.out_projection)
+        self._feed_forward = FeedForward(block.layernorm2, block.mlp, spec)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """float32 [cells, R, E] to the same, in place."""
@@ -247,7 +247,7 @@ class _Readout:
     Tokens stand first among the axes here: what is done by position is then a batched product over contiguous rows.
     """
 
-    def __init__(self, aggregator: Any, kinds: torch.Tensor, place: Place) -> None:
+    def __init__(self, aggregator: Any, kinds: torch.Tensor, spec: ComputeSpec) -> None:
         """`kinds` of cells, int64 [B, C]."""
         self.num_queries = aggregator.num_cls_tokens
         self._shape = (self.num_queries + kinds.shape[1], kinds.shape[0])
@@ -256,12 +256,12 @@ class _Readout:
         # Without a rotation every angle is zero.
         width = aggregator.blocks[0].attention.head_dim // 2
         frequencies = torch.zeros(width) if aggregator.rope is None else aggregator.rope.freqs
-        angles = torch.arange(num_tokens, device=place.device).float()[:, None] * place.exact(frequencies)
+        angles = torch.arange(num_tokens, device=spec.device).float()[:, None] * spec.exact(frequencies)
         *inner, last = aggregator.blocks
-        self._blocks = [_RowBlock(block, angles, num_tokens, place) for block in inner]
-        self._blocks.append(_RowBlock(last, angles, self.num_queries, place))
-        self._tokens = place.exact(aggregator.cls_tokens)[:, None, None]
-        self._norm = place.norm(aggregator.out_ln)
+        self._blocks = [_RowBlock(block, angles, num_tokens, spec) for block in inner]
+        self._blocks.append(_RowBlock(last, angles, self.num_queries, spec))
+        self._tokens = spec.exact(aggregator.cls_tokens)[:, None, None]
+        self._norm = spec.norm(aggregator.out_ln)
 
     def __call__(self, cells: torch.Tensor) -> torch.Tensor:
         """float32 [cells, R, E], of each kind one, to [B, R, T E]."""
@@ -277,29 +277,29 @@ class _Readout:
 class _RowBlock:
     """`TransformerBlock`, for the first `num_queries` tokens of a row: all, or the readout's (`forward_cross`)."""
 
-    def __init__(self, block: Any, angles: torch.Tensor, num_queries: int, place: Place) -> None:
+    def __init__(self, block: Any, angles: torch.Tensor, num_queries: int, spec: ComputeSpec) -> None:
         attention = block.attention
         self._num_queries, self._heads = num_queries, (attention.num_heads, attention.head_dim)
         self._norm = Norm(None, block.layernorm.eps)
         query_norm, key_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
-        gain = torch.full((attention.head_dim,), attention.head_dim**-0.5, device=place.device)
+        gain = torch.full((attention.head_dim,), attention.head_dim**-0.5, device=spec.device)
         for norm in (query_norm, key_norm):
-            gain = gain if norm is None else gain * place.gain(norm)
-        layout = (self._heads, place, block.layernorm)
-        self._query = TurnedHeads(attention.q_projection, query_norm, angles[:num_queries], *layout, gain)
-        self._key = TurnedHeads(attention.k_projection, key_norm, angles, *layout)
+            gain = gain if norm is None else gain * spec.gain(norm)
+        layout = (self._heads, spec, block.layernorm)
+        self._query = RotaryProjection(attention.q_projection, query_norm, angles[:num_queries], *layout, gain)
+        self._key = RotaryProjection(attention.k_projection, key_norm, angles, *layout)
         self._is_bounded = self._query.max_length * self._key.max_length <= MAX_EXP_SCORE
-        self._value = place.linear(attention.v_projection, self._heads, block.layernorm)
-        self._out = place.linear(attention.out_projection)
-        self._feed_forward = FeedForward(block.layernorm_mlp, block.mlp, place)
-        self._place = place
+        self._value = spec.linear(attention.v_projection, self._heads, block.layernorm)
+        self._out = spec.linear(attention.out_projection)
+        self._feed_forward = FeedForward(block.layernorm_mlp, block.mlp, spec)
+        self._spec = spec
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """float32 [T, B R, E] to [queries, B R, E], in place."""
         normed = self._norm(x).to(self._value.dtype)  # once for all three, whose weights are of one shape
         queries, keys, values = self._query(normed[: self._num_queries]), self._key(normed), self._value(normed)
-        dtype = self._place.short_dtype
-        if self._place.device.type == "cpu":
+        dtype = self._spec.short_dtype
+        if self._spec.device.type == "cpu":
             attended = attend_tokens(queries, keys, values, is_bounded=self._is_bounded, dtype=dtype)
         else:
             queries, keys, values = (part.to(dtype).permute(1, 2, 0, 3) for part in (queries, keys, values))
@@ -310,23 +310,23 @@ class _RowBlock:
 class _IclBlock:
     """Stage 3: test rows attend to the context rows' cached keys and values (`ICLTransformerBlock`)."""
 
-    def __init__(self, block: Any, entries: Sequence[Any], place: Place) -> None:
+    def __init__(self, block: Any, entries: Sequence[Any], spec: ComputeSpec) -> None:
         attention = block.icl_attention
         dense = [e.dequantize(torch.float32) if isinstance(e, QuantizedKVCacheEntry) else e for e in entries]
-        keys, values = (torch.cat([place.exact(getattr(e, name)) for e in dense]) for name in ("key", "value"))
+        keys, values = (torch.cat([spec.exact(getattr(e, name)) for e in dense]) for name in ("key", "value"))
         # A softmax does not see what all scores share, and centred keys keep more digits in a narrow dtype.
         keys = keys - keys.mean(1, keepdim=True)
         heads = (attention.num_heads, attention.head_dim)
         self._fold = (keys.shape[2], attention.num_heads // keys.shape[2])
         self._norm = Norm(None, block.layernorm.eps)
-        self._query = place.linear(attention.q_projection, heads, block.layernorm)
+        self._query = spec.linear(attention.q_projection, heads, block.layernorm)
         norm = getattr(attention, "q_norm", None)
-        self._query_norm, gain = place.head_norm(norm), None if norm is None else place.gain(norm)
-        self._scale = LengthScale(attention.softmax_scaling_layer, *heads, keys.shape[1], place, gain)
-        reach = None if norm is None else torch.unflatten(self._scale.reach, 0, self._fold)
-        self._attend = place.attend_to(keys, values, reach)
-        self._out = place.linear(attention.out_projection)
-        self._feed_forward = FeedForward(block.layernorm_mlp, block.mlp, place)
+        self._query_norm, gain = spec.head_norm(norm), None if norm is None else spec.gain(norm)
+        self._scale = LengthScale(attention.softmax_scaling_layer, *heads, keys.shape[1], spec, gain)
+        query_bound = None if norm is None else torch.unflatten(self._scale.query_bound, 0, self._fold)
+        self._attend = spec.attend_to(keys, values, query_bound)
+        self._out = spec.linear(attention.out_projection)
+        self._feed_forward = FeedForward(block.layernorm_mlp, block.mlp, spec)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """float32 [B, R, T E] to the same, in place."""

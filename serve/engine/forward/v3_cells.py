@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from serve.engine.forward.layers import Place
+from serve.engine.forward.layers import ComputeSpec
 
 _ROUNDING = 1e-5
 """Of the largest value; measured 1e-6."""
 
 
-class Alike:
+class SharedColumns:
     """Which columns and cells are the same in several members, so that one of each kind is computed.
 
     Members differ in the order of their columns and in how some are prepared, and share most of them. A cell is known
@@ -27,7 +27,7 @@ class Alike:
         kinds: of all cells; int64 [B, C].
     """
 
-    def __init__(self, columns: torch.Tensor | None, caches: Sequence[Any], group: int, place: Place) -> None:
+    def __init__(self, columns: torch.Tensor | None, caches: Sequence[Any], group: int, spec: ComputeSpec) -> None:
         """`columns` as a `Builder` is given them; a cell holds `group` of them (`_group_features`)."""
         means, stds = (torch.cat([cache.scaler_cache[name] for cache in caches]).cpu() for name in ("mean", "std"))
         num_members, num_columns = means.shape
@@ -42,9 +42,9 @@ class Alike:
         hidden = [torch.cat(parts).cpu() for parts in zip(*(cache.inducing_hidden for cache in caches), strict=True)]
         cells, kinds = _find_kinds([tuple(cell) for cell in in_cell.tolist()], hidden)
 
-        self.columns, self.cells = torch.tensor(own, device=place.device), torch.tensor(cells, device=place.device)
-        self.neighbours = in_cell[cells].flatten().to(place.device)
-        self.kinds = torch.tensor(kinds, device=place.device).view(num_members, num_columns)
+        self.columns, self.cells = torch.tensor(own, device=spec.device), torch.tensor(cells, device=spec.device)
+        self.neighbours = in_cell[cells].flatten().to(spec.device)
+        self.kinds = torch.tensor(kinds, device=spec.device).view(num_members, num_columns)
 
 
 def _find_kinds(names: Sequence[Hashable], facts: Sequence[torch.Tensor]) -> tuple[list[int], list[int]]:
@@ -72,11 +72,11 @@ def _are_equal(first: torch.Tensor, second: torch.Tensor) -> bool:
 class Scaling:
     """Imputes and standardises by the context (`_preprocess_raw`), and says what was missing."""
 
-    def __init__(self, caches: Sequence[Any], columns: torch.Tensor, place: Place) -> None:
+    def __init__(self, caches: Sequence[Any], columns: torch.Tensor, spec: ComputeSpec) -> None:
         """`columns` are places among all members' columns laid end to end."""
-        self._mean = place.stack(caches, lambda cache: cache.scaler_cache["mean"]).flatten()[columns, None]
+        self._mean = spec.stack(caches, lambda cache: cache.scaler_cache["mean"]).flatten()[columns, None]
         # The epsilon is that of the dtype which the statistics were stored in.
-        std = place.stack(caches, lambda c: c.scaler_cache["std"] + torch.finfo(c.scaler_cache["std"].dtype).eps)
+        std = spec.stack(caches, lambda c: c.scaler_cache["std"] + torch.finfo(c.scaler_cache["std"].dtype).eps)
         self._std = std.flatten()[columns, None]
 
     def __call__(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from serve.engine.forward.attention import BITS, count_votes
-from serve.engine.forward.layers import LengthScale, Place
+from serve.engine.forward.layers import ComputeSpec, LengthScale
 
 _MAX_SCORES = 1 << 21
 """Attention scores at once; the other attentions never hold theirs."""
@@ -18,27 +18,27 @@ _MAX_SCORES = 1 << 21
 class Votes:
     """Classes by attention of test rows to the context's labels (`ManyClassDecoder`), in float32."""
 
-    def __init__(self, decoder: Any, caches: Sequence[Any], targets: torch.Tensor, place: Place) -> None:
+    def __init__(self, decoder: Any, caches: Sequence[Any], targets: torch.Tensor, spec: ComputeSpec) -> None:
         if any(cache.decoder_keys is None for cache in caches):
             raise ValueError("the cache of a regressor answers no classes: it has no decoder keys")
-        keys = place.stack(caches, lambda cache: cache.decoder_keys)
-        self._is_on_cpu = place.device.type == "cpu"
+        keys = spec.stack(caches, lambda cache: cache.decoder_keys)
+        self._is_on_cpu = spec.device.type == "cpu"
         keys_scale = BITS if self._is_on_cpu else 1.0
         self._keys = (keys.permute(0, 2, 3, 1).flatten(0, 1) * keys_scale).contiguous()
-        labels = place.exact(targets)
+        labels = spec.exact(targets)
         # A label that is no number takes part in the softmax, and votes for no class.
         classes = torch.where(labels.isfinite(), labels, -1).long()
         num_classes = max(1, int(classes.max()) + 1)
         self._num_absent = decoder.max_num_classes - num_classes
         if self._num_absent < 0:
             raise ValueError(f"label {num_classes - 1}, but the network knows {decoder.max_num_classes} classes")
-        votes = (classes[..., None] == torch.arange(num_classes, device=place.device)).float() / decoder.num_heads
+        votes = (classes[..., None] == torch.arange(num_classes, device=spec.device)).float() / decoder.num_heads
         self._votes = votes.repeat_interleave(decoder.num_heads, 0)
         # With the sum, of which the votes are shares.
         self._counted = F.pad(self._votes.transpose(1, 2), (0, 0, 0, 1), value=1.0).contiguous()
         heads = (decoder.num_heads, decoder.head_dim)
-        self._query = place.exact_linear(decoder.q_projection, heads)
-        self._scale = LengthScale(decoder.softmax_scaling_layer, *heads, keys.shape[1], place)
+        self._query = spec.exact_linear(decoder.q_projection, heads)
+        self._scale = LengthScale(decoder.softmax_scaling_layer, *heads, keys.shape[1], spec)
         self._max_rows = max(1, _MAX_SCORES // (keys.shape[0] * decoder.num_heads * keys.shape[1]))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

@@ -10,18 +10,18 @@ from tabpfn.architectures.tabpfn_v3_5 import SoftmaxScalingMLP, apply_rope
 
 from serve.engine.forward import layers
 from serve.engine.forward.layers import (
+    ComputeSpec,
     FeedForward,
     LengthScale,
-    Place,
     Product,
+    RotaryProjection,
     TiledAttention,
-    TurnedHeads,
     add_tanh,
     attend,
     gelu,
 )
 
-CPU = Place(torch.device("cpu"), torch.float32)
+CPU = ComputeSpec(torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +77,7 @@ def test_a_product_takes_over_a_norms_weights_and_is_added_in_place(width: int, 
     module, norm, total = torch.nn.Linear(width, 512, bias=bias), torch.nn.RMSNorm(width), torch.randn(3, 2, 512)
     torch.nn.init.normal_(norm.weight)
     x = torch.randn(2, 3, width).transpose(0, 1)
-    linear = Place(CPU.device, dtype).linear(module, norm=norm)
+    linear = ComputeSpec(CPU.device, dtype).linear(module, norm=norm)
     expected, tolerance = total + module(x * norm.weight), 1e-5 if dtype == torch.float32 else 0.1
     torch.testing.assert_close(total + linear(x), expected, rtol=0, atol=tolerance)
     assert linear.add_to(total, x) is total
@@ -123,7 +123,7 @@ def test_heads_are_turned_by_position_then_normed(is_normed: bool) -> None:
     by_head = module(x * before.weight).unflatten(-1, (2, 16)).permute(1, 2, 0, 3)
     expected = apply_rope(by_head, frequencies).permute(2, 0, 1, 3)
     expected = (norm(expected) if is_normed else expected) * gain
-    turned = TurnedHeads(module, norm if is_normed else None, angles, (2, 16), CPU, before, gain)
+    turned = RotaryProjection(module, norm if is_normed else None, angles, (2, 16), CPU, before, gain)
     torch.testing.assert_close(turned(x), expected, rtol=1e-5, atol=1e-6)
     assert turned(1e6 * x).norm(dim=-1).max() <= turned.max_length * (1 + 1e-5)
 
@@ -136,7 +136,7 @@ def test_no_scaled_query_scores_beyond_its_reach(has_tanh: bool) -> None:
     scale = LengthScale(module if has_tanh else None, 4, 16, 700, CPU, norm.weight)
     queries, keys = scale(norm(torch.randn(2_000, 4, 16)) / norm.weight), torch.randn(50, 1, 16)
     scores = torch.einsum("qhd,kd->khq", queries, keys[:, 0]).abs().amax(-1)  # [keys, heads]
-    bounds = (keys * scale.reach).norm(dim=-1)
+    bounds = (keys * scale.query_bound).norm(dim=-1)
     assert torch.all(scores <= bounds)
     assert torch.all(0.1 * bounds < scores)
 
@@ -145,23 +145,23 @@ def test_no_scaled_query_scores_beyond_its_reach(has_tanh: bool) -> None:
 def test_attention_to_a_context_is_the_same_bounded_or_not(length: float, amx: bool) -> None:
     queries, keys, values = torch.randn(2, 3, 40, 16), torch.randn(2, 90, 3, 16), torch.randn(2, 90, 3, 16)
     queries = torch.nn.functional.normalize(queries, dim=-1) * length
-    reach = torch.full((3, 1, 16), length)
-    attention = CPU.attend_to(keys, values, reach)
+    query_bound = torch.full((3, 1, 16), length)
+    attention = CPU.attend_to(keys, values, query_bound)
     expected = torch.softmax(queries @ keys.permute(0, 2, 3, 1), dim=-1) @ values.transpose(1, 2)
     torch.testing.assert_close(attention(queries), expected, rtol=1e-5, atol=1e-5)
-    narrow = Place(CPU.device, torch.float32, torch.bfloat16).attend_to(keys, values, reach)
+    narrow = ComputeSpec(CPU.device, torch.float32, torch.bfloat16).attend_to(keys, values, query_bound)
     assert isinstance(narrow, TiledAttention) != amx
     assert narrow(queries).dtype == torch.bfloat16
     torch.testing.assert_close(narrow(queries).float(), expected, rtol=0, atol=0.1 if length < 1 else 1.5)
 
 
 def test_narrow_layers_stay_in_float32_on_a_cpu(amx: bool) -> None:
-    place = Place(CPU.device, torch.bfloat16)
-    assert place.linear(torch.nn.Linear(16, 256))(torch.randn(3, 16)).dtype == torch.float32
+    spec = ComputeSpec(CPU.device, torch.bfloat16)
+    assert spec.linear(torch.nn.Linear(16, 256))(torch.randn(3, 16)).dtype == torch.float32
     narrow = torch.float32 if amx else torch.bfloat16
-    assert place.linear(torch.nn.Linear(64, 256))(torch.randn(3, 64)).dtype == narrow
-    assert place.linear(torch.nn.Linear(256, 256))(torch.randn(3, 256)).dtype == torch.bfloat16
-    assert Place(torch.device("cuda"), torch.bfloat16).weight_dtype(torch.empty(64, 256)) == torch.bfloat16
+    assert spec.linear(torch.nn.Linear(64, 256))(torch.randn(3, 64)).dtype == narrow
+    assert spec.linear(torch.nn.Linear(256, 256))(torch.randn(3, 256)).dtype == torch.bfloat16
+    assert ComputeSpec(torch.device("cuda"), torch.bfloat16).weight_dtype(torch.empty(64, 256)) == torch.bfloat16
 
 
 def test_half_precision_attends_in_the_values_dtype() -> None:
@@ -171,5 +171,5 @@ def test_half_precision_attends_in_the_values_dtype() -> None:
     narrow = attend(queries, keys.bfloat16(), values.bfloat16())
     assert narrow.dtype == torch.bfloat16
     torch.testing.assert_close(narrow.float(), expected, rtol=0, atol=0.05)
-    assert Place(torch.device("cpu"), torch.float16).attention_dtype == torch.float32
-    assert Place(torch.device("cpu"), torch.float32, torch.bfloat16).attention_dtype == torch.bfloat16
+    assert ComputeSpec(torch.device("cpu"), torch.float16).attention_dtype == torch.float32
+    assert ComputeSpec(torch.device("cpu"), torch.float32, torch.bfloat16).attention_dtype == torch.bfloat16

@@ -40,7 +40,7 @@ def test_members_that_keep_other_numbers_of_columns(arch: str) -> None:
 
 @both
 def test_caches_of_several_members_among_others(arch: str) -> None:
-    """Among others, a member keeps zeros in the place of its constant columns."""
+    """Among others, a member keeps zeros in place of its constant columns."""
     network = draw_network(arch)
     features = torch.randn(CONTEXT_ROWS, 4, 7, generator=torch.Generator().manual_seed(0))
     labels = (features[:, :, 0] > 0).float()

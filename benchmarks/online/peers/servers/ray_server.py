@@ -29,8 +29,8 @@ from typing import Any
 from starlette.requests import Request
 
 from benchmarks.online.peers.servers.options import MAX_BATCH_ROWS, read_options
-from serve import ray_environment
-from serve.ingress import Ingress
+from serve.edges.ray import environment as ray_environment
+from serve.edges.ray.haproxy import Ingress
 
 _LOOPBACK = "127.0.0.1"
 
@@ -48,7 +48,7 @@ def _environment(folder: Path, port: int, tuned: bool) -> dict[str, str]:
         free.bind((_LOOPBACK, 0))
         fallback_port = free.getsockname()[1]
     program = folder / "haproxy-of-ours"  # tabpfn-serve itself is not installed in this environment
-    program.write_text(f"#!{sys.executable}\nfrom serve.haproxy import main\n\nmain()\n")
+    program.write_text(f"#!{sys.executable}\nfrom serve.edges.ray.haproxy_exec import main\n\nmain()\n")
     program.chmod(0o700)
     return {
         **ray_environment.RAY_ENVIRONMENT,

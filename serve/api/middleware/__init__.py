@@ -1,0 +1,1 @@
+"""What happens to every HTTP request, whichever door it is for."""

@@ -1,0 +1,1 @@
+"""The native door: `/v1/models` in JSON."""

@@ -1,0 +1,127 @@
+"""Bytes of a request -> `Query`, or the fault and its place.
+
+The good road is one call of msgspec. All the searching for a place happens after it failed, on the caller's time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+from starlette.datastructures import Headers
+
+from serve.api.native.schemas import RECORDS_FORM, TABLE_FORM, Query
+from serve.api.problems import InvalidJson, UnsupportedMediaType
+from serve.core.errors import InvalidInput
+
+_FORMS = f"the body is either {RECORDS_FORM} or {TABLE_FORM}"
+_DECODER = msgspec.json.Decoder(Query)
+_UNKNOWN_KEY = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+_PLACE = re.compile(r"\$\.(?:records|data)\[(\d+)\]")
+_MAX_NAME_CHARS = 100
+
+
+def check_media_type(headers: Headers) -> None:
+    """JSON, or nothing said. Raises UnsupportedMediaType."""
+    content_type = headers.get("content-type", "")
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type not in ("", "application/json") and not re.fullmatch(r"application/[\w.-]+\+json", media_type):
+        raise UnsupportedMediaType(f"cannot read {media_type!r}; send JSON with Content-Type: application/json")
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise UnsupportedMediaType(f"cannot read Content-Encoding {encoding!r}; send the body as it is")
+
+
+def decode_query(body: bytes) -> Query:
+    """A query in exactly one of the two forms, with at least one row and no ragged one.
+
+    Raises:
+        InvalidJson: not JSON, or not UTF-8.
+        InvalidInput: JSON of another shape; names the row where there is one.
+    """
+    try:
+        query = _DECODER.decode(body)
+    except UnicodeDecodeError:
+        raise InvalidJson(_not_utf8(body)) from None
+    except RecursionError:
+        raise InvalidJson("the body is nested too deeply") from None
+    except msgspec.ValidationError as error:
+        raise _misshapen(body, str(error)) from None
+    except msgspec.DecodeError as error:
+        raise InvalidJson(f"the body is not valid JSON: {error}") from None
+    _check_form(query)
+    return query
+
+
+def _not_utf8(body: bytes) -> str:
+    # msgspec counts within the string it was reading; the caller wants the place in the body.
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return f"the body is not UTF-8: byte {error.start} ({error.reason})"
+    return "the body is not UTF-8"
+
+
+def _misshapen(body: bytes, message: str) -> InvalidInput:
+    if unknown := _UNKNOWN_KEY.fullmatch(message):
+        return InvalidInput(f"unknown key {unknown[1][:_MAX_NAME_CHARS]!r}; {_FORMS}", code="unknown_key")
+    place = _PLACE.search(message)
+    row = int(place[1]) if place else None
+    if "out of range" not in message:
+        return InvalidInput(f"{message}; {_FORMS}", code="invalid_shape", row=row)
+    column = None if row is None else _unreadable_column(body, row)
+    return InvalidInput("a number is too large for float64", code="out_of_range", row=row, column=column)
+
+
+class _RawQuery(msgspec.Struct):
+    records: list[dict[str, msgspec.Raw]] = []
+    columns: list[str] = []
+    data: list[list[msgspec.Raw]] = []
+
+
+def _unreadable_column(body: bytes, row: int) -> str | None:
+    """The column of the first cell of `row` that cannot be read; None if the body defies even this."""
+    try:
+        query = msgspec.json.decode(body, type=_RawQuery)
+        cells: Iterable[tuple[str, msgspec.Raw]]
+        cells = query.records[row].items() if query.records else zip(query.columns, query.data[row], strict=False)
+        return next((name for name, cell in cells if not _is_readable(cell)), None)
+    except (msgspec.DecodeError, IndexError):
+        return None
+
+
+def _is_readable(cell: msgspec.Raw) -> bool:
+    try:
+        msgspec.json.decode(cell)
+    except msgspec.DecodeError:
+        return False
+    return True
+
+
+def _check_form(query: Query) -> None:
+    has_records, has_columns, has_data = (
+        value is not msgspec.UNSET for value in (query.records, query.columns, query.data)
+    )
+    if has_records == (has_columns or has_data):
+        found = "both" if has_records else "neither"
+        raise InvalidInput(f"found {found} of the two forms; {_FORMS}", code="invalid_shape")
+    if has_columns != has_data:
+        raise InvalidInput(f"`columns` and `data` belong together; {_FORMS}", code="invalid_shape")
+    if not (query.records if has_records else query.data):
+        raise InvalidInput("there are no rows to predict", code="no_rows")
+    if query.columns is not msgspec.UNSET and query.data is not msgspec.UNSET:
+        _check_table(query.columns, query.data)
+
+
+def _check_table(columns: list[str], data: list[list[Any]]) -> None:
+    seen: set[str] = set()
+    for name in columns:
+        if name in seen:
+            detail = f"column {name[:_MAX_NAME_CHARS]!r} is named twice"
+            raise InvalidInput(detail, code="duplicate_column", column=name)
+        seen.add(name)
+    for row, cells in enumerate(data):
+        if len(cells) != len(columns):
+            raise InvalidInput(f"{len(cells)} cells for {len(columns)} columns", code="ragged_row", row=row)

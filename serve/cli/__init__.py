@@ -1,0 +1,1 @@
+"""The command line `tabpfn-serve`, one file per group of commands."""

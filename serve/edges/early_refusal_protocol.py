@@ -1,0 +1,78 @@
+"""One caller's connection: uvicorn's, which also answers a refusal that is made at the headers.
+
+uvicorn builds a scope, a cycle and a task for each request before anything of ours is asked. In an overload that is
+most of what a refusal costs (benchmarks/README.md, "The front's own cost"), so here the question comes first. A request
+that is refused by its headers never exists for uvicorn: its body is thrown away as it comes, and when it has come whole
+the answer is written and the connection goes on as after any other.
+
+What is always true:
+- answers leave in the order of their requests: while one is unanswered, those that follow it are uvicorn's;
+- what uvicorn waits for, such as a caller who reads slowly, is left to it: nothing is written past its flow control;
+- the connection's end is uvicorn's too: the keep-alive timer, `Connection: close`, HTTP/1.0, and a shutdown, which lets
+  a request that is still arriving have its answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from starlette.responses import Response
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+Refuse = Callable[[str, str, Sequence[tuple[bytes, bytes]]], Response | None]
+"""(method, target, raw headers) -> the answer of a request that is refused already."""
+
+
+class EarlyRefusalProtocol(HttpToolsProtocol):
+    """See the head of the file."""
+
+    def __init__(self, *arguments: Any, refuse: Refuse, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._refuse = refuse
+        self._refusal: Response | None = None
+        """The answer to the request whose body is arriving."""
+        self._is_last = False
+        """The connection ends with that answer."""
+
+    def on_headers_complete(self) -> None:
+        if self._is_free():
+            self._refusal = self._refuse(
+                self.parser.get_method().decode("ascii"), self.url.decode("latin-1"), self.headers
+            )
+        if self._refusal is None:
+            super().on_headers_complete()
+        else:
+            self._is_last = self.parser.get_http_version() == "1.0" or not self.parser.should_keep_alive()
+
+    def on_body(self, body: bytes) -> None:
+        if self._refusal is None:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._refusal is None:
+            super().on_message_complete()
+            return
+        refusal, self._refusal = self._refusal, None
+        self.transport.write(self._written(refusal))
+        if self._is_last:
+            self.transport.close()
+        self.on_response_complete()
+
+    def shutdown(self) -> None:
+        if self._refusal is None:
+            super().shutdown()
+        else:
+            self._is_last = True
+
+    def _is_free(self) -> bool:
+        """Nothing is ahead of the request that has just begun."""
+        has_answered = self.cycle is None or self.cycle.response_complete
+        return has_answered and not self.flow.write_paused and not self.transport.is_closing()
+
+    def _written(self, refusal: Response) -> bytes:
+        parts = [STATUS_LINE[refusal.status_code]]
+        for name, value in (*self.server_state.default_headers, *refusal.raw_headers):
+            parts += (name, b": ", value, b"\r\n")
+        parts.append(b"connection: close\r\n\r\n" if self._is_last else b"\r\n")
+        return b"".join(parts) + bytes(refusal.body)

@@ -1,0 +1,56 @@
+"""The canary check: a row's answer is the same alone, in any company, and by the library's plain road.
+
+It runs when a model is loaded, on rows of its own context with some cells emptied. TabPFN's cached path has been
+silently wrong before (notes in docs/architecture.md), so a difference beyond the tolerance is a failed start.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from serve.core import Batch, Engine, FittedContext, Matrix
+from serve.core.errors import StartupError
+
+NUM_CANARIES = 8
+
+
+def canary_rows(context_rows: Matrix, seed: int = 0) -> Matrix:
+    """A few rows of the context, spread over it, some with missing cells; float64 [rows, features]."""
+    rng = np.random.default_rng(seed)
+    rows: Matrix = context_rows[np.linspace(0, len(context_rows) - 1, NUM_CANARIES).astype(int)].copy()
+    hidden = rng.random(rows.shape) < 0.1
+    hidden[: NUM_CANARIES // 2] = False
+    rows[hidden] = np.nan
+    return rows
+
+
+def check_parity(engine: Engine, context: FittedContext, rows: Matrix, tolerance: float) -> float:
+    """The largest difference found; raises StartupError beyond `tolerance`, naming the two ways that differ."""
+    together = engine.predict(Batch(context, rows))
+    shuffled = np.random.default_rng(1).permutation(len(rows))
+    ways = {
+        "alone": np.concatenate([engine.predict(Batch(context, rows[i : i + 1])) for i in range(len(rows))]),
+        "shuffled": engine.predict(Batch(context, rows[shuffled]))[np.argsort(shuffled)],
+        "uncached": engine.reference(Batch(context, rows)),
+    }
+    return max(
+        compare_answers("batched", together, way, answer, tolerance, is_probability=bool(context.classes))
+        for way, answer in ways.items()
+    )
+
+
+def compare_answers(
+    one_way: str, one: Matrix, other_way: str, other: Matrix, tolerance: float, *, is_probability: bool
+) -> float:
+    """The largest difference of two answers to the same rows; raises StartupError beyond `tolerance`.
+
+    Probabilities are compared as they are, a regressor's answers relative to the largest of them.
+    """
+    scale = 1.0 if is_probability else max(1e-30, float(np.abs(one).max()))
+    difference = float(np.abs(one - other).max()) / scale
+    if not difference <= tolerance:  # also catches NaN
+        raise StartupError(
+            f"parity check failed: canary rows answered {one_way} and {other_way} differ by {difference:.3g}, "
+            f"more than parity_tolerance {tolerance:.3g}"
+        )
+    return difference

@@ -1,0 +1,122 @@
+"""The child that opens a pickle; `pickle_child.py` is its command.
+
+It is started by `store/pickles.py` for one file whose SHA-256 the operator pinned, with an environment that holds no
+secrets, without network where the system lets it give that up, and it is the process that is exposed to the pickle.
+It writes what `estimator_file.py` writes and `outcome.json`: what the parent must know, or in one line what is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from sklearn.exceptions import InconsistentVersionWarning
+
+from serve.core import Task
+from serve.core.errors import InvalidModel
+from serve.engine import library
+from serve.engine.estimators import caches as estimator_caches
+from serve.engine.estimators import file as estimator_file
+from serve.engine.estimators.file import StoredEstimator
+from serve.engine.estimators.schema import read_schema
+from serve.engine.estimators.unpickling import open_estimator_file
+from serve.engine.library import Estimator
+
+OUTCOME = "outcome.json"
+_ESTIMATORS = {"TabPFNClassifier": Task.CLASSIFICATION, "TabPFNRegressor": Task.REGRESSION}
+_FITTED = (
+    "models_", "configs_", "inference_config_", "inferred_feature_schema_", "ordinal_encoder_", "date_transformer_",
+    "text_transformer_", "n_estimators_", "n_train_samples_", "ensemble_preprocessor_", "softmax_temperature_",
+)  # fmt: skip
+
+
+def main(file: Path, folder: Path, known_checkpoint: Path | None) -> None:
+    """Import and say how it went; never raises for the file's sake."""
+    torch.set_num_threads(1)
+    outcome: dict[str, Any]
+    try:
+        outcome = {"facts": import_estimator(file, folder, known_checkpoint)}
+    except InvalidModel as error:
+        outcome = {"error": str(error)}
+    except (MemoryError, torch.OutOfMemoryError):
+        outcome = {"error": "it needs more memory than there is"}
+    except Exception as error:
+        outcome = {"error": f"it cannot be imported: {type(error).__name__}: {error}"}
+    (folder / OUTCOME).write_text(json.dumps(outcome))
+
+
+def import_estimator(file: Path, folder: Path, known_checkpoint: Path | None) -> dict[str, Any]:
+    """The estimator's own files in `folder`, and what a manifest must say of it. Raises InvalidModel."""
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        estimator, built_on = open_estimator_file(file)
+        task = _check(estimator)
+    _bring_to_cpu(estimator)
+    schema = read_schema(estimator)
+    names = library.class_names(estimator)
+    if len(set(names)) < len(names):
+        raise InvalidModel(f"two of its classes have the same name: {sorted(names)}")
+    is_cached = estimator_caches.has_caches(estimator)
+    estimator_file.write(StoredEstimator(estimator, built_on if is_cached else None), folder)
+    _check_written(estimator, folder, task)
+    versions = {str(w.message).splitlines()[0] for w in heard if issubclass(w.category, InconsistentVersionWarning)}
+    return {
+        "task": task,
+        "columns": [{"name": column.name, "kind": column.kind} for column in schema.columns],
+        "example": schema.example(),
+        "num_context_rows": int(estimator.n_train_samples_),
+        "num_members": int(estimator.n_estimators_),
+        "has_kv_caches": is_cached,
+        "architecture": type(estimator.models_[0]).__name__,
+        "is_known_checkpoint": known_checkpoint is not None and _holds(estimator.models_[0], known_checkpoint),
+        "warnings": sorted(versions),
+    }
+
+
+def _check(estimator: Any) -> Task:
+    """The estimator's task. Raises InvalidModel for what cannot be served."""
+    kind = type(estimator).__name__
+    if type(estimator).__module__.partition(".")[0] != "tabpfn" or kind not in _ESTIMATORS:
+        raise InvalidModel(f"it holds a {kind}, not a TabPFNClassifier or TabPFNRegressor")
+    if getattr(estimator, "is_constant_target_", False):
+        raise InvalidModel("it was fitted on a target of a single value, which is its only answer")
+    if not hasattr(estimator, "executor_"):
+        raise InvalidModel("its estimator was not fitted before it was saved")
+    if estimator.differentiable_input or not isinstance(estimator.executor_, estimator_caches.SERVED):
+        raise InvalidModel(
+            f"it was fitted for training (fit_mode={estimator.fit_mode!r}); fit it with fit_mode='fit_with_cache'"
+        )
+    absent = [name for name in _FITTED if not hasattr(estimator, name)]
+    if absent or estimator.ordinal_encoder_ is None:
+        raise InvalidModel(f"another release of tabpfn fitted it: it has no {', '.join(absent) or 'encoder'}")
+    if len(estimator.models_) != 1:
+        raise InvalidModel(f"it averages over {len(estimator.models_)} checkpoints; only one is supported")
+    return _ESTIMATORS[kind]
+
+
+def _bring_to_cpu(estimator: Estimator) -> None:
+    """All of it, and its network the one that its executor holds: they part where several devices were in use."""
+    estimator.to("cpu")
+    estimator.models_ = [cache.get_any() for cache in estimator.executor_.model_caches]
+    # a path of the machine that fitted it; the weights are in the checkpoint beside it
+    estimator.model_path = None
+
+
+def _check_written(estimator: Estimator, folder: Path, task: Task) -> None:
+    state, checkpoint = folder / estimator_file.STATE, folder / estimator_file.CHECKPOINT
+    again = estimator_file.read(state, checkpoint, is_classifier=task is Task.CLASSIFICATION).estimator
+    if not _equal(estimator.models_[0].state_dict(), again.models_[0].state_dict()):
+        raise InvalidModel("its network is not the one that its configuration describes")
+
+
+def _holds(network: torch.nn.Module, checkpoint: Path) -> bool:
+    return _equal(network.state_dict(), load_file(checkpoint))
+
+
+def _equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Whether two networks have the same weights; the second may hold more."""
+    return all(name in other and torch.equal(tensor.float(), other[name].float()) for name, tensor in one.items())

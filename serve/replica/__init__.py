@@ -1,0 +1,1 @@
+"""One replica without HTTP: its parts, its models, its predictor and its lifecycle."""

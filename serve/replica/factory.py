@@ -1,0 +1,28 @@
+"""One replica from its settings: store, engine, predictor. What both edges (`standalone.py`, `app.py`) serve."""
+
+from __future__ import annotations
+
+from serve.core import Engine
+from serve.engine.worker.client import EngineProcess
+from serve.replica.predictor import Predictor
+from serve.settings import ServerSettings
+from serve.store import FolderStore, ModelStore, SourceStore
+from serve.telemetry.prometheus import Metrics
+
+
+def assemble(settings: ServerSettings) -> Predictor:
+    """A predictor that has not started. Raises StartupError where the settings name what is not there."""
+    return Predictor(_store(settings), _engine(settings), settings, Metrics())
+
+
+def _store(settings: ServerSettings) -> ModelStore:
+    return SourceStore(settings.store) if settings.store.models else FolderStore(settings.store)
+
+
+def _engine(settings: ServerSettings) -> Engine:
+    max_batch_rows = settings.batching.max_batch_rows
+    if settings.engine.worker_process:
+        return EngineProcess(settings.engine, max_batch_rows)
+    from serve.engine.engine import TabPFNEngine  # torch and tabpfn, which this process does without otherwise
+
+    return TabPFNEngine(settings.engine, max_batch_rows)

@@ -1,0 +1,37 @@
+"""Keeps the event loop responsive: large requests are parsed and encoded on a worker thread.
+
+A request of a thousand rows takes tens of milliseconds to read. On the event loop that time would be added to the
+latency of every other caller. One thread reads all large requests, one after the other, so that the loop shares the
+interpreter with one of them at most. Small requests are read on the loop, because crossing threads costs more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+SMALL_ROWS = 32
+SMALL_BYTES = 32 * 1024
+"""Up to these a request is read on the loop: about a millisecond."""
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class LargeRequestExecutor:
+    """One thread for the large requests of one loop."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="large-requests")
+
+    async def run(self, is_large: bool, fn: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """`fn(*args, **kwargs)`, on the thread if `is_large`; its exceptions are raised here."""
+        if not is_large:
+            return fn(*args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: fn(*args, **kwargs))
+
+    def close(self) -> None:
+        """Take nothing more; who is being read already goes on, and is refused where everybody is."""
+        self._thread.shutdown(wait=False)

@@ -1,0 +1,66 @@
+"""A trace answers as what it was made of, to the bit, at every shape that it was made for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from serve.engine.execution import recorded as graphs
+from serve.engine.execution.recorded import TracedCompute
+from serve.engine.forward.layers import Product
+
+
+class Counted:
+    """Sums of rows over groups; counts the calls in which Python ran."""
+
+    def __init__(self) -> None:
+        self.num_calls = 0
+
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        self.num_calls += 1
+        parts = [torch.softmax(x, dim=-1) * x.shape[1] for x in inputs]
+        for part in parts:
+            part[:, : part.shape[1] // 2].mul_(2)
+        return torch.cat([part.sum(1) for part in parts])
+
+
+def test_a_shape_is_traced_once_and_answers_alike() -> None:
+    compute, plain = Counted(), Counted()
+    traced = TracedCompute(compute)
+    with torch.inference_mode():
+        for num_rows in (5, 2, 5, 2, 5):
+            inputs = [torch.randn(members, num_rows, 7) for members in (3, 1)]
+            kept = [x.clone() for x in inputs]
+            torch.testing.assert_close(traced(inputs), plain(inputs), rtol=0, atol=0)
+            torch.testing.assert_close(inputs, kept, rtol=0, atol=0)
+    assert compute.num_calls <= 2 * 3, "twice plainly at most, and for the trace"
+    calls = compute.num_calls
+    with torch.inference_mode():
+        first, second = traced(inputs), traced([x + 1 for x in inputs])
+    assert compute.num_calls == calls
+    assert not torch.equal(first, second), "an answer outlives the next call"
+
+
+def test_what_is_slow_is_not_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "_TRACED_S", 0.0)
+    compute = Counted()
+    traced = TracedCompute(compute)
+    inputs = [torch.randn(3, 2, 7)]
+    traced(inputs)
+    calls = compute.num_calls
+    torch.testing.assert_close(traced(inputs), Counted()(inputs), rtol=0, atol=0)
+    assert compute.num_calls == calls + 1
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN packs nothing")
+def test_what_cannot_be_traced_is_called_plainly() -> None:
+    """Weights packed for oneDNN are no constants of a trace."""
+    product = Product(torch.randn(512, 600))
+    assert product.packed
+    x = torch.randn(3, 600)
+    traced = TracedCompute(lambda inputs: product(inputs[0]))
+    with torch.inference_mode():
+        for given in (x, x + 1, x):
+            torch.testing.assert_close(traced([given]), product(given), rtol=0, atol=0)

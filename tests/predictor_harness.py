@@ -1,0 +1,39 @@
+"""A predictor of one model over FakeEngine."""
+
+from serve.core import Column, ColumnKind, Context, ModelDefinition, Task
+from serve.engine.fake import FakeEngine
+from serve.replica.predictor import Predictor
+from serve.settings import BatchingSettings, EngineSettings, ServerSettings
+from serve.telemetry.prometheus import Metrics
+
+RECORD = {"amount": 3.0}
+
+
+class OneModel:
+    """A store of one model."""
+
+    def __init__(self, default_timeout_ms: float | None = None) -> None:
+        self.default_timeout_ms = default_timeout_ms
+
+    def names(self) -> list[str]:
+        return ["fraud"]
+
+    def load(self, name: str) -> ModelDefinition:
+        columns = (Column("amount", ColumnKind.NUMBER),)
+        context = Context(Task.CLASSIFICATION, columns, {"amount": [float(i) for i in range(16)]}, ["0", "1"] * 8)
+        return ModelDefinition(
+            name, "1", context, "/nowhere", "fake-1", "Apache-2.0", default_timeout_ms=self.default_timeout_ms
+        )
+
+
+def make(
+    engine: FakeEngine | None = None,
+    store: OneModel | None = None,
+    batching: dict[str, float] | None = None,
+    **engine_settings: float,
+) -> Predictor:
+    settings = ServerSettings(
+        batching=BatchingSettings.model_validate({"max_batch_rows": 8, **(batching or {})}),
+        engine=EngineSettings.model_validate(engine_settings),
+    )
+    return Predictor(store or OneModel(), engine or FakeEngine(), settings, Metrics())
