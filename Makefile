@@ -58,7 +58,7 @@ bench: install  ## the numbers in the README: the engine in process, then load o
 	$(VENV)/bin/python -m benchmarks.online.demo --edge serve --rate 20 40 80 160 240 480 --duration 20 --json $(RESULTS)/online-load.json --plot $(RESULTS)/online-load.png
 
 bench-peers: install  ## the same model behind other servers, about 45 minutes on an otherwise quiet machine
-	$(VENV)/bin/python -m benchmarks.online.peers --json $(RESULTS)/peers.json --plot $(RESULTS)/peers.png
+	$(VENV)/bin/python -m benchmarks.peers --json $(RESULTS)/peers.json --plot $(RESULTS)/peers.png
 
 bench-policy: install  ## the batching policy beside its peers' under a virtual clock, about three minutes
 	$(VENV)/bin/python -m benchmarks.offline.batcher --json $(RESULTS)/batcher-simulation.json --plot $(RESULTS)/batcher-simulation.png

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.online.peers.records import Record
+from benchmarks.peers.records import Record
 from serve.api.native.json_body import decode_query
 from serve.api.native.schemas import encode_answer
 from serve.core import Batch, Prediction, Timing

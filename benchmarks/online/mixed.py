@@ -26,14 +26,14 @@ from benchmarks.online import bulk
 from benchmarks.online.bulk import BulkLoad
 from benchmarks.online.command import run_command
 from benchmarks.online.generator import Generator, Offer, Target, raise_priority
-from benchmarks.online.peers import environments
-from benchmarks.online.peers.process import StartFailed
-from benchmarks.online.peers.records import draw_transactions
-from benchmarks.online.peers.systems import SYSTEMS, System
 from benchmarks.online.probe import Prober, ProbeSettings, judge
 from benchmarks.online.records import Record
 from benchmarks.online.target import Ready, closed_loop, make_ready
 from benchmarks.online.verify import Refused
+from benchmarks.peers import environments
+from benchmarks.peers.process import StartFailed
+from benchmarks.peers.records import draw_transactions
+from benchmarks.peers.systems import SYSTEMS, System
 from benchmarks.percentiles import rounded
 
 _CAPACITY_CONNECTIONS, _CAPACITY_S = 128, 4.0

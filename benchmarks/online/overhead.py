@@ -27,12 +27,12 @@ from benchmarks.online.client import Exchange
 from benchmarks.online.command import run_command
 from benchmarks.online.generator import Target, raise_priority
 from benchmarks.online.in_process import STEPS, InProcess
-from benchmarks.online.peers.process import Process, StartFailed
-from benchmarks.online.peers.records import Record, draw_transactions
-from benchmarks.online.peers.systems import SYSTEMS
 from benchmarks.online.target import make_ready
 from benchmarks.online.verify import Refused
 from benchmarks.online.wire import difference, numbers
+from benchmarks.peers.process import Process, StartFailed
+from benchmarks.peers.records import Record, draw_transactions
+from benchmarks.peers.systems import SYSTEMS
 from benchmarks.percentiles import rounded
 
 _OURS = ("tabpfn-serve", "tabpfn-serve-uvicorn")

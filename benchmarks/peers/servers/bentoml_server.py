@@ -8,7 +8,7 @@ from typing import Any
 
 import bentoml
 
-from benchmarks.online.peers.servers.options import MAX_BATCH_ROWS
+from benchmarks.peers.servers.options import MAX_BATCH_ROWS
 
 MAX_LATENCY_MS = 100
 
@@ -16,7 +16,7 @@ MAX_LATENCY_MS = 100
 @bentoml.service(name="fraud", workers=1, logging={"access": {"enabled": False}}, metrics={"enabled": False})
 class Fraud:
     def __init__(self) -> None:
-        from benchmarks.online.peers.models import load_from_environment  # torch in the worker alone
+        from benchmarks.peers.models import load_from_environment  # torch in the worker alone
 
         self._predict = load_from_environment()
 

@@ -1,7 +1,7 @@
 """One environment per peer, under `.venv/peers/` (git-ignored, and `make clean` removes it with the rest).
 
 It sees the project's own packages (torch, tabpfn, numpy: the same for every system), and its own pins lie on top, from
-`requirements/NAME.txt`. `python -m benchmarks.online.peers.environments` makes them all.
+`requirements/NAME.txt`. `python -m benchmarks.peers.environments` makes them all.
 """
 
 from __future__ import annotations

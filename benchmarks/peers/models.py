@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.online.peers.servers.options import ENGINE_VARIABLE, MAX_BATCH_ROWS, THREADS_VARIABLE
+from benchmarks.peers.servers.options import ENGINE_VARIABLE, MAX_BATCH_ROWS, THREADS_VARIABLE
 from serve.core import Batch, ModelDefinition
 from serve.engine import library
 from serve.engine.engine import TabPFNEngine

@@ -18,10 +18,10 @@ from typing import Any
 
 from benchmarks.online.bisection import SearchSettings
 from benchmarks.online.generator import Generator, raise_priority
-from benchmarks.online.peers.contender import Contender
-from benchmarks.online.peers.records import Record
-from benchmarks.online.peers.systems import LIBRARY, OURS, System
 from benchmarks.online.probe import ProbeSettings
+from benchmarks.peers.contender import Contender
+from benchmarks.peers.records import Record
+from benchmarks.peers.systems import LIBRARY, OURS, System
 from benchmarks.percentiles import rounded
 
 LOADS = {"half_load": LIBRARY, "half_load_our_engine": OURS}

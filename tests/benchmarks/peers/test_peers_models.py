@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.online.peers import models
-from benchmarks.online.peers.records import NUM_FRAUD, NUM_HONEST, draw_transactions
-from benchmarks.online.peers.systems import LIBRARY, TOLERANCES
+from benchmarks.peers import models
+from benchmarks.peers.records import NUM_FRAUD, NUM_HONEST, draw_transactions
+from benchmarks.peers.systems import LIBRARY, TOLERANCES
 from training.cards import FEATURES
 
 

@@ -1,4 +1,4 @@
-"""tabpfn-serve beside its peers, in one run: `python -m benchmarks.online.peers --help`.
+"""tabpfn-serve beside its peers, in one run: `python -m benchmarks.peers --help`.
 
 Installs each peer in an environment of its own, starts all systems on 127.0.0.1, checks their answers, and measures
 them in interleaved rounds (`rounds.py`): the highest Poisson rate with p99 within 100 ms, latency and CPU at half of
@@ -23,11 +23,11 @@ import uvloop
 
 from benchmarks.machine import ROOT, envelope, write_json
 from benchmarks.online.bisection import SearchSettings
-from benchmarks.online.peers import environments
-from benchmarks.online.peers.contender import Contender
-from benchmarks.online.peers.rounds import Plan, run_rounds, summarise_systems
-from benchmarks.online.peers.systems import SYSTEMS, System
 from benchmarks.online.probe import ProbeSettings
+from benchmarks.peers import environments
+from benchmarks.peers.contender import Contender
+from benchmarks.peers.rounds import Plan, run_rounds, summarise_systems
+from benchmarks.peers.systems import SYSTEMS, System
 
 _EXPECTED_S = 120
 
@@ -51,7 +51,7 @@ def run_peers(plan: Plan, systems: Sequence[System], logs: Path, to_json: Path |
 
 
 def _records_and_answers(threads: int) -> tuple[list[dict[str, Any]], list[list[float]]]:
-    command = [sys.executable, "-m", "benchmarks.online.peers.records", "--threads", str(threads)]
+    command = [sys.executable, "-m", "benchmarks.peers.records", "--threads", str(threads)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, timeout=_EXPECTED_S, check=True)
     drawn = json.loads(done.stdout)
     return drawn["records"], drawn["answers"]
@@ -100,7 +100,7 @@ def _plan(given: argparse.Namespace) -> Plan:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.online.peers", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
     parser.add_argument("--systems", nargs="+", choices=tuple(SYSTEMS), default=list(SYSTEMS), metavar="NAME")
     parser.add_argument("--rounds", type=int, default=5, help="of everything, interleaved; medians are reported")
     parser.add_argument(

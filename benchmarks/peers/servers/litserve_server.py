@@ -9,14 +9,14 @@ from typing import Any
 
 import litserve as ls
 
-from benchmarks.online.peers.servers.options import MAX_BATCH_ROWS, read_options
+from benchmarks.peers.servers.options import MAX_BATCH_ROWS, read_options
 
 Records = list[dict[str, Any]]
 
 
 class FraudAPI(ls.LitAPI):
     def setup(self, device: str) -> None:  # noqa: ARG002 - the framework's own signature
-        from benchmarks.online.peers.models import load_batched  # torch in the worker alone
+        from benchmarks.peers.models import load_batched  # torch in the worker alone
 
         self.predict_all = load_batched()
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from mosec import Server, Worker
 
-from benchmarks.online.peers.servers.options import MAX_BATCH_ROWS, read_options
+from benchmarks.peers.servers.options import MAX_BATCH_ROWS, read_options
 
 Records = list[dict[str, Any]]
 
@@ -19,7 +19,7 @@ Records = list[dict[str, Any]]
 class Fraud(Worker):
     def __init__(self) -> None:
         super().__init__()
-        from benchmarks.online.peers.models import load_batched  # torch in the worker alone
+        from benchmarks.peers.models import load_batched  # torch in the worker alone
 
         self._predict_all = load_batched()
 

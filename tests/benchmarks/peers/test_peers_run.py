@@ -13,12 +13,12 @@ import pytest
 
 from benchmarks.machine import ROOT, envelope, write_json
 from benchmarks.online.bisection import SearchSettings
-from benchmarks.online.peers import environments
-from benchmarks.online.peers.__main__ import table
-from benchmarks.online.peers.rounds import Plan, run_rounds, summarise_systems
-from benchmarks.online.peers.systems import SYSTEMS, System
 from benchmarks.online.plots import draw_peers
 from benchmarks.online.probe import ProbeSettings
+from benchmarks.peers import environments
+from benchmarks.peers.__main__ import table
+from benchmarks.peers.rounds import Plan, run_rounds, summarise_systems
+from benchmarks.peers.systems import SYSTEMS, System
 from benchmarks.report import plot
 
 RECORDS = [{"amount": float(amount)} for amount in range(1, 9)]
@@ -36,7 +36,7 @@ def stub_system(name: str, engine: str, told: str = "", *, is_peer: bool = True)
 
 @pytest.mark.usefixtures("never_lags")
 async def test_a_run_of_stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.online.peers.systems.python_of", lambda _: Path(sys.executable))
+    monkeypatch.setattr("benchmarks.peers.systems.python_of", lambda _: Path(sys.executable))
     systems = [
         stub_system("tabpfn-serve", "ours", is_peer=False),
         stub_system("stub", "library"),
@@ -136,6 +136,6 @@ def test_an_environment_sees_the_projects_packages_and_is_made_once(
     python = environments.install("fastapi", tmp_path)
     assert python.exists()
     runs: list[Any] = []
-    monkeypatch.setattr("benchmarks.online.peers.environments.subprocess.run", lambda *_, **__: runs.append(1))
+    monkeypatch.setattr("benchmarks.peers.environments.subprocess.run", lambda *_, **__: runs.append(1))
     assert environments.install("fastapi", tmp_path) == python
     assert not runs

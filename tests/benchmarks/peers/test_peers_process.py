@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.online.peers.process import Process, StartFailed, free_port
 from benchmarks.online.wire import Wire
+from benchmarks.peers.process import Process, StartFailed, free_port
 
 STUB = str(Path(__file__).parent / "stub_peer.py")
 REQUEST = Wire().request("h", [{"amount": 2.0}])

@@ -11,13 +11,13 @@ from typing import Any
 
 from benchmarks.online.bisection import SearchSettings, find_max_rate
 from benchmarks.online.generator import Generator
-from benchmarks.online.peers.process import Process, StartFailed
-from benchmarks.online.peers.records import Record
-from benchmarks.online.peers.systems import System
 from benchmarks.online.probe import Prober, ProbeSettings, Unsettled, WrongAnswers
 from benchmarks.online.target import Ready, closed_loop, make_ready
 from benchmarks.online.verify import Refused
 from benchmarks.online.wire import difference
+from benchmarks.peers.process import Process, StartFailed
+from benchmarks.peers.records import Record
+from benchmarks.peers.systems import System
 from benchmarks.percentiles import rounded
 
 _CLOSED_LOOP_CONNECTIONS, _CLOSED_LOOP_S = 32, 3.0

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.machine import ROOT
-from benchmarks.online.peers.environments import pins, python_of
-from benchmarks.online.peers.process import Process, free_port
 from benchmarks.online.wire import Wire, native_wire
+from benchmarks.peers.environments import pins, python_of
+from benchmarks.peers.process import Process, free_port
 
 OURS, LIBRARY = "ours", "library"
 """Whose engine answers."""
@@ -20,7 +20,7 @@ TOLERANCES = {OURS: 1e-5, LIBRARY: 0.03}
 """Of a probability against the library's float32 answer. The library's own choice of precision is bfloat16 on a CPU
 that multiplies it, and its answers then also move with their batch."""
 
-_SERVERS = "benchmarks.online.peers.servers"
+_SERVERS = "benchmarks.peers.servers"
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from benchmarks.online.peers.servers.options import MAX_BATCH_ROWS, read_options
+from benchmarks.peers.servers.options import MAX_BATCH_ROWS, read_options
 from serve.edges.ray import environment as ray_environment
 from serve.edges.ray.haproxy import Ingress
 
@@ -76,7 +76,7 @@ def _deployment(engine: str, threads: int, tuned: bool) -> Any:
     class Fraud:
         def __init__(self) -> None:
             _keep_to_loopback()
-            from benchmarks.online.peers.models import load, predict_all  # torch in the replica alone
+            from benchmarks.peers.models import load, predict_all  # torch in the replica alone
 
             self._predict_all = functools.partial(predict_all, load(engine, threads))
 

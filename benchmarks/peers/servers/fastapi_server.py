@@ -12,8 +12,8 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from benchmarks.online.peers.models import Predict, load
-from benchmarks.online.peers.servers.options import read_options
+from benchmarks.peers.models import Predict, load
+from benchmarks.peers.servers.options import read_options
 
 
 class Query(BaseModel):

@@ -32,7 +32,7 @@ def draw_transactions() -> list[Record]:
 
 def expected_answers(records: Sequence[Record], num_threads: int) -> list[list[float]]:
     """By the library's cached predict in float32, every record alone: probabilities, as every system answers them."""
-    from benchmarks.online.peers.models import load
+    from benchmarks.peers.models import load
 
     predict = load("library-float32", num_threads)
     return [predict([record])[0] for record in records]
