@@ -1,4 +1,4 @@
-"""Plots of a search and of the peers' run, from their JSON alone; see `benchmarks.report`."""
+"""Plots of a search and of the peers' run, from their JSON alone; see `benchmarks.figures`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.report import finish, plain_log, title
+from benchmarks.figures import finish, plain_log, title
 
 _OURS, _LIBRARY, _GREY, _RED = "#2f6db3", "#d98e04", "#777777", "#b3372f"
 _BAR_INCHES, _WIDTH_INCHES = 0.42, 12.0

@@ -8,10 +8,14 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import grimp
 import pytest
 
+from benchmarks.figures import DPI
 from benchmarks.machine import commit, describe, envelope, machine, write_json
-from benchmarks.report import DPI, ENGINE_SIZE_INCHES, SIZE_INCHES, main, plot
+from benchmarks.offline.plot import SIZE_INCHES as ENGINE_SIZE_INCHES
+from benchmarks.online.load_plot import SIZE_INCHES
+from benchmarks.report import digest, main, plot
 
 
 def load_result(rate: float, **changes: Any) -> dict[str, Any]:
@@ -94,6 +98,21 @@ def test_a_rate_without_answers_is_left_out_of_the_lines(tmp_path: Path) -> None
     silent["void"] = True
     plot(run, tmp_path / "run.png")
     assert size_of(tmp_path / "run.png") == (990, 990)
+
+
+def test_a_plot_names_the_json_that_it_was_drawn_from(tmp_path: Path) -> None:
+    run = load_run()
+    assert digest(run).encode() in drawn(run, tmp_path).read_bytes()
+    assert digest(json.loads(json.dumps(run))) == digest(run)
+    run["results"][0]["rate"] += 1
+    assert digest(run).encode() not in (tmp_path / "deep" / "run.png").read_bytes()
+
+
+def test_no_module_that_the_report_needs_imports_the_report() -> None:
+    graph = grimp.build_graph("benchmarks", cache_dir=None)
+    needed = graph.find_upstream_modules("benchmarks.report")
+    assert "benchmarks.figures" in needed
+    assert not needed & graph.find_modules_that_directly_import("benchmarks.report")
 
 
 def test_an_unknown_kind_is_refused(tmp_path: Path) -> None:
