@@ -1,10 +1,10 @@
-"""How many bytes a model will take, known before any are allocated; and whether the device has them.
+"""How many bytes a model will take, predicted before any are allocated.
 
-Three parts, each from the checkpoint's header, the context's shape and the options alone:
+The checkpoint's header, the context's shape and the options give three parts:
 - weights: exact;
-- KV caches: exact for given widths of the members' prepared rows (`cache_bytes`); the widths themselves are bounded
-  from above, because one-hot columns, constant columns and the like are known only once preprocessing is fitted;
-- working memory: the largest forward that will run, by a count of its activations, not a promise.
+- KV caches: exact for given widths of the members' prepared rows (`cache_bytes`). The widths themselves are upper
+  bounds, because one-hot columns, constant columns and the like are known only once preprocessing is fitted;
+- working memory: an estimate for the largest forward pass, from a count of its activations.
 """
 
 from __future__ import annotations
@@ -28,19 +28,20 @@ from tabpfn.preprocessing.configs import PreprocessorConfig
 from serve.core import Column, ColumnKind, Context, ModelDefinition, Task
 from serve.core.errors import InvalidModel
 from serve.engine.execution.precision import Precision
+from serve.engine.memory.probes import available_bytes
 from serve.engine.row_encoder import DATETIME_PARTS, feature_names
 
 _WITH_THINKING_ROWS = ("tabpfn_v2_5", "tabpfn_v2_6")
 _WITH_INDUCING_POINTS = ("tabpfn_v3", "tabpfn_v3_5")
 _MAX_ONE_HOT_CELLS = 1_000_000
-"""Beyond it the library leaves categories as they are (preprocessing/steps/encode_categorical_features_step.py)."""
+"""Beyond this number tabpfn does not encode categories (preprocessing/steps/encode_categorical_features_step.py)."""
 _MAX_APPENDING_FEATURES = 500
-"""`append_original="auto"` doubles fewer columns than these (`APPEND_TO_ORIGINAL_THRESHOLD`)."""
+"""`append_original="auto"` appends to tables of fewer columns than this (`APPEND_TO_ORIGINAL_THRESHOLD`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryNeed:
-    """Bytes, part by part."""
+    """Bytes that a model takes, in three parts. As text: the total and each part."""
 
     weights: int
     kv_caches: int
@@ -52,14 +53,14 @@ class MemoryNeed:
 
     def __str__(self) -> str:
         return (
-            f"{_named(self.total)} (weights {_named(self.weights)}, KV caches {_named(self.kv_caches)}, "
-            f"working memory {_named(self.working_memory)})"
+            f"{_in_units(self.total)} (weights {_in_units(self.weights)}, KV caches {_in_units(self.kv_caches)}, "
+            f"working memory {_in_units(self.working_memory)})"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFacts:
-    """What a checkpoint's header says; none of its weights are read."""
+    """What a checkpoint's header says. The weights are not read."""
 
     architecture: str
     config: Any
@@ -69,13 +70,13 @@ class CheckpointFacts:
 
 
 def count_parameters(path: Path) -> int:
-    """Numbers in a checkpoint, from its header."""
+    """Number of weights in a checkpoint, from its header."""
     with safe_open(path, "pt") as file:
         return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
 
 
 def read_checkpoint_facts(path: Path, task_type: TaskType) -> CheckpointFacts:
-    """Names missing from a header are filled as `tabpfn.model_loading._build_model` fills them."""
+    """Read a checkpoint's header; absent entries are filled in as by `tabpfn.model_loading._build_model`."""
     num_parameters = count_parameters(path)
     with safe_open(path, "pt") as file:
         header = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
@@ -97,15 +98,15 @@ def predict_bytes(
     device: str,
     precision: str,
     max_batch_rows: int,
-    own: Precision | None = None,
+    compiled: Precision | None = None,
 ) -> MemoryNeed:
-    """What fitting and serving the model will take at its height.
+    """The peak of memory while the model is fitted and served.
 
     Args:
-        precision: of the library's network and its caches, as `library.build_estimator` is given it.
+        precision: of tabpfn's network and its caches, as given to `library.build_estimator`.
         max_batch_rows: the largest row bucket.
-        own: precision of our own forward, which lays weights and caches out once more beside the library's;
-            None where the library's forward answers.
+        compiled: precision of the compiled forward pass, which holds its own weights and caches beside tabpfn's;
+            None where tabpfn's forward pass answers.
     """
     task_type: TaskType = "multiclass" if definition.context.task is Task.CLASSIFICATION else "regression"
     facts = read_checkpoint_facts(Path(definition.checkpoint_path), task_type)
@@ -115,26 +116,27 @@ def predict_bytes(
         autocast = precision != "float32"  # a 16-bit network's caches are as large as autocast's
     widths = member_widths(facts, definition.context, definition.options.num_members)
     rows = _rows_per_member(facts.inference, definition.context.num_rows)
-    weights = 4 * facts.num_parameters  # the library holds float32 under autocast too
+    weights = 4 * facts.num_parameters  # tabpfn holds float32 under autocast too
     caches = sum(cache_bytes(facts, task_type, rows, width, autocast) for width in widths)
-    own_weights = own_caches = 0
-    if own is not None:
-        own_weights = own.weights.itemsize * (facts.num_parameters + _num_turned_weights(facts, max(widths)))
-        own_caches = caches * own.kv_cache.itemsize // (2 if autocast else 4)
-        # of each inducing point ours holds a key and a value, the cache one vector
-        own_caches += 4 * sum(_num_inducing_cells(facts, width) for width in widths)
+    compiled_weights = compiled_caches = 0
+    if compiled is not None:
+        num_rotary = _num_rotary_weights(facts, max(widths))
+        compiled_weights = compiled.weights.itemsize * (facts.num_parameters + num_rotary)
+        compiled_caches = caches * compiled.kv_cache.itemsize // (2 if autocast else 4)
+        # for each inducing point the compiled pass holds a key and a value, tabpfn's cache one vector
+        compiled_caches += 4 * sum(_num_inducing_cells(facts, width) for width in widths)
     # the context itself passes through once, when the caches are built and in the start-up check
     working = _working_bytes(facts, widths, rows, max(rows, max_batch_rows))
-    return MemoryNeed(weights + own_weights, caches + own_caches, working)
+    return MemoryNeed(weights + compiled_weights, caches + compiled_caches, working)
 
 
 def cache_bytes(facts: CheckpointFacts, task_type: TaskType, num_rows: int, width: int, autocast: bool) -> int:
-    """One member's KV cache as `fit_mode="fit_with_cache"`, `kv_cache_precision="auto"` builds it.
+    """Bytes of one member's KV cache, as `fit_mode="fit_with_cache"` with `kv_cache_precision="auto"` builds it.
 
     Args:
-        num_rows: context rows that the member sees.
+        num_rows: context rows of the member.
         width: columns of its prepared rows.
-        autocast: 16-bit keys and values, as under autocast; else float32.
+        autocast: whether keys and values are 16-bit, as under autocast; else float32.
     """
     config = facts.config
     if facts.architecture in _WITH_INDUCING_POINTS:
@@ -143,7 +145,7 @@ def cache_bytes(facts: CheckpointFacts, task_type: TaskType, num_rows: int, widt
         if facts.architecture == "tabpfn_v3":
             return int(tabpfn_v3.get_cache_size(**shape, base_dtype=base_dtype))
         return int(tabpfn_v3_5.get_cache_size(**shape, task_type=task_type, base_dtype=base_dtype))
-    # TabPFNV2Cache and its like: keys and values of one head, for every group of columns and the target
+    # TabPFNV2Cache and its kin: keys and values of one head, for every group of columns and the target
     num_groups = math.ceil(width / config.features_per_group)
     num_keys = (num_rows + _num_thinking_rows(facts)) * (num_groups + 1)
     keys_and_values = 2 * config.nlayers * num_keys * (config.emsize // config.nhead) * (2 if autocast else 4)
@@ -154,22 +156,22 @@ def cache_bytes(facts: CheckpointFacts, task_type: TaskType, num_rows: int, widt
 
 
 def member_widths(facts: CheckpointFacts, context: Context, num_members: int) -> list[int]:
-    """Columns of each member's prepared rows, at most; in no member's order.
+    """Upper bounds of the columns of each member's prepared rows; not in the order of the members.
 
-    Recipes are dealt out as `tabpfn.preprocessing.ensemble.generate_*_ensemble_configs` deals them.
+    Recipes are distributed as by `tabpfn.preprocessing.ensemble.generate_*_ensemble_configs`.
     """
     recipes = list(facts.inference.PREPROCESS_TRANSFORMS)
     if context.task is Task.REGRESSION:
         recipes = [recipe for recipe in recipes for _ in facts.inference.REGRESSION_Y_PREPROCESS_TRANSFORMS]
     each = num_members // len(recipes)
-    dealt = [recipe for recipe in recipes for _ in range(each)]
-    dealt += recipes[: num_members - len(dealt)]
+    of_members = [recipe for recipe in recipes for _ in range(each)]
+    of_members += recipes[: num_members - len(of_members)]
     rows = _rows_per_member(facts.inference, context.num_rows)
-    return [_prepared_width(recipe, facts.inference, context, rows) for recipe in dealt]
+    return [_prepared_width(recipe, facts.inference, context, rows) for recipe in of_members]
 
 
 def _prepared_width(recipe: PreprocessorConfig, inference: InferenceConfig, context: Context, num_rows: int) -> int:
-    """In the order of `tabpfn.preprocessing.pipeline_factory.create_preprocessing_pipeline`."""
+    """Follows the order of `tabpfn.preprocessing.pipeline_factory.create_preprocessing_pipeline`."""
     width: int = len(feature_names(context.columns))
     if inference.POLYNOMIAL_FEATURES != "no":
         pairs = width * (width + 1) // 2
@@ -190,13 +192,13 @@ def _prepared_width(recipe: PreprocessorConfig, inference: InferenceConfig, cont
 
 
 def _num_one_hot_columns(inference: InferenceConfig, context: Context, recipe: PreprocessorConfig) -> int:
-    """Columns that one-hot encoding adds at most.
+    """Upper bound of the columns that one-hot encoding adds.
 
-    Declared categories, and numbers of very few values (`tabpfn.preprocessing.modality_detection`), become as many
-    columns as they have values; missing counts as one.
+    A column of declared categories, or of numbers with very few values (`tabpfn.preprocessing.modality_detection`),
+    becomes one column for each of its values; missing counts as a value.
     """
     very_few = inference.MIN_UNIQUE_FOR_NUMERICAL_FEATURES - 1
-    most = recipe.max_onehot_cardinality or math.inf
+    max_values = recipe.max_onehot_cardinality or math.inf
 
     def num_values(column: Column) -> list[int]:
         if column.kind is ColumnKind.DATETIME:
@@ -204,12 +206,12 @@ def _num_one_hot_columns(inference: InferenceConfig, context: Context, recipe: P
         values = len(set(context.cells[column.name]))
         return [values if column.kind is not ColumnKind.NUMBER or values <= very_few else 0]
 
-    return sum(count for count in chain(*map(num_values, context.columns)) if count <= most)
+    return sum(count for count in chain(*map(num_values, context.columns)) if count <= max_values)
 
 
 def _rows_per_member(inference: InferenceConfig, num_rows: int) -> int:
-    asked = inference.SUBSAMPLE_SAMPLES
-    return max(int(asked), num_rows) if isinstance(asked, int) else num_rows
+    subsample = inference.SUBSAMPLE_SAMPLES
+    return max(int(subsample), num_rows) if isinstance(subsample, int) else num_rows
 
 
 def _num_thinking_rows(facts: CheckpointFacts) -> int:
@@ -217,15 +219,15 @@ def _num_thinking_rows(facts: CheckpointFacts) -> int:
 
 
 def _num_inducing_cells(facts: CheckpointFacts, width: int) -> int:
-    """Numbers in the inducing states of one member's cache."""
+    """Count of numbers in the inducing states of one member's cache."""
     if facts.architecture not in _WITH_INDUCING_POINTS:
         return 0
     config = facts.config
     return int(config.dist_embed_num_blocks * width * config.dist_embed_num_inducing_points * config.embed_dim)
 
 
-def _num_turned_weights(facts: CheckpointFacts, width: int) -> int:
-    """Numbers in the projections of queries and keys, one for each token of a row (`layers.RotaryProjection`)."""
+def _num_rotary_weights(facts: CheckpointFacts, width: int) -> int:
+    """Count of weights in the projections of queries and keys, one for each token of a row (`RotaryProjection`)."""
     if facts.architecture not in _WITH_INDUCING_POINTS:
         return 0
     config = facts.config
@@ -234,10 +236,10 @@ def _num_turned_weights(facts: CheckpointFacts, width: int) -> int:
 
 
 def _working_bytes(facts: CheckpointFacts, widths: Sequence[int], context_rows: int, num_rows: int) -> int:
-    """Float32 activations of one layer, and its keys and values with their head copied for every query head.
+    """Bytes of one layer's float32 activations, and of its keys and values with their head copied for every query head.
 
-    The factors count tensors as wide as the embedding that live at once. Torch's profiler of the library's forwards
-    (all architectures, CPU, float32) showed between 60 and 98 % of these sums.
+    The factors count the tensors as wide as the embedding that live at once. Torch's profiler of tabpfn's forward
+    passes (all architectures, CPU, float32) showed between 60 and 98 % of these sums.
     """
     config = facts.config
     if facts.architecture in _WITH_INDUCING_POINTS:
@@ -253,74 +255,15 @@ def _working_bytes(facts: CheckpointFacts, widths: Sequence[int], context_rows: 
     return 4 * int(tokens * config.emsize * (rows * factor + 2 * context_rows))
 
 
-def available_bytes(
-    device: str, proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")
-) -> tuple[int, str] | None:
-    """Free bytes of a device and what limits them; None where the system does not say.
-
-    On the CPU the smaller of the machine's available memory and what the container's limit leaves; page cache that
-    can be dropped counts as free.
-    """
-    if torch.device(device).type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused, f"of {device}'s memory"
-    free: list[tuple[int, str]] = []
-    meminfo = _read_table(proc / "meminfo")
-    if "MemAvailable:" in meminfo:
-        free.append((1024 * meminfo["MemAvailable:"], "of the machine's memory"))
-    for folder in _memory_groups(proc, cgroup):
-        for limit, usage in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
-            most, used = _read_number(folder / limit), _read_number(folder / usage)
-            if most is not None and used is not None:
-                statistics = _read_table(folder / "memory.stat")
-                droppable = statistics.get("total_inactive_file", statistics.get("inactive_file", 0))
-                free.append((most - used + droppable, "of the container's memory limit"))
-    return min(free, default=None)
-
-
-def _memory_groups(proc: Path, cgroup: Path) -> list[Path]:
-    """The control groups (v2 and v1) that this process is in, and those around them; each may hold a limit."""
-    groups = []
-    for base, controller in ((cgroup, ""), (cgroup / "memory", "memory")):
-        for line in _read_lines(proc / "self" / "cgroup"):
-            _, controllers, path = line.split(":", 2)
-            if controller in controllers.split(","):
-                inside = Path(path.lstrip("/"))
-                groups += [base / part for part in (inside, *inside.parents)]
-    return groups
-
-
 def check_fits(need: MemoryNeed, device: str) -> None:
-    """Raises InvalidModel, with every size in the message, if the device has not got that much."""
+    """Raises InvalidModel, with every size in its message, where the device has less memory free."""
     available = available_bytes(device)
     if available is not None and need.total > available[0]:
         raise InvalidModel(
-            f"the model needs about {need}, but only {_named(max(0, available[0]))} {available[1]} are free; "
-            "fewer context rows, members or max_batch_rows need less"
+            f"the model needs about {need}, but only {_in_units(max(0, available[0]))} {available[1]} are free; "
+            "fewer context rows, fewer members or a smaller batching.max_batch_rows need less"
         )
 
 
-def _read_number(path: Path) -> int | None:
-    """None for a file that is not there or says "max"."""
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def _read_lines(path: Path) -> list[str]:
-    """Empty for a file that is not there."""
-    try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []
-
-
-def _read_table(path: Path) -> dict[str, int]:
-    """Lines of a name and a number."""
-    lines = [line.split() for line in _read_lines(path)]
-    return {line[0]: int(line[1]) for line in lines if len(line) > 1 and line[1].isdecimal()}
-
-
-def _named(num_bytes: int) -> str:
+def _in_units(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"

@@ -1,4 +1,4 @@
-"""Predicted bytes against what the library really builds, and a refusal that names the sizes."""
+"""Predicted bytes against the bytes that tabpfn really builds, and a refusal that names the sizes."""
 
 from __future__ import annotations
 
@@ -86,14 +86,14 @@ def test_a_prediction_holds_weights_to_the_byte_and_caches_within_a_bound(
         built = cached_bytes(estimator)
         widths = memory.member_widths(memory.read_checkpoint_facts(path, TASK_TYPES[task]), model.context, num_members)
         assert need.weights == sum(tensor.numel() * 4 for tensor in load_file(path).values())
-        assert all(ours >= real for ours, real in zip(widths, prepared_widths(estimator), strict=True))
+        assert all(bound >= real for bound, real in zip(widths, prepared_widths(estimator), strict=True))
         if architecture == "tabpfn_v3_5":
             assert need.kv_caches == built
         else:  # which columns are doubled, and which values are too rare, is known after the fit
             assert built <= need.kv_caches <= 1.4 * built
 
 
-def test_keys_and_values_of_16_bits_are_predicted_where_the_library_takes_them(tmp_path: Path) -> None:
+def test_16_bit_keys_and_values_are_predicted_where_tabpfn_takes_them(tmp_path: Path) -> None:
     path = write_tiny("tabpfn_v2", tmp_path / "v2.safetensors", Task.CLASSIFICATION)
     facts = memory.read_checkpoint_facts(path, "multiclass")
     estimator = fit(definition(path, num_rows=60), "auto")
@@ -103,22 +103,22 @@ def test_keys_and_values_of_16_bits_are_predicted_where_the_library_takes_them(t
 
 
 @pytest.mark.parametrize("architecture", ["tabpfn_v2_6", "tabpfn_v3", "tabpfn_v3_5"])
-def test_our_own_forward_adds_its_copies(architecture: str, tmp_path: Path) -> None:
-    """Half as large as the library's; of v3 and v3.5 also keys beside values, in float32, of what they know of the
-    columns, and a projection for every token of a row."""
+def test_the_compiled_forward_pass_adds_its_copies(architecture: str, tmp_path: Path) -> None:
+    """They are half as large as tabpfn's. v3 and v3.5 add float32 keys beside the values of their inducing points, and
+    a projection for every token of a row."""
     model = definition(write_tiny(architecture, tmp_path / "v3.5.safetensors", Task.CLASSIFICATION))
     alone = memory.predict_bytes(model, "cpu", "float32", 16)
-    beside = memory.predict_bytes(model, "cpu", "float32", 16, own=Precision(torch.bfloat16, torch.bfloat16))
+    beside = memory.predict_bytes(model, "cpu", "float32", 16, compiled=Precision(torch.bfloat16, torch.bfloat16))
     facts = memory.read_checkpoint_facts(Path(model.checkpoint_path), "multiclass")
-    columns = turned = 0
+    columns = rotary = 0
     if architecture != "tabpfn_v2_6":
         widths = memory.member_widths(facts, model.context, model.options.num_members)
         estimator = fit(model)
         hidden = [state for cache in estimator.executor_.kv_caches for state in cache.inducing_hidden]
         columns = sum(state.numel() for state in hidden) * sum(widths) // sum(prepared_widths(estimator))
         tokens = facts.config.feat_agg_num_cls_tokens + max(widths)
-        turned = facts.config.feat_agg_num_blocks * tokens * 2 * facts.config.embed_dim**2
-    assert beside.weights == alone.weights * 3 // 2 + 2 * turned
+        rotary = facts.config.feat_agg_num_blocks * tokens * 2 * facts.config.embed_dim**2
+    assert beside.weights == alone.weights * 3 // 2 + 2 * rotary
     assert beside.kv_caches == alone.kv_caches * 3 // 2 + 4 * columns
 
 
@@ -131,7 +131,7 @@ def test_more_rows_or_wider_batches_work_in_more_memory(tmp_path: Path) -> None:
     assert sizes[0] < sizes[1] < sizes[2]
 
 
-def test_every_recipe_of_the_library_is_bounded_from_above(tmp_path: Path) -> None:
+def test_every_recipe_of_tabpfn_is_bounded_from_above(tmp_path: Path) -> None:
     """Wide and narrow tables, few and many values, through the recipes that the released checkpoints use."""
     number = [Column(f"n{index}", ColumnKind.NUMBER) for index in range(12)]
     for task in Task:
@@ -161,37 +161,3 @@ def test_a_refusal_names_every_size() -> None:
         assert part in message
     assert "are free" in message
     memory.check_fits(MemoryNeed(1, 1, 1), "cpu")
-
-
-def write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-
-
-def test_the_smaller_of_machine_and_container_counts(tmp_path: Path) -> None:
-    proc, groups = tmp_path / "proc", tmp_path / "cgroup"
-    assert memory.available_bytes("cpu", proc, groups) is None
-    write(proc / "meminfo", "MemTotal:  9 kB\nMemAvailable:  8 kB\nHugePages_Total:  0\n")
-    assert memory.available_bytes("cpu", proc, groups) == (8192, "of the machine's memory")
-
-    write(proc / "self" / "cgroup", "0::/pod/app\n")
-    write(groups / "memory.max", "max\n")
-    write(groups / "pod" / "memory.max", "6000\n")
-    write(groups / "pod" / "memory.current", "5000\n")
-    assert memory.available_bytes("cpu", proc, groups) == (1000, "of the container's memory limit")
-    write(groups / "pod" / "memory.stat", "anon 1\ninactive_file 500\n")
-    assert memory.available_bytes("cpu", proc, groups) == (1500, "of the container's memory limit")
-
-    write(proc / "self" / "cgroup", "4:cpu,memory:/pod\n0::/\n")
-    write(groups / "memory" / "pod" / "memory.limit_in_bytes", "900\n")
-    write(groups / "memory" / "pod" / "memory.usage_in_bytes", "200\n")
-    assert memory.available_bytes("cpu", proc, groups) == (700, "of the container's memory limit")
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_gpu_says_what_it_has() -> None:
-    available = memory.available_bytes("cuda:0")
-    assert available is not None
-    assert 0 < available[0] <= torch.cuda.get_device_properties(0).total_memory
-    assert available[1] == "of cuda:0's memory"
