@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.figures import finish, plain_log, title
 
-_OURS, _LIBRARY, _GREY, _RED = "#2f6db3", "#d98e04", "#777777", "#b3372f"
+COMPILED, TABPFN, _GREY, _RED = "#2f6db3", "#d98e04", "#777777", "#b3372f"
 _BAR_INCHES, _WIDTH_INCHES = 0.42, 12.0
 
 
@@ -19,7 +19,7 @@ def draw_search(run: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(9.0, 5.0), layout="constrained")
     axes = figure.subplots()
     for label, colour, probes in (
-        ("passed", _OURS, [probe for probe in run["results"] if probe["passed"] and not probe["void"]]),
+        ("passed", COMPILED, [probe for probe in run["results"] if probe["passed"] and not probe["void"]]),
         ("failed", _RED, [probe for probe in run["results"] if not probe["passed"] and not probe["void"]]),
         ("void", _GREY, [probe for probe in run["results"] if probe["void"]]),
     ):
@@ -28,7 +28,7 @@ def draw_search(run: Mapping[str, Any]) -> Figure:
         axes.plot(*points, "o", color=colour, label=label)
     found = run["found"]
     axes.axhline(found["bound_ms"], color=_GREY, linestyle=":", label=f"bound {found['bound_ms']:g} ms")
-    axes.axvline(found["max_rate"], color=_OURS, linestyle=":", label=f"highest rate {found['max_rate']:g}/s")
+    axes.axvline(found["max_rate"], color=COMPILED, linestyle=":", label=f"highest rate {found['max_rate']:g}/s")
     plain_log(axes)
     axes.set_xlabel("offered rate, requests per second")
     axes.set_ylabel("p99, ms from the scheduled send")
@@ -40,21 +40,21 @@ def draw_search(run: Mapping[str, Any]) -> Figure:
 def draw_peers(run: Mapping[str, Any]) -> Figure:
     """Bars by system: highest rate, latency at half load, CPU per request. The colour tells whose engine answers.
 
-    Half load is that of the best peer with the library's engine, or with ours where no such peer sustains any rate.
+    Half load is that of the best peer with tabpfn's engine, or with the compiled one where no such peer keeps a rate.
     """
     systems = dict(sorted(run["systems"].items(), key=lambda item: item[1]["max_rate_p99_100ms"] or 0.0))
     figure = Figure(figsize=(_WIDTH_INCHES, 1.6 + _BAR_INCHES * len(systems)), layout="constrained")
     rate, latency, cpu = figure.subplots(1, 3, sharey=True)
     _bars(rate, systems, "max_rate_p99_100ms")
     rate.set_xlabel("highest rate with p99 within 100 ms, 1/s")
-    is_by_library = bool(run["rates"].get("half_load")) or "half_load_our_engine" not in run["rates"]
-    load, cpu_key = ("half_load", "") if is_by_library else ("half_load_our_engine", "_half_load_our_engine")
+    is_by_tabpfn = bool(run["rates"].get("half_load")) or "half_load_compiled_engine" not in run["rates"]
+    load, cpu_key = ("half_load", "") if is_by_tabpfn else ("half_load_compiled_engine", "_half_load_compiled_engine")
     _bars(latency, systems, f"p99_ms_{load}", alpha=0.45)
     _bars(latency, systems, f"p50_ms_{load}")
     latency.set_xlabel(f"p50 and p99 (pale), ms{_at_rates(run['results'], load)}")
     _bars(cpu, systems, f"cpu_ms_per_request{cpu_key}")
     cpu.set_xlabel("CPU per request at that rate, ms")
-    for colour, engine in ((_OURS, "our engine"), (_LIBRARY, "the library's")):
+    for colour, engine in ((COMPILED, "compiled engine"), (TABPFN, "tabpfn's engine")):
         rate.plot([], [], "s", color=colour, label=engine)
     rate.legend(loc="lower right")
     figure.suptitle(title(run, "the same model behind each server, one-row requests (medians of the rounds)"))
@@ -72,6 +72,6 @@ def _at_rates(probes: Sequence[Mapping[str, Any]], purpose: str) -> str:
 def _bars(axes: Axes, systems: Mapping[str, Mapping[str, Any]], key: str, alpha: float = 1.0) -> None:
     names: Sequence[str] = list(systems)
     values = [systems[name][key] or 0.0 for name in names]
-    colours = [_OURS if systems[name]["engine"] == "ours" else _LIBRARY for name in names]
+    colours = [COMPILED if systems[name]["engine"] == "compiled" else TABPFN for name in names]
     axes.barh(names, values, color=colours, alpha=alpha)
     axes.grid(alpha=0.3, axis="x")

@@ -61,13 +61,13 @@ def table(systems: Mapping[str, Mapping[str, Any]]) -> str:
     """A line for each system."""
     head = ("system", "engine", "max rate/s", "p50 half", "p99 half", "p50 half*", "p99 half*", "CPU ms", "idle ms")
     keys = (
-        "engine", "max_rate_p99_100ms", "p50_ms_half_load", "p99_ms_half_load", "p50_ms_half_load_our_engine",
-        "p99_ms_half_load_our_engine", "cpu_ms_per_request", "idle_p50_ms",
+        "engine", "max_rate_p99_100ms", "p50_ms_half_load", "p99_ms_half_load", "p50_ms_half_load_compiled_engine",
+        "p99_ms_half_load_compiled_engine", "cpu_ms_per_request", "idle_p50_ms",
     )  # fmt: skip
     rows = [head, *((name, *(_cell(found.get(key)) for key in keys)) for name, found in systems.items())]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    lines.append("half: half of the best peer's highest rate with the library's engine; half*: with ours")
+    lines.append("half: half of the best peer's highest rate with tabpfn's engine; half*: with the compiled engine")
     lines += [f"{name} FAILED: {failure}" for name, found in systems.items() for failure in found["failures"]]
     return "\n".join(lines)
 

@@ -1,6 +1,6 @@
 """The demo model as a peer's server holds it: by the library as its users do, or by our engine, lent.
 
-`library-uncached` and `library` are the library's own classifier with its own defaults, fed a DataFrame; `ours` is
+`tabpfn-uncached` and `library` are the library's own classifier with its own defaults, fed a DataFrame; `ours` is
 TabPFNEngine behind the same call. `library.TabPFNClassifier` is tabpfn's own, with the internet shut. All answer the
 same question: probabilities corrected to the true share of fraud.
 """
@@ -29,7 +29,7 @@ Records = Sequence[Mapping[str, Any]]
 Probabilities = list[list[float]]
 Predict = Callable[[Records], Probabilities]
 PredictAll = Callable[[Sequence[Records]], list[Probabilities]]
-Kind = Literal["library-uncached", "library", "library-float32", "ours"]
+Kind = Literal["tabpfn-uncached", "tabpfn", "tabpfn-float32", "compiled"]
 
 _WARM_UP_ROWS = (64, 8, 1)
 
@@ -47,8 +47,8 @@ def load_batched() -> PredictAll:
 def load(kind: str, num_threads: int) -> Predict:
     """Fit the demo model and answer a few rows, so that no caller pays for a first time."""
     definition = FolderStore(StoreSettings()).load("fraud")
-    predict = _ours(definition, num_threads) if kind == "ours" else _library(definition, kind, num_threads)
-    for rows in _WARM_UP_ROWS if kind != "library-uncached" else (1,):
+    predict = _compiled(definition, num_threads) if kind == "compiled" else _tabpfn(definition, kind, num_threads)
+    for rows in _WARM_UP_ROWS if kind != "tabpfn-uncached" else (1,):
         predict([definition.example or {}] * rows)
     return predict
 
@@ -59,7 +59,7 @@ def predict_all(predict: Predict, requests: Sequence[Records]) -> list[Probabili
     return [list(itertools.islice(answers, len(records))) for records in requests]
 
 
-def _library(definition: ModelDefinition, kind: str, num_threads: int) -> Predict:
+def _tabpfn(definition: ModelDefinition, kind: str, num_threads: int) -> Predict:
     torch.set_num_threads(num_threads)
     context = definition.context
     frame = pd.DataFrame({column.name: context.cells[column.name] for column in context.columns})
@@ -67,11 +67,11 @@ def _library(definition: ModelDefinition, kind: str, num_threads: int) -> Predic
     classifier = library.TabPFNClassifier(
         model_path=definition.checkpoint_path,
         device="cpu",
-        fit_mode="fit_preprocessors" if kind == "library-uncached" else "fit_with_cache",
+        fit_mode="fit_preprocessors" if kind == "tabpfn-uncached" else "fit_with_cache",
         n_estimators=definition.options.num_members,
         random_state=definition.options.random_state,
         categorical_features_indices=[i for i, c in enumerate(context.columns) if c.kind != "number"],
-        inference_precision=torch.float32 if kind == "library-float32" else "auto",
+        inference_precision=torch.float32 if kind == "tabpfn-float32" else "auto",
         kv_cache_precision="auto",  # of the forward; faster than the int8 that is the default
     )
     with warnings.catch_warnings():
@@ -90,7 +90,7 @@ def _library(definition: ModelDefinition, kind: str, num_threads: int) -> Predic
     return predict
 
 
-def _ours(definition: ModelDefinition, num_threads: int) -> Predict:
+def _compiled(definition: ModelDefinition, num_threads: int) -> Predict:
     engine = TabPFNEngine(EngineSettings(num_threads=num_threads), max_batch_rows=MAX_BATCH_ROWS)
     context = engine.fit(definition)
 

@@ -34,7 +34,7 @@ def expected_answers(records: Sequence[Record], num_threads: int) -> list[list[f
     """By the library's cached predict in float32, every record alone: probabilities, as every system answers them."""
     from benchmarks.peers.models import load
 
-    predict = load("library-float32", num_threads)
+    predict = load("tabpfn-float32", num_threads)
     return [predict([record])[0] for record in records]
 
 

@@ -2,8 +2,8 @@
 
 First every system's highest rate is searched, in all rounds; then half of the best peer's highest rate is known, and
 in as many rounds every system that can keep that rate is measured at it. There are two such rates: `half_load`, of the
-best peer with the library's engine, which most can keep, and `half_load_our_engine`, of the best peer that was lent
-ours. Systems that have no turn are frozen (SIGSTOP): an idle Ray would cost the others a tenth of a core.
+best peer with tabpfn's engine, which most can keep, and `half_load_compiled_engine`, of the best peer with the compiled
+engine. Systems that have no turn are frozen (SIGSTOP): an idle Ray would cost the others a tenth of a core.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from benchmarks.online.generator import Generator, raise_priority
 from benchmarks.online.probe import ProbeSettings
 from benchmarks.peers.contender import Contender
 from benchmarks.peers.records import Record
-from benchmarks.peers.systems import LIBRARY, OURS, System
+from benchmarks.peers.systems import COMPILED, TABPFN, System
 from benchmarks.percentiles import rounded
 
-LOADS = {"half_load": LIBRARY, "half_load_our_engine": OURS}
+LOADS = {"half_load": TABPFN, "half_load_compiled_engine": COMPILED}
 """By the engine of the peers whose best sets the rate."""
 
 
@@ -117,7 +117,7 @@ async def _measure_loads(
     for purpose, rate in rates.items():
         for contender in contenders:
             # at the higher load only those that have the faster engine are of interest
-            if contender.is_running and (purpose == "half_load" or contender.system.engine == OURS):
+            if contender.is_running and (purpose == "half_load" or contender.system.engine == COMPILED):
                 await contender.measure_at(generator, plan.load_probe, rate, purpose, number)
 
 
@@ -150,8 +150,9 @@ def _row(contender: Contender) -> dict[str, Any]:
     for purpose in LOADS:
         row[f"p50_ms_{purpose}"] = contender.values(purpose, "latency", "p50_ms")
         row[f"p99_ms_{purpose}"] = contender.values(purpose, "latency", "p99_ms")
-    row["cpu_ms_per_request"] = contender.values("half_load", "cpu_ms_per_request")
-    row["cpu_ms_per_request_half_load_our_engine"] = contender.values("half_load_our_engine", "cpu_ms_per_request")
+    for purpose in LOADS:
+        suffix = "" if purpose == "half_load" else f"_{purpose}"
+        row[f"cpu_ms_per_request{suffix}"] = contender.values(purpose, "cpu_ms_per_request")
     row |= contender.facts
     row |= {
         "is_peer": system.is_peer,

@@ -13,10 +13,10 @@ from benchmarks.online.wire import Wire, native_wire
 from benchmarks.peers.environments import pins, python_of
 from benchmarks.peers.process import Process, free_port
 
-OURS, LIBRARY = "ours", "library"
+COMPILED, TABPFN = "compiled", "tabpfn"
 """Whose engine answers."""
 
-TOLERANCES = {OURS: 1e-5, LIBRARY: 0.03}
+TOLERANCES = {COMPILED: 1e-5, TABPFN: 0.03}
 """Of a probability against the library's float32 answer. The library's own choice of precision is bfloat16 on a CPU
 that multiplies it, and its answers then also move with their batch."""
 
@@ -74,7 +74,7 @@ class System:
 
 def _tabpfn_serve(name: str, edge: str, engine: str) -> System:
     flags: tuple[str, ...] = ()
-    if engine == LIBRARY:  # in the precision that the peers' library chooses too
+    if engine == TABPFN:  # in the precision that the peers' library chooses too
         flags = ("--backend", "tabpfn", "--inference-precision", "auto", "--parity-tolerance", "0.03")
     return System(
         name,
@@ -88,7 +88,7 @@ def _tabpfn_serve(name: str, edge: str, engine: str) -> System:
 def _peers(name: str, settings: str, module: str, environment: str, **more: object) -> Iterator[System]:
     """A peer's server with the library's engine and with ours."""
     flags = more.pop("flags", ())
-    for engine in (LIBRARY, OURS):
+    for engine in (TABPFN, COMPILED):
         command = ("-m", f"{_SERVERS}.{module}", "--port", "{port}", "--engine", engine, "--threads", "{threads}")
         yield System(
             _name(name, engine), engine, (*command, *flags), settings, environment=environment, **more  # type: ignore
@@ -99,7 +99,7 @@ def _bentoml() -> Iterator[System]:
     """By the framework's own command, which takes no arguments of ours."""
     server = ("-m", "bentoml", "serve", f"{_SERVERS}.bentoml_server:Fraud")
     place = ("--host", "127.0.0.1", "--port", "{port}", "--working-dir", str(ROOT))
-    for engine in (LIBRARY, OURS):
+    for engine in (TABPFN, COMPILED):
         yield System(
             _name("bentoml", engine),
             engine,
@@ -116,24 +116,24 @@ def _bentoml() -> Iterator[System]:
 
 
 def _name(peer: str, engine: str) -> str:
-    return peer if engine == LIBRARY else f"{peer}-our-engine"
+    return peer if engine == TABPFN else f"{peer}-compiled-engine"
 
 
 _FASTAPI = "`def` endpoint in the thread pool, a lock, no batching; uvicorn, 1 worker, no access log"
 _UNCACHED = System(
     "fastapi-uncached",
-    LIBRARY,
-    ("-m", f"{_SERVERS}.fastapi_server", "--port", "{port}", "--engine", "library-uncached", "--threads", "{threads}"),
-    f"{_FASTAPI}; fit_mode fit_preprocessors, the library's default: no KV cache",
+    TABPFN,
+    ("-m", f"{_SERVERS}.fastapi_server", "--port", "{port}", "--engine", "tabpfn-uncached", "--threads", "{threads}"),
+    f"{_FASTAPI}; fit_mode fit_preprocessors, tabpfn's default: no KV cache",
     environment="fastapi",
 )
 
 SYSTEMS: dict[str, System] = {
     system.name: system
     for system in (
-        _tabpfn_serve("tabpfn-serve", "serve", OURS),
-        _tabpfn_serve("tabpfn-serve-uvicorn", "up", OURS),
-        _tabpfn_serve("tabpfn-serve-library-engine", "up", LIBRARY),
+        _tabpfn_serve("tabpfn-serve", "serve", COMPILED),
+        _tabpfn_serve("tabpfn-serve-uvicorn", "up", COMPILED),
+        _tabpfn_serve("tabpfn-serve-tabpfn-backend", "up", TABPFN),
         _UNCACHED,
         *_peers("fastapi-cached", f"{_FASTAPI}; fit_mode fit_with_cache", "fastapi_server", "fastapi"),
         *_peers(

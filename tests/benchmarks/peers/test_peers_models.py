@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.peers import models
 from benchmarks.peers.records import NUM_FRAUD, NUM_HONEST, draw_transactions
-from benchmarks.peers.systems import LIBRARY, TOLERANCES
+from benchmarks.peers.systems import TABPFN, TOLERANCES
 from training.cards import FEATURES
 
 
@@ -20,11 +20,11 @@ def test_transactions_are_half_fraud_and_always_the_same() -> None:
 
 
 @pytest.mark.slow
-def test_the_library_and_our_engine_answer_alike() -> None:
+def test_both_backends_answer_alike() -> None:
     records = draw_transactions()[:12]
-    exact, ours, usual = (models.load(kind, 1)(records) for kind in ("library-float32", "ours", "library"))
-    np.testing.assert_allclose(ours, exact, atol=1e-5)
-    np.testing.assert_allclose(usual, exact, atol=TOLERANCES[LIBRARY])
+    exact, compiled, usual = (models.load(kind, 1)(records) for kind in ("tabpfn-float32", "compiled", "tabpfn"))
+    np.testing.assert_allclose(compiled, exact, atol=1e-5)
+    np.testing.assert_allclose(usual, exact, atol=TOLERANCES[TABPFN])
     np.testing.assert_allclose(np.sum(exact, axis=1), 1)
     assert np.ptp([probabilities[1] for probabilities in exact]) > 0.3  # mixed-up answers would be seen
 

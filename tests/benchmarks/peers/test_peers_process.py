@@ -25,7 +25,7 @@ def stubs() -> Iterator[list[Process]]:
         process.stop()
 
 
-def stub(folder: Path, engine: str = "library") -> Process:
+def stub(folder: Path, engine: str = "tabpfn") -> Process:
     port = free_port()
     command = [sys.executable, STUB, "--port", str(port), "--engine", engine]
     return Process("stub", command, {"GREETING": "hello"}, port, folder / "log", stop_s=10)

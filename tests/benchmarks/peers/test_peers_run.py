@@ -38,18 +38,18 @@ def stub_system(name: str, engine: str, told: str = "", *, is_peer: bool = True)
 async def test_a_run_of_stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.peers.systems.python_of", lambda _: Path(sys.executable))
     systems = [
-        stub_system("tabpfn-serve", "ours", is_peer=False),
-        stub_system("stub", "library"),
-        stub_system("stub-our-engine", "ours"),
-        stub_system("broken", "library", told="broken"),
-        stub_system("liar", "library", told="wrong"),
+        stub_system("tabpfn-serve", "compiled", is_peer=False),
+        stub_system("stub", "tabpfn"),
+        stub_system("stub-compiled-engine", "compiled"),
+        stub_system("broken", "tabpfn", told="broken"),
+        stub_system("liar", "tabpfn", told="wrong"),
     ]
     contenders, rates = await run_rounds(PLAN, systems, RECORDS, EXPECTED, tmp_path)
-    assert rates == {"half_load": 30, "half_load_our_engine": 30}
+    assert rates == {"half_load": 30, "half_load_compiled_engine": 30}
     assert all(contender.process.members() == [] for contender in contenders)
     found = summarise_systems(contenders)
     assert list(found) == [system.name for system in systems]
-    for name in ("tabpfn-serve", "stub", "stub-our-engine"):
+    for name in ("tabpfn-serve", "stub", "stub-compiled-engine"):
         row = found[name]
         assert row["max_rate_p99_100ms"] == 60  # the highest that is tried: no stub is late within 20 s
         assert row["max_rates"] == [60, 60]
@@ -59,8 +59,8 @@ async def test_a_run_of_stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert row["answers_checked"] == row["distinct_answers"] == 8
         assert row["max_abs_diff_expected"] < 1e-12
         assert row["failure"] is None
-    assert found["stub"]["p50_ms_half_load_our_engine"] is None  # of interest for our engine only
-    assert found["stub-our-engine"]["p50_ms_half_load_our_engine"] > 0
+    assert found["stub"]["p50_ms_half_load_compiled_engine"] is None  # of interest for our engine only
+    assert found["stub-compiled-engine"]["p50_ms_half_load_compiled_engine"] > 0
     assert "it is broken" in found["broken"]["failure"]
     assert found["liar"]["failure"].startswith("WrongAnswers: alone")
     assert found["liar"]["max_rate_p99_100ms"] is None
@@ -88,7 +88,7 @@ async def test_a_run_of_stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 async def test_a_slow_system_is_not_searched_and_the_budget_ends_the_rounds(tmp_path: Path) -> None:
     slow = dataclasses.replace(PROBE, bound_ms=1e-6)
     plan = dataclasses.replace(PLAN, rounds=50, budget_s=0.0, search_probe=slow)
-    system = stub_system("tabpfn-serve", "ours", is_peer=False)
+    system = stub_system("tabpfn-serve", "compiled", is_peer=False)
     (contender,), rates = await run_rounds(plan, [system], RECORDS, EXPECTED, tmp_path)
     row = summarise_systems([contender])["tabpfn-serve"]
     assert row["note"] == "one request alone takes longer than the bound"
@@ -102,10 +102,10 @@ def test_every_peer_is_there_with_both_engines() -> None:
     names = set(SYSTEMS)
     assert {"tabpfn-serve", "tabpfn-serve-uvicorn", "fastapi-uncached"} <= names
     for peer in ("fastapi-cached", "ray-serve-defaults", "ray-serve-tuned", "litserve", "bentoml", "mosec"):
-        assert SYSTEMS[peer].engine == "library"
-        assert SYSTEMS[f"{peer}-our-engine"].engine == "ours"
-        assert SYSTEMS[peer].settings == SYSTEMS[f"{peer}-our-engine"].settings
-    assert SYSTEMS["fastapi-uncached"].engine == "library"
+        assert SYSTEMS[peer].engine == "tabpfn"
+        assert SYSTEMS[f"{peer}-compiled-engine"].engine == "compiled"
+        assert SYSTEMS[peer].settings == SYSTEMS[f"{peer}-compiled-engine"].settings
+    assert SYSTEMS["fastapi-uncached"].engine == "tabpfn"
 
 
 @pytest.mark.parametrize("system", SYSTEMS.values(), ids=SYSTEMS)
