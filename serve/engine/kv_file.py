@@ -9,7 +9,7 @@ What is always true:
   `inputs` what the network was really given: digests of the preprocessed rows and targets, one per forward of the
   build. Whoever restores compares both, because preprocessing is fitted anew at each start, and caches that were built
   from other preprocessed rows (an SVD that turned its sign, another quantile) would answer wrongly without an error;
-- a file appears whole or not at all: written beside its place, synced, renamed.
+- a file appears whole or not at all (`atomic_write`).
 
 Whatever is wrong with a file, the reason is logged in one line and the caller builds the caches anew.
 The file holds values of the context's rows; it is written for its owner's eyes alone (mode 0600).
@@ -24,7 +24,6 @@ import json
 import logging
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -43,6 +42,7 @@ from tabpfn.architectures.tabpfn_v3_5 import TabPFNV3p5Cache
 from tabpfn.base import determine_precision
 
 from serve.core import ModelDefinition
+from serve.core.files import atomic_write
 
 _log = logging.getLogger(__name__)
 
@@ -130,17 +130,8 @@ def save(path: Path, built: Caches, fingerprint: Fingerprint) -> None:
     entries = {name: [_DTYPE_NAMES[t.dtype], list(t.shape), _digest(_bytes_of(t))] for name, t in tensors.items()}
     facts = {"fingerprint": fingerprint, "inputs": built.inputs, "groups": built.groups}
     body = _dump({**facts, "structure": structure, "tensors": entries})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    try:
-        save_file(tensors, temporary, {"format": FORMAT, "body": body, "body_sha256": _digest(body)})
-        _sync(Path(temporary))
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    _sync(path.parent)
+    with atomic_write(path) as part:
+        save_file(tensors, part, {"format": FORMAT, "body": body, "body_sha256": _digest(body)})
     _log.info("KV caches written to %s, %.1f MB", path, path.stat().st_size / 1e6)
 
 
@@ -289,11 +280,3 @@ def _digest(data: str | memoryview) -> str:
 def _file_digest(path: Path, _mtime_ns: int, _size: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
