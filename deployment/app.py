@@ -1,7 +1,7 @@
-"""The composer: a stage file -> its stacks -> one CloudFormation template each. `python -m deployment.app [STAGE ...]`
+"""Synthesis: a stage file becomes one CloudFormation template per stack. `python -m deployment.app [STAGE ...]`
 
-Synthesis needs no account, no network and no bootstrap: stacks know neither account nor region, nothing is looked up,
-nothing is an asset. The templates are therefore the same everywhere, committed, and compared by a test.
+It needs neither an account nor a network nor a CDK bootstrap: stacks name no account and no region, nothing is looked
+up, and nothing is an asset. So the templates are the same on every machine. They are committed, and a test compares.
 """
 
 from __future__ import annotations
@@ -21,43 +21,44 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 Template = dict[str, Any]
 
-_CONTEXT: Mapping[str, Any] = {
+CONTEXT: Mapping[str, Any] = {
     "@aws-cdk/aws-autoscaling:generateLaunchTemplateInsteadOfLaunchConfig": True,
     "@aws-cdk/core:defaultCrossStackReferences": "strong",
     "aws:cdk:enable-path-metadata": False,
     "aws:cdk:disable-version-reporting": True,
 }
+"""The CDK's feature flags of every synthesis."""
 
-_NO_NODE = "node is not on PATH: the CDK is written in JavaScript and needs it (nodejs 22 or 24)"
+_NO_NODE = "node is not on PATH. The CDK is written in JavaScript: install nodejs 22 or 24, then run this again"
 
 
 class SynthesisError(RuntimeError):
-    """No template, and the message says why: node is missing, or cdk-nag found what nobody acknowledged."""
+    """No template was made. The message says why: node is missing, or findings of cdk-nag are not acknowledged."""
 
 
 def synthesise(path: Path, *, acknowledged: bool = True, assembly: Path | None = None) -> dict[str, Template]:
     """The templates of a stage file, by the name of their stack, in the order of deployment.
 
-    `acknowledged` tells cdk-nag of the findings in acknowledgements.py. `assembly` keeps the CDK's own output in a
-    folder, for its command line. Raises SynthesisError, ValidationError.
+    `acknowledged` accepts the findings of cdk-nag that acknowledgements.py names. `assembly` is a folder that keeps the
+    CDK's output for its command line. Raises SynthesisError, and pydantic.ValidationError for a bad stage file.
     """
     if shutil.which("node") is None:
         raise SynthesisError(_NO_NODE)
-    from deployment.stacks import build  # only now, since the CDK's own words would not name the cause
+    from deployment.stacks import build  # imported late: without node the CDK's own error would not name the cause
 
     with tempfile.TemporaryDirectory(prefix="cdk-") as temporary:
         folder = str(assembly or temporary)
-        app = build(path, outdir=folder, context=_CONTEXT, acknowledged=acknowledged)
+        app = build(path, outdir=folder, context=CONTEXT, acknowledged=acknowledged)
         try:
             stacks = app.synth().stacks
         except RuntimeError as error:
-            raise SynthesisError("\n".join(_findings(Path(folder))) or str(error)) from error
+            raise SynthesisError("\n".join(findings(Path(folder))) or str(error)) from error
         files = {stack.stack_name.removeprefix(f"tabpfn-{path.stem}-"): stack.template_full_path for stack in stacks}
         return {name: json.loads(Path(file).read_text(encoding="utf-8")) for name, file in files.items()}
 
 
-def _findings(outdir: Path) -> Iterator[str]:
-    """A line for each finding in the CDK's report."""
+def findings(outdir: Path) -> Iterator[str]:
+    """The findings of a synthesis into `outdir`, one line each: `construct: rule: description`."""
     report = outdir / "validation-report.json"
     if report.exists():
         for plugin in json.loads(report.read_text(encoding="utf-8"))["pluginReports"]:
@@ -67,12 +68,12 @@ def _findings(outdir: Path) -> Iterator[str]:
 
 
 def render(template: Template) -> str:
-    """As committed."""
+    """The text of a template as it is committed."""
     return json.dumps(template, indent=1, ensure_ascii=False) + "\n"
 
 
 def write(stage: str, templates: Mapping[str, Template], root: Path = TEMPLATES) -> list[Path]:
-    """Replace the stage's templates; the files."""
+    """Replace all templates of a stage in `root`; return the new files."""
     folder = root / stage
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -84,12 +85,17 @@ def write(stage: str, templates: Mapping[str, Template], root: Path = TEMPLATES)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Write the templates of the named stages, or of all, and print their files. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m deployment.app", description="Synthesise the templates.")
-    parser.add_argument("stages", nargs="*", default=stage_names(), help="names of deployment/stages/*.yaml; all")
-    parser.add_argument("--assembly", type=Path, metavar="FOLDER", help="keep what `cdk deploy --app FOLDER` reads")
+    parser.add_argument("stages", nargs="*", default=stage_names(), help="stages of deployment/stages; default: all")
+    parser.add_argument(
+        "--assembly", type=Path, metavar="FOLDER", help="keep the CDK's output there, for `cdk deploy --app FOLDER`"
+    )
     options = parser.parse_args(argv)
+    if unknown := sorted(set(options.stages) - set(stage_names())):
+        parser.error(f"no stage {', '.join(unknown)}; there are {', '.join(stage_names())}")
     if options.assembly is not None and len(options.stages) != 1:
-        parser.error("--assembly needs one stage")
+        parser.error("--assembly needs exactly one stage")
     for stage in options.stages:
         try:
             templates = synthesise(STAGES / f"{stage}.yaml", assembly=options.assembly)

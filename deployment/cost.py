@@ -1,6 +1,6 @@
-"""What a stage costs a month while it runs its fewest tasks: `python -m deployment.cost STAGE`.
+"""What a stage costs in a month while it runs its fewest tasks: `python -m deployment.cost STAGE`.
 
-Prices are dated rows of prices.yaml, each with its source. Nothing is said of a price per prediction: that needs a
+Prices are rows of prices.yaml, each with a date and a source. There is no price per prediction, because that needs a
 throughput measured on the very instance type.
 """
 
@@ -26,6 +26,8 @@ _NUM_ZONES = 2
 
 
 class Price(BaseModel):
+    """One row of prices.yaml: US dollars per unit, with the source of the figure and how far it was verified."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     usd: float | None
@@ -35,6 +37,8 @@ class Price(BaseModel):
 
 
 class Prices(BaseModel):
+    """The whole of prices.yaml."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     as_of: str
@@ -44,21 +48,27 @@ class Prices(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Line:
+    """One line of an estimate."""
+
     what: str
     usd: float | None
-    """A month; None where the price is not known here."""
+    """Dollars in a month. None where prices.yaml has no price."""
 
     status: str
 
 
 @cache
 def read_prices() -> Prices:
+    """The price table. Raises pydantic.ValidationError for a row that is not one."""
     content = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
     return Prices.model_validate({**content, "as_of": str(content["as_of"])})
 
 
 def estimate(stage: Stage) -> Iterator[Line]:
-    """Fewest tasks, on-demand prices: Spot costs less, and how much less is decided by the hour."""
+    """The lines of a stage's monthly costs, for its fewest tasks at on-demand prices.
+
+    Spot costs less, but its price changes by the hour, so it is not estimated.
+    """
     yield from _gpu(stage.gpu_service)
     if stage.cpu_service is not None:
         yield from _cpu(stage.cpu_service)
@@ -74,7 +84,7 @@ def estimate(stage: Stage) -> Iterator[Line]:
 
 
 def _gpu(settings: GpuServiceSettings) -> Iterator[Line]:
-    """By the first instance type that the stage names."""
+    """Priced as the first instance type that the stage names."""
     name = settings.instance_types[0]
     spot = ", at the on-demand price" if settings.spot else ""
     instances = _hourly(name, settings.min_tasks, f"{settings.min_tasks} x {name}{spot}")
@@ -99,6 +109,7 @@ def _hourly(name: str, count: float, what: str) -> Line:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Print the estimate of one stage, a line for each part and the sum of the known ones. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m deployment.cost", description="Estimate a stage's monthly costs.")
     parser.add_argument("stage", choices=stage_names())
     stage = parser.parse_args(argv).stage
@@ -107,7 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for line in lines:
         amount = "    not known" if line.usd is None else f"{line.usd:13,.0f}"
         print(f"{amount}  {line.what} ({line.status})")
-    print(f"{sum(line.usd or 0 for line in lines):13,.0f}  of what is known; predictions per dollar: not measured")
+    print(
+        f"{sum(line.usd or 0 for line in lines):13,.0f}  sum of the known prices; predictions per dollar: not measured"
+    )
     return 0
 
 

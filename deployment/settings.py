@@ -1,7 +1,7 @@
-"""A stage file, typed: frozen, unknown keys are errors, and what contradicts itself is refused while it is read.
+"""The options of a stage file. They are frozen, unknown keys are errors, and contradictions are refused on reading.
 
-The server's own settings that a deployment must know (drain, deadlines, keep-alive) stand here too, because the time
-limits of load balancer and container follow from them; they reach the container as `TABPFN_SERVE_<OWNER>_<NAME>`.
+Some settings of the server stand here too (drain, deadline, keep-alive), because the time limits of load balancer and
+container depend on them. They reach the container as variables `TABPFN_SERVE_<GROUP>_<NAME>`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from deployment.instances import instance_types
 STAGES = Path(__file__).parent / "stages"
 
 METRIC_NAMESPACE = "TabPFNServe"
-"""CloudWatch's name for what the server reports of itself."""
+"""The CloudWatch namespace of the metrics that the server reports itself."""
 
 STOP_MARGIN_S = 20
-"""What a container needs beyond its drain: closing the door, the last bytes, Ray (docs/operations.md, Stopping)."""
+"""Seconds that a container needs beyond its drain: last answers to slow readers, then Ray (docs/operations.md)."""
 
 
 class _Settings(BaseModel):
@@ -28,28 +28,32 @@ class _Settings(BaseModel):
 
 
 class NetworkSettings(_Settings):
+    """The VPC of a stage, and the way from its private subnets to AWS's services."""
+
     cidr: str = Field("10.40.0.0/16", pattern=r"^10\.\d{1,3}\.0\.0/16$")
     nat_gateways: int = Field(1, ge=0, le=2)
     endpoints: bool = Field(
-        False, description="Interface endpoints to the AWS services that tasks call, billed hourly."
+        False, description="Interface endpoints for the AWS services that tasks call. They are billed by the hour."
     )
 
     @model_validator(mode="after")
     def _has_a_way_out(self) -> Self:
         if not self.endpoints and not self.nat_gateways:
             raise ValueError(
-                "without endpoints, tasks reach ECR and CloudWatch through a NAT gateway: nat_gateways is 0"
+                "tasks cannot reach ECR and CloudWatch: set nat_gateways to 1 or 2 (NAT gateway), or endpoints to true"
             )
         return self
 
 
 class RegistrySettings(_Settings):
-    kept_images: int = Field(20, ge=2, description="Images that a repository keeps; the oldest go first.")
-    noncurrent_days: int = Field(90, ge=1, description="How long a replaced object of the models bucket is kept.")
+    """How long images and replaced models are kept."""
+
+    kept_images: int = Field(20, ge=2, description="Images that a repository keeps. The oldest are deleted first.")
+    noncurrent_days: int = Field(90, ge=1, description="Days that a replaced object of the models bucket is kept.")
 
 
 class ModelSettings(_Settings):
-    """One model of the models bucket."""
+    """One model in the models bucket."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
     key: str = Field(min_length=1, description="Folder or object in the models bucket, such as `fraud/1`.")
@@ -57,34 +61,42 @@ class ModelSettings(_Settings):
 
 
 class ServerSettings(_Settings):
-    """What the containers of both services are told."""
+    """The settings of the server, the same in the containers of both services."""
 
     models: tuple[ModelSettings, ...] = Field((), description="Empty serves the demo model of the image.")
-    default_timeout_ms: int = Field(30_000, gt=0, description="The longest that a caller waits for its answer.")
-    drain_timeout_s: int = Field(30, gt=0)
-    keep_alive_s: int = Field(75, gt=0, description="How long the server keeps an idle connection: beyond the ALB's.")
+    default_timeout_ms: int = Field(30_000, gt=0, description="The deadline of a request that names none.")
+    drain_timeout_s: int = Field(30, gt=0, description="Most that a stop waits for admitted requests.")
+    keep_alive_s: int = Field(
+        75, gt=0, description="How long the server keeps an idle connection. Longer than the load balancer keeps it."
+    )
     emf_interval_s: int = Field(15, ge=1, le=60, description="Seconds between two lines of metrics in the log.")
-    environment: dict[str, str] = Field(default_factory=dict, description="Further TABPFN_SERVE_<OWNER>_<NAME>.")
+    environment: dict[str, str] = Field(
+        default_factory=dict, description="Further settings of the server, as variables TABPFN_SERVE_<GROUP>_<NAME>."
+    )
 
     @model_validator(mode="after")
-    def _names_are_ours(self) -> Self:
+    def _names_settings_and_distinct_models(self) -> Self:
         if foreign := [name for name in self.environment if not name.startswith("TABPFN_SERVE_")]:
-            raise ValueError(f"not settings of the server: {foreign}")
+            raise ValueError(f"environment names {foreign}, which are not settings of the server (TABPFN_SERVE_...)")
         if len({model.name for model in self.models}) < len(self.models):
             raise ValueError("two models have one name")
         return self
 
 
 class LoadBalancerSettings(_Settings):
+    """The load balancer of one service."""
+
     certificate_arn: str | None = Field(
-        None, pattern=r"^arn:aws[a-z-]*:acm:", description="Without it the internal ALB speaks plain HTTP in the VPC."
+        None,
+        pattern=r"^arn:aws[a-z-]*:acm:",
+        description="Certificate for HTTPS. Without it the load balancer speaks plain HTTP, inside the VPC only.",
     )
     idle_timeout_s: int = Field(45, ge=1, le=4_000)
     deregistration_delay_s: int = Field(45, ge=0, le=3_600)
 
 
 class RolloutSettings(_Settings):
-    """How a new version replaces the old one. Either way alarms roll it back."""
+    """How a new version replaces the old one. Alarms roll it back, whichever strategy is chosen."""
 
     strategy: Literal["rolling", "canary"] = "rolling"
     min_healthy_percent: int = Field(100, ge=0, le=100)
@@ -93,51 +105,64 @@ class RolloutSettings(_Settings):
     bake_minutes: int = Field(10, ge=1, le=1_440)
 
 
-class GpuServiceSettings(_Settings):
-    """One task = one container = one whole GPU."""
+class ServiceSettings(_Settings):
+    """What every service has, on whatever hosts it runs. A task has one container."""
+
+    memory_mib: int
+    stop_timeout_s: int = Field(60, ge=2, description="Seconds between SIGTERM and SIGKILL.")
+    start_grace_s: int = Field(
+        600, ge=60, description="Seconds to load, fit and warm up before a failed health check counts."
+    )
+    min_tasks: int = Field(1, ge=0)
+    max_tasks: int = Field(ge=1)
+    load_balancer: LoadBalancerSettings = LoadBalancerSettings()
+
+    @model_validator(mode="after")
+    def _tasks_are_in_order(self) -> Self:
+        if self.min_tasks > self.max_tasks:
+            raise ValueError(f"min_tasks is above max_tasks: {self.min_tasks} > {self.max_tasks}")
+        return self
+
+
+class GpuServiceSettings(ServiceSettings):
+    """The service on GPUs: a task has one whole GPU."""
 
     capacity: Literal["managed_instances", "auto_scaling_group"] = "managed_instances"
     instance_types: tuple[str, ...] = Field(min_length=1, description="Rows of instance_types.yaml.")
     spot: bool = False
-    disk_gib: int = Field(80, ge=50, description="The instance's disk: image, logs, models and KV caches.")
+    disk_gib: int = Field(80, ge=50, description="Disk of an instance, for the image, logs, models and KV caches.")
     cpu_units: int = Field(3_584, ge=1_024)
     memory_mib: int = Field(14_336, ge=4_096)
-    shm_mib: int = Field(1_024, ge=512, description="/dev/shm for Ray, part of the memory; Ray is given 100 MB.")
-    stop_timeout_s: int = Field(60, ge=2)
-    start_grace_s: int = Field(900, ge=60, description="Load, fit and warm-up before failed health checks count.")
-    min_tasks: int = Field(1, ge=0)
+    shm_mib: int = Field(1_024, ge=512, description="/dev/shm for Ray, part of the memory. Ray is given 100 MB of it.")
+    start_grace_s: int = Field(900, ge=60)
     max_tasks: int = Field(1, ge=1)
     target_ongoing_requests: float = Field(
-        8.0, gt=0, description="Queued and in flight per task, on average, that scaling holds."
+        8.0, gt=0, description="Requests queued and in flight per task that scaling keeps as the average."
     )
     rollout: RolloutSettings = RolloutSettings()
-    load_balancer: LoadBalancerSettings = LoadBalancerSettings()
-    operator_access: bool = Field(False, description="ECS Exec, and Ray's dashboard to forward a port to.")
+    operator_access: bool = Field(False, description="Allow ECS Exec, and start Ray's dashboard in the container.")
 
     @model_validator(mode="after")
-    def _tasks_are_in_order(self) -> Self:
+    def _instance_types_are_known(self) -> Self:
         if unknown := [name for name in self.instance_types if name not in instance_types()]:
-            raise ValueError(f"not in instance_types.yaml: {unknown}")
-        if self.min_tasks > self.max_tasks:
-            raise ValueError("min_tasks is above max_tasks")
+            raise ValueError(f"{unknown} not in instance_types.yaml, which has {sorted(instance_types())}")
         return self
 
 
-class CpuServiceSettings(_Settings):
-    """The fallback on Fargate: no GPU, no shm, so uvicorn without Ray."""
+class CpuServiceSettings(ServiceSettings):
+    """The fallback on Fargate, which has neither a GPU nor a size for /dev/shm: it runs uvicorn without Ray."""
 
     cpu_units: Literal[1024, 2048, 4096, 8192, 16384] = 4096
     memory_mib: int = Field(8_192, ge=2_048)
-    stop_timeout_s: int = Field(60, ge=2, le=120)
-    start_grace_s: int = Field(600, ge=60)
-    min_tasks: int = Field(1, ge=0)
+    stop_timeout_s: int = Field(60, ge=2, le=120, description="Fargate allows at most 120 s.")
     max_tasks: int = Field(4, ge=1)
     target_cpu_percent: int = Field(70, ge=10, le=90)
-    spot: bool = Field(False, description="FARGATE_SPOT for every task beyond min_tasks.")
-    load_balancer: LoadBalancerSettings = LoadBalancerSettings()
+    spot: bool = Field(False, description="Run every task beyond min_tasks on FARGATE_SPOT.")
 
 
 class ObservabilitySettings(_Settings):
+    """Thresholds of the alarms, how long logs are kept, and the address that the alarms are sent to."""
+
     p99_ms: float = Field(500.0, gt=0)
     refused_percent: float = Field(1.0, gt=0, le=100)
     error_percent: float = Field(1.0, gt=0, le=100)
@@ -146,7 +171,7 @@ class ObservabilitySettings(_Settings):
 
 
 class Stage(_Settings):
-    """Everything that differs between one deployment and another."""
+    """A whole stage file: everything that differs between one deployment and another."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9-]{1,20}$")
     network: NetworkSettings = NetworkSettings()
@@ -158,7 +183,7 @@ class Stage(_Settings):
 
     @model_validator(mode="after")
     def _containers_may_finish(self) -> Self:
-        """Refused here with a sentence; the policies check the same over the templates, whoever wrote them."""
+        """Refuse it here with a sentence. The policies check the same in every template, whoever wrote it."""
         needed = self.server.drain_timeout_s + STOP_MARGIN_S
         for service in (self.gpu_service, self.cpu_service):
             if service is not None and service.stop_timeout_s < needed:
@@ -167,10 +192,10 @@ class Stage(_Settings):
 
 
 def read_stage(path: Path) -> Stage:
-    """Raises pydantic.ValidationError with the place of the fault."""
+    """The stage that a file describes. Raises pydantic.ValidationError, which names the place of the fault."""
     return Stage.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
 def stage_names() -> list[str]:
-    """The stages that are in the repository."""
+    """The names of the stage files in the repository, sorted."""
     return sorted(path.stem for path in STAGES.glob("*.yaml"))

@@ -1,12 +1,12 @@
-"""Which constructs make which stack. In the order of deployment: network, registry, services, observability.
+"""The stacks of a stage, in the order of deployment: network, registry, services, observability.
 
-Stacks are joined by exports and imports of CloudFormation itself, so that `aws cloudformation deploy`, one template
-after the other, is enough.
+CloudFormation's own exports and imports join the stacks. So it is enough to deploy one template after the other with
+`aws cloudformation deploy`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,25 @@ import cdk_nag
 from aws_cdk import App, BootstraplessSynthesizer, CfnParameter, Stack, Tags, Validations
 
 from deployment.acknowledgements import acknowledge
-from deployment.constructs.alarms import ServiceView
 from deployment.constructs.cpu_service import CpuService
 from deployment.constructs.gpu_service import GpuService
 from deployment.constructs.logs import log_retention
 from deployment.constructs.network import Network
 from deployment.constructs.observability import Observability
 from deployment.constructs.registry import Registry
+from deployment.constructs.service import ServerService, ServiceParts
 from deployment.settings import Stage, read_stage
 
 IMAGE_TAG_PATTERN = r"^[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.-]+)?$"
-"""A version, with a commit behind it if you like: never `latest`."""
+"""A version, with a suffix such as a commit if you like. The pattern refuses `latest`."""
 
 
 def build(path: Path, *, outdir: str, context: Mapping[str, Any], acknowledged: bool) -> App:
-    """The app of a stage file; cdk-nag's findings fail its synthesis unless they are acknowledged."""
+    """The CDK app of a stage file, not yet synthesised.
+
+    Its synthesis writes into `outdir` and fails on every finding of cdk-nag, except on those in acknowledgements.py if
+    `acknowledged`. Raises pydantic.ValidationError for a bad stage file.
+    """
     stage = read_stage(path)
     app = App(outdir=outdir, analytics_reporting=False, context=dict(context))
     Validations.of(app).add_plugins(cdk_nag.AwsSolutionsChecks(app))
@@ -39,60 +43,35 @@ def build(path: Path, *, outdir: str, context: Mapping[str, Any], acknowledged: 
         log_retention=log_retention(stage.observability),
     )
     registry = Registry(_stack(app, stage, "registry"), "Registry", settings=stage.registry, stage=stage.name)
-    views = _services(app, stage, network, registry)
-    minimum = {f"tabpfn-{stage.name}-gpu": stage.gpu_service.min_tasks}
-    if stage.cpu_service is not None:
-        minimum[f"tabpfn-{stage.name}-cpu"] = stage.cpu_service.min_tasks
+    services = list(_services(app, stage, network, registry))
     Observability(
         _stack(app, stage, "observability"),
         "Observability",
         stage=stage.name,
         settings=stage.observability,
-        services=views,
-        always_on=[name for name, tasks in minimum.items() if tasks > 0],
+        services=services,
     )
     if acknowledged:
         acknowledge(app, stage.name)
     return app
 
 
-def _services(app: App, stage: Stage, network: Network, registry: Registry) -> list[ServiceView]:
+def _services(app: App, stage: Stage, network: Network, registry: Registry) -> Iterator[ServerService]:
+    def parts(stack: Stack, kind: str) -> ServiceParts:
+        name = f"tabpfn-{stage.name}-{kind}"
+        return ServiceParts(name, stage.server, stage.observability, network, registry, _image_tag(stack))
+
     gpu = _stack(app, stage, "gpu-service")
-    views = [
-        GpuService(
-            gpu,
-            "GpuService",
-            name=f"tabpfn-{stage.name}-gpu",
-            settings=stage.gpu_service,
-            server=stage.server,
-            observability=stage.observability,
-            network=network,
-            registry=registry,
-            image_tag=_image_tag(gpu),
-        ).view
-    ]
+    yield GpuService(gpu, "GpuService", parts=parts(gpu, "gpu"), settings=stage.gpu_service)
     if stage.cpu_service is not None:
         cpu = _stack(app, stage, "cpu-service")
-        views.append(
-            CpuService(
-                cpu,
-                "CpuService",
-                name=f"tabpfn-{stage.name}-cpu",
-                settings=stage.cpu_service,
-                server=stage.server,
-                observability=stage.observability,
-                network=network,
-                registry=registry,
-                image_tag=_image_tag(cpu),
-            ).view
-        )
-    return views
+        yield CpuService(cpu, "CpuService", parts=parts(cpu, "cpu"), settings=stage.cpu_service)
 
 
 def _stack(app: App, stage: Stage, name: str) -> Stack:
     stack = Stack(
         app,
-        f"tabpfn-{stage.name}-{name}",  # names that CDK makes from it, such as of roles, then differ between stages
+        f"tabpfn-{stage.name}-{name}",  # the CDK derives names from it, such as those of roles: they differ by stage
         stack_name=f"tabpfn-{stage.name}-{name}",
         description=f"tabpfn-serve, stage {stage.name}: {name}",
         synthesizer=BootstraplessSynthesizer(),
@@ -103,7 +82,7 @@ def _stack(app: App, stage: Stage, name: str) -> Stack:
 
 
 def _image_tag(stack: Stack) -> str:
-    """A parameter without a default: a release is a new value of it, not a new template."""
+    """A parameter without a default, so that a release is a new value of it and not a new template."""
     parameter = CfnParameter(
         stack,
         "ImageTag",

@@ -1,1 +1,5 @@
-"""The parts of a stage, one file each; typed keyword-only arguments, no look-ups, no assets."""
+"""The CDK constructs of a stage, one part to a file.
+
+Always true: arguments are typed and passed by keyword, nothing is looked up in an AWS account, and nothing is an asset
+that would have to be uploaded before a template can be deployed.
+"""

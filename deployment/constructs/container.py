@@ -1,8 +1,8 @@
-"""The one container of a task, and what it must always be: no root, read-only, no capabilities, drained on SIGTERM.
+"""The one container of a task: not root, read-only root file system, no capabilities, stopped by SIGTERM.
 
-The image's contract: its entry point takes `serve` (Ray inside) or `up` (uvicorn), listens on 8080, runs as user 10001,
-writes to /tmp and /var/cache/tabpfn-serve only, and declares both as VOLUME with an owner that may write (ECS gives an
-empty volume the permissions of the image's folder). Settings come as `TABPFN_SERVE_<OWNER>_<NAME>`.
+What it relies on in the image: the entry point takes `serve` (Ray) or `up` (uvicorn) and listens on 8080. The user is
+10001. Only /tmp and /var/cache/tabpfn-serve are written to, and both are a VOLUME whose owner may write: ECS gives an
+empty volume the owner and mode of the image's folder. Settings are variables `TABPFN_SERVE_<GROUP>_<NAME>`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aws_cdk import aws_kms as kms
 from aws_cdk import aws_logs as logs
 from aws_cdk import aws_s3 as s3
 
-from deployment.settings import METRIC_NAMESPACE, ModelSettings, ServerSettings
+from deployment.settings import METRIC_NAMESPACE, ModelSettings, ServerSettings, ServiceSettings
 
 PORT = 8080
 USER = "10001:10001"
@@ -31,7 +31,7 @@ _SSM_AGENT_WRITES = {
     "ssm-state": "/var/lib/amazon/ssm",
     "ssm-log": "/var/log/amazon/ssm",
 }
-_MOST_START_PERIOD_S = 300
+_MAX_START_PERIOD_S = 300
 _OPEN_FILES = 65_536
 
 _ASK_READINESS = (
@@ -42,19 +42,20 @@ _ASK_READINESS = (
 def add_server_container(
     task: ecs.TaskDefinition,
     *,
+    settings: ServiceSettings,
     image: ecr.IRepository,
     image_tag: str,
     command: Sequence[str],
     environment: Mapping[str, str],
     secrets: Mapping[str, ecs.Secret],
     log_group: logs.ILogGroup,
-    stop_timeout_s: int,
-    start_grace_s: int,
     linux: ecs.LinuxParameters,
     num_gpus: int | None,
-    memory_mib: int,
 ) -> ecs.ContainerDefinition:
-    """`linux` needs an init process, which forwards SIGTERM; capabilities are dropped here."""
+    """Add the container of the server to a task and return it.
+
+    `linux` must enable an init process, which passes SIGTERM on. This function drops all capabilities in it.
+    """
     linux.drop_capabilities(ecs.Capability.ALL)
     container = task.add_container(
         NAME,
@@ -68,26 +69,30 @@ def add_server_container(
         privileged=False,
         linux_parameters=linux,
         gpu_count=num_gpus,
-        memory_limit_mib=memory_mib,
-        stop_timeout=Duration.seconds(stop_timeout_s),
+        memory_limit_mib=settings.memory_mib,
+        stop_timeout=Duration.seconds(settings.stop_timeout_s),
         logging=ecs.LogDriver.aws_logs(stream_prefix=NAME, log_group=log_group),
         port_mappings=[ecs.PortMapping(container_port=PORT, protocol=ecs.Protocol.TCP)],
-        health_check=ecs.HealthCheck(
-            command=["CMD", "python3", "-IS", "-c", _ASK_READINESS],
-            interval=Duration.seconds(10),
-            timeout=Duration.seconds(5),
-            retries=3,
-            start_period=Duration.seconds(min(start_grace_s, _MOST_START_PERIOD_S)),
-        ),
+        health_check=_health_check(settings.start_grace_s),
     )
-    # A socket for each caller, and Ray's own; the default of some hosts is 1,024.
+    # Each caller has a socket, and Ray has its own. Some hosts allow 1,024 by default.
     container.add_ulimits(ecs.Ulimit(name=ecs.UlimitName.NOFILE, soft_limit=_OPEN_FILES, hard_limit=_OPEN_FILES))
     _mount(task, container, {"tmp": "/tmp", "cache": _CACHE})
     return container
 
 
+def _health_check(start_grace_s: int) -> ecs.HealthCheck:
+    return ecs.HealthCheck(
+        command=["CMD", "python3", "-IS", "-c", _ASK_READINESS],
+        interval=Duration.seconds(10),
+        timeout=Duration.seconds(5),
+        retries=3,
+        start_period=Duration.seconds(min(start_grace_s, _MAX_START_PERIOD_S)),
+    )
+
+
 def mount_for_operators(task: ecs.TaskDefinition, container: ecs.ContainerDefinition) -> None:
-    """What ECS Exec's agent writes to, since the root is read-only."""
+    """Add the volumes that the agent of ECS Exec writes to, because the root file system is read-only."""
     _mount(task, container, _SSM_AGENT_WRITES)
 
 
@@ -98,7 +103,10 @@ def _mount(task: ecs.TaskDefinition, container: ecs.ContainerDefinition, paths: 
 
 
 def server_environment(settings: ServerSettings, *, models: s3.IBucket, service: str, device: str) -> dict[str, str]:
-    """The settings of the server that both services share."""
+    """The environment variables that the containers of both services get: the server's settings, and the region.
+
+    The stage's own `environment` comes last, so it may replace any of them.
+    """
     environment = {
         "AWS_REGION": Stack.of(models).region,
         "TABPFN_SERVE_ENGINE_DEVICE": device,
@@ -123,7 +131,7 @@ def _model(model: ModelSettings, bucket: str) -> dict[str, str]:
 
 
 def allow_reading_models(role: iam.IRole, *, models: s3.IBucket, key: kms.IKey) -> None:
-    """Get and list, by name: `grant_read` would add wildcards of actions."""
+    """Let a task list the models bucket and read its objects. The CDK's `grant_read` would allow more actions."""
     role.add_to_principal_policy(iam.PolicyStatement(actions=["s3:GetObject"], resources=[models.arn_for_objects("*")]))
     role.add_to_principal_policy(iam.PolicyStatement(actions=["s3:ListBucket"], resources=[models.bucket_arn]))
     region = Stack.of(role).region

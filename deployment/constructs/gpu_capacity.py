@@ -1,7 +1,7 @@
 """GPU instances for an ECS cluster: ECS Managed Instances, or an Auto Scaling group with the GPU-optimised AMI.
 
-Both give a task its GPU whole, and both drain an instance before it goes: Managed Instances replaces each after two to
-three weeks by itself, so a server that cannot drain would lose requests on a schedule.
+Both give a task a whole GPU, and both drain an instance before they stop it. Managed Instances replaces each instance
+after two to three weeks, so the server has to drain without losing requests.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _WARM_UP_S = 300
 
 
 def add_gpu_capacity(scope: Construct, *, cluster: ecs.Cluster, network: Network, settings: GpuServiceSettings) -> str:
-    """Add it to the cluster; the name of its capacity provider."""
+    """Add the kind of GPU capacity that the stage names to the cluster; return the name of its capacity provider."""
     group = ec2.SecurityGroup(
         scope, "Instances", vpc=network.vpc, allow_all_outbound=False, description="GPU instances of tabpfn-serve"
     )
@@ -61,7 +61,7 @@ def _managed_instances(
     cluster.add_managed_instances_capacity_provider(provider)
     resource = provider.node.default_child
     assert isinstance(resource, ecs.CfnCapacityProvider)
-    # Not in the construct of this release: when an idle instance goes, and the repair of one whose GPU fails.
+    # This release of the construct lacks both: when an idle instance is stopped, and the repair of a failed GPU.
     managed = "ManagedInstancesProvider"
     resource.add_property_override(f"{managed}.InfrastructureOptimization.ScaleInAfter", _SCALE_IN_AFTER_S)
     resource.add_property_override(f"{managed}.AutoRepairConfiguration.ActionsStatus", "ENABLED")
@@ -81,14 +81,11 @@ def _auto_scaling_group(
         vpc=network.vpc,
         vpc_subnets=network.private_subnets,
         min_capacity=0,
-        # A rollout holds the old tasks and the new ones.
+        # During a rollout the old and the new tasks run side by side.
         max_capacity=settings.max_tasks * settings.rollout.max_percent // 100,
         mixed_instances_policy=autoscaling.MixedInstancesPolicy(
             launch_template=_launch_template(scope, cluster, settings, group),
-            launch_template_overrides=[
-                autoscaling.LaunchTemplateOverrides(instance_type=ec2.InstanceType(name))
-                for name in settings.instance_types
-            ],
+            launch_template_overrides=_overrides(settings.instance_types),
             instances_distribution=autoscaling.InstancesDistribution(
                 on_demand_percentage_above_base_capacity=0 if settings.spot else 100,
                 spot_allocation_strategy=autoscaling.SpotAllocationStrategy.PRICE_CAPACITY_OPTIMIZED,
@@ -111,6 +108,10 @@ def _auto_scaling_group(
     return provider.capacity_provider_name
 
 
+def _overrides(instance_types: tuple[str, ...]) -> list[autoscaling.LaunchTemplateOverrides]:
+    return [autoscaling.LaunchTemplateOverrides(instance_type=ec2.InstanceType(name)) for name in instance_types]
+
+
 def _launch_template(
     scope: Construct, cluster: ecs.Cluster, settings: GpuServiceSettings, group: ec2.SecurityGroup
 ) -> ec2.LaunchTemplate:
@@ -123,7 +124,8 @@ def _launch_template(
     return ec2.LaunchTemplate(
         scope,
         "LaunchTemplate",
-        # An SSM parameter that CloudFormation resolves when it deploys: no look-up now, the newest driver then.
+        # An SSM parameter, which CloudFormation resolves at deployment. So nothing is looked up now, and the driver is
+        # the newest at that time.
         machine_image=ecs.EcsOptimizedImage.amazon_linux2023(ecs.AmiHardwareType.GPU),
         user_data=user_data,
         role=_instance_role(scope, cluster),
@@ -144,7 +146,7 @@ def _launch_template(
 
 
 def _instance_role(scope: Construct, cluster: ecs.Cluster) -> iam.IRole:
-    """What the ECS agent needs, for this cluster only. The CDK's own list lets it write to every log of the account."""
+    """What the ECS agent needs, for this cluster only. The CDK's own role could write to every log of the account."""
     role = iam.Role(
         scope,
         "InstanceRole",

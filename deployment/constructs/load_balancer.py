@@ -1,7 +1,4 @@
-"""An internal load balancer in front of one service: fewest outstanding requests first, health is readiness.
-
-Two target groups where the rollout shifts traffic (CANARY); ECS then changes the weights of the listener's rule.
-"""
+"""An internal Application Load Balancer in front of one service, and the security group of the tasks behind it."""
 
 from __future__ import annotations
 
@@ -17,6 +14,11 @@ from deployment.settings import LoadBalancerSettings
 
 
 class LoadBalancer(Construct):
+    """Sends each request to the ready task with the fewest outstanding requests.
+
+    A rollout that shifts traffic (CANARY) needs two target groups; ECS then changes their weights in the rule.
+    """
+
     def __init__(
         self,
         scope: Construct,
@@ -39,17 +41,7 @@ class LoadBalancer(Construct):
             allow_all_outbound=False,
             description="Load balancer of tabpfn-serve",
         )
-        self.alb = elb.ApplicationLoadBalancer(
-            self,
-            "Alb",
-            vpc=network.vpc,
-            internet_facing=False,
-            vpc_subnets=network.private_subnets,
-            security_group=self.security_group,
-            idle_timeout=Duration.seconds(settings.idle_timeout_s),
-            drop_invalid_header_fields=True,
-            deletion_protection=deletion_protection,
-        )
+        self.alb = self._alb(deletion_protection)
         self._log_to(access_logs, log_prefix)
         self.target_groups = [self._target_group(f"Targets{n + 1}") for n in range(num_target_groups)]
         self.listener = self._listener()
@@ -62,14 +54,27 @@ class LoadBalancer(Construct):
             action=self._forward(),
         )
 
+    def _alb(self, deletion_protection: bool) -> elb.ApplicationLoadBalancer:
+        return elb.ApplicationLoadBalancer(
+            self,
+            "Alb",
+            vpc=self._network.vpc,
+            internet_facing=False,
+            vpc_subnets=self._network.private_subnets,
+            security_group=self.security_group,
+            idle_timeout=Duration.seconds(self._settings.idle_timeout_s),
+            drop_invalid_header_fields=True,
+            deletion_protection=deletion_protection,
+        )
+
     def _log_to(self, bucket: s3.IBucket, prefix: str) -> None:
-        # `log_access_logs` wants to know the region while it synthesises; the registry's bucket policy needs none.
+        # The CDK's `log_access_logs` needs the region at synthesis. The policy of the registry's bucket does not.
         self.alb.set_attribute("access_logs.s3.enabled", "true")
         self.alb.set_attribute("access_logs.s3.bucket", bucket.bucket_name)
         self.alb.set_attribute("access_logs.s3.prefix", prefix)
 
     def _target_group(self, construct_id: str) -> elb.ApplicationTargetGroup:
-        group = elb.ApplicationTargetGroup(
+        return elb.ApplicationTargetGroup(
             self,
             construct_id,
             vpc=self._network.vpc,
@@ -87,7 +92,6 @@ class LoadBalancer(Construct):
                 unhealthy_threshold_count=3,
             ),
         )
-        return group
 
     def _listener(self) -> elb.ApplicationListener:
         certificate = self._settings.certificate_arn
@@ -117,7 +121,7 @@ class LoadBalancer(Construct):
 def service_security_group(
     scope: Construct, construct_id: str, *, network: Network, callers: ec2.SecurityGroup
 ) -> ec2.SecurityGroup:
-    """Of the tasks: in from the load balancer only, out to AWS's APIs by HTTPS only."""
+    """The security group of the tasks: only the load balancer may call them, and they may call AWS by HTTPS only."""
     group = ec2.SecurityGroup(
         scope, construct_id, vpc=network.vpc, allow_all_outbound=False, description="Tasks of tabpfn-serve"
     )

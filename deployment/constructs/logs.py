@@ -1,4 +1,4 @@
-"""The log of a service. Metrics ride in it too: lines in CloudWatch's embedded metric format."""
+"""The log group of a service. It also carries the metrics, as lines in CloudWatch's embedded metric format."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ _RETENTION = {
 
 
 def log_retention(observability: ObservabilitySettings) -> logs.RetentionDays:
+    """The CDK's name for the stage's `log_days`; every log of a stage is kept equally long."""
     return _RETENTION[observability.log_days]
 
 
 def service_log_group(scope: Construct, construct_id: str, *, observability: ObservabilitySettings) -> logs.LogGroup:
+    """A log group that is deleted with its stack, so that no log outlives the service without an owner."""
     return logs.LogGroup(
         scope, construct_id, retention=log_retention(observability), removal_policy=RemovalPolicy.DESTROY
     )

@@ -1,4 +1,4 @@
-"""A VPC in two zones: tasks and load balancers in private subnets, nothing with a public address but NAT gateways."""
+"""A VPC in two availability zones. Tasks and load balancers are in private subnets; only NAT gateways are public."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ _ENDPOINTS = {
 
 
 class Network(Construct):
+    """The VPC of a stage, with flow logs, and with NAT gateways or interface endpoints as the way to AWS's services."""
+
     def __init__(
         self, scope: Construct, construct_id: str, *, settings: NetworkSettings, log_retention: logs.RetentionDays
     ) -> None:
@@ -45,6 +47,7 @@ class Network(Construct):
 
     @property
     def private_subnets(self) -> ec2.SubnetSelection:
+        """The subnets for tasks and load balancers, whether or not NAT gateways give them a way out."""
         return ec2.SubnetSelection(subnets=[*self.vpc.private_subnets, *self.vpc.isolated_subnets])
 
     def _log_flows(self, retention: logs.RetentionDays) -> None:
@@ -52,10 +55,10 @@ class Network(Construct):
         self.vpc.add_flow_log("FlowLog", destination=ec2.FlowLogDestination.to_cloud_watch_logs(group))
 
     def _add_endpoints(self) -> None:
-        # The literal range, not the VPC's attribute: the same addresses, and cdk-nag can read it.
         group = ec2.SecurityGroup(
             self, "Endpoints", vpc=self.vpc, allow_all_outbound=False, description="Interface endpoints of AWS services"
         )
+        # cdk-nag can read the literal address range, but not the VPC's attribute that stands for the same range.
         group.add_ingress_rule(ec2.Peer.ipv4(self.cidr), ec2.Port.tcp(443), "HTTPS from inside the VPC")
         for name, service in _ENDPOINTS.items():
             self.vpc.add_interface_endpoint(

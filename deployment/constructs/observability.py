@@ -1,4 +1,4 @@
-"""One topic that people subscribe to, the alarms that reach it, failed deployments, and a dashboard."""
+"""What people watch a stage by: one topic with alarms and failed deployments, and one dashboard."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from aws_cdk import aws_sns as sns
 from aws_cdk import aws_sns_subscriptions as subscriptions
 from constructs import Construct
 
-from deployment.constructs.alarms import ServiceView, watch
+from deployment.constructs.alarms import notifying_alarms
+from deployment.constructs.service import ServerService
+from deployment.constructs.service_metrics import ServiceMetrics
 from deployment.settings import ObservabilitySettings
 
 
 class Observability(Construct):
+    """The topic, the alarms, the dashboard and the rule for failed deployments of all services of a stage."""
+
     def __init__(
         self,
         scope: Construct,
@@ -26,32 +30,30 @@ class Observability(Construct):
         *,
         stage: str,
         settings: ObservabilitySettings,
-        services: Sequence[ServiceView],
-        always_on: Sequence[str],
+        services: Sequence[ServerService],
     ) -> None:
-        """`always_on` names the services that never have zero tasks."""
         super().__init__(scope, construct_id)
         self.topic = self._topic(stage, settings.email)
         action = aws_cloudwatch_actions.SnsAction(self.topic)
         dashboard = cloudwatch.Dashboard(self, "Dashboard", dashboard_name=f"tabpfn-{stage}")
-        for view in services:
-            alarms = watch(self, view=view, limits=settings, expects_data=view.name in always_on)
+        for service in services:
+            alarms = notifying_alarms(self, metrics=service.metrics, limits=settings, expects_data=service.always_on)
             for alarm in alarms:
                 alarm.add_alarm_action(action)
                 alarm.add_ok_action(action)
-            dashboard.add_widgets(*_widgets(view, alarms))
-        self._tell_of_failed_deployments(services)
+            dashboard.add_widgets(*_widgets(service.metrics, alarms))
+        self._report_failed_deployments(services)
 
     def _topic(self, stage: str, email: str | None) -> sns.Topic:
         key = kms.Key(self, "Key", enable_key_rotation=True, description=f"tabpfn-serve {stage}: alarms")
         own_account = {"StringEquals": {"aws:SourceAccount": Aws.ACCOUNT_ID}}
-        # EventBridge supports no conditions in a topic's policy, so it has none in the key's either.
+        # EventBridge supports no conditions in a topic's policy, so the key's policy has none for it either.
         for publisher, conditions in (("cloudwatch.amazonaws.com", own_account), ("events.amazonaws.com", {})):
             key.add_to_resource_policy(
                 iam.PolicyStatement(
                     actions=["kms:GenerateDataKey", "kms:Decrypt"],
                     principals=[iam.ServicePrincipal(publisher)],
-                    resources=["*"],  # in a key's own policy: this key
+                    resources=["*"],  # in a key's own policy this means the key itself
                     conditions=conditions,
                 )
             )
@@ -68,7 +70,7 @@ class Observability(Construct):
             topic.add_subscription(subscriptions.EmailSubscription(email))
         return topic
 
-    def _tell_of_failed_deployments(self, services: Sequence[ServiceView]) -> None:
+    def _report_failed_deployments(self, services: Sequence[ServerService]) -> None:
         rule = events.Rule(
             self,
             "FailedDeployments",
@@ -77,30 +79,33 @@ class Observability(Construct):
                 source=["aws.ecs"],
                 detail_type=["ECS Deployment State Change"],
                 detail={"eventName": ["SERVICE_DEPLOYMENT_FAILED"]},
-                resources=[view.service.service_arn for view in services if view.service is not None],
+                resources=[service.service.service_arn for service in services],
             ),
         )
         rule.add_target(targets.SnsTopic(self.topic))
 
 
-def _widgets(view: ServiceView, alarms: Sequence[cloudwatch.Alarm]) -> list[cloudwatch.IWidget]:
-    p50, p99 = view.own("RequestP50", "Average"), view.own("RequestP99", "Maximum")
+def _widgets(metrics: ServiceMetrics, alarms: Sequence[cloudwatch.Alarm]) -> list[cloudwatch.IWidget]:
+    reported = metrics.reported
+    p50, p99 = reported("RequestP50", "Average"), reported("RequestP99", "Maximum")
     widgets: list[cloudwatch.IWidget] = [
-        cloudwatch.TextWidget(markdown=f"# {view.name}", width=24, height=1),
+        cloudwatch.TextWidget(markdown=f"# {metrics.name}", width=24, height=1),
         cloudwatch.AlarmStatusWidget(alarms=list(alarms), width=24, height=3),
-        _graph("Requests and errors", [view.requests], [view.errors, view.balancer_errors]),
-        _graph("Latency: p99 at the load balancer; p50, p99 of the slowest replica", [view.p99_seconds, p50, p99]),
-        _graph("Healthy and unhealthy tasks", [*view.healthy(), *view.unhealthy()]),
+        _graph("Requests and errors", [metrics.requests], [metrics.errors, metrics.balancer_errors]),
+        _graph("p99 at the load balancer; p50 and p99 of the slowest replica", [metrics.p99_seconds, p50, p99]),
+        _graph("Healthy and unhealthy tasks", [*metrics.healthy(), *metrics.unhealthy()]),
         _graph(
-            "Queued and in flight per replica (what scaling follows); rows waiting",
-            [view.own("OngoingRequests", "Average"), view.own("OngoingRequests", "Maximum")],
-            [view.own("QueuedRows", "Average")],
+            "Requests queued and in flight per replica (scaling follows this); rows queued",
+            [reported("OngoingRequests", "Average"), reported("OngoingRequests", "Maximum")],
+            [reported("QueuedRows", "Average")],
         ),
-        _graph("Refused, expired", [view.own("RefusedRequests", "Sum"), view.own("ExpiredRequests", "Sum")]),
-        _graph("Rows of a batch, mean", [view.own("BatchRows", "Average")]),
+        _graph(
+            "Requests refused and expired", [reported("RefusedRequests", "Sum"), reported("ExpiredRequests", "Sum")]
+        ),
+        _graph("Mean rows of a batch", [reported("BatchRows", "Average")]),
     ]
-    if view.has_gpu:
-        load, memory = view.own("GpuUtilization", "Average"), view.own("GpuMemory", "Maximum")
+    if metrics.has_gpu:
+        load, memory = reported("GpuUtilization", "Average"), reported("GpuMemory", "Maximum")
         widgets.append(_graph("GPU: load in percent; memory in use", [load], [memory]))
     return widgets
 

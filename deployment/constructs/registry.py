@@ -1,4 +1,4 @@
-"""What a deployment is made from: the models bucket, the image repositories, and the secret of Ray's dashboard."""
+"""What the services of a stage read: the models bucket, the image repositories, and the token of Ray's dashboard."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _ACCESS_LOG_DAYS = 90
 
 
 class Registry(Construct):
-    """Outlives its stack: buckets, key and images are retained when it is deleted."""
+    """Buckets, key and repositories. They stay when their stack is deleted, because they hold models and images."""
 
     def __init__(self, scope: Construct, construct_id: str, *, settings: RegistrySettings, stage: str) -> None:
         super().__init__(scope, construct_id)
         self.key = kms.Key(
             self, "Key", enable_key_rotation=True, description=f"tabpfn-serve {stage}: models and secrets"
         )
-        self.access_logs = self._bucket_of_access_logs()
-        self.models = self._bucket_of_models(settings.noncurrent_days)
+        self.access_logs = self._access_log_bucket()
+        self.models = self._models_bucket(settings.noncurrent_days)
         self.gpu_images = self._repository("GpuImages", f"tabpfn-serve-{stage}-gpu", settings.kept_images)
         self.cpu_images = self._repository("CpuImages", f"tabpfn-serve-{stage}-cpu", settings.kept_images)
         self.ray_token = secrets.Secret(
@@ -37,11 +37,11 @@ class Registry(Construct):
             generate_secret_string=secrets.SecretStringGenerator(password_length=64, exclude_punctuation=True),
         )
 
-    def _bucket_of_access_logs(self) -> s3.Bucket:
+    def _access_log_bucket(self) -> s3.Bucket:
         bucket = s3.Bucket(
             self,
             "AccessLogs",
-            encryption=s3.BucketEncryption.S3_MANAGED,  # the only kind that load balancers can write to
+            encryption=s3.BucketEncryption.S3_MANAGED,  # load balancers can write to no other kind
             block_public_access=s3.BlockPublicAccess.BLOCK_ALL,
             enforce_ssl=True,
             object_ownership=s3.ObjectOwnership.BUCKET_OWNER_ENFORCED,
@@ -64,7 +64,7 @@ class Registry(Construct):
             )
         return bucket
 
-    def _bucket_of_models(self, noncurrent_days: int) -> s3.Bucket:
+    def _models_bucket(self, noncurrent_days: int) -> s3.Bucket:
         return s3.Bucket(
             self,
             "Models",

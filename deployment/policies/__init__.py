@@ -1,8 +1,9 @@
-"""What linters miss: rules over a synthesised template, as pure functions. `python -m deployment.policies FILE ...`
+"""Rules over a synthesised template that no linter has, as pure functions. `python -m deployment.policies FILE ...`
 
-cfn-lint knows the schema of each resource and cdk-nag the habits of AWS. Neither adds up two resources, or knows this
-server: a drain longer than the stop timeout, a load balancer that outlives the server's connections, a GPU on Fargate
-and a task larger than its instance all pass both. These rules read the template as it is deployed, whoever wrote it.
+cfn-lint knows the schema of each resource, and cdk-nag what AWS advises against: wildcard actions, security groups open
+to everyone, public buckets, buckets without TLS. Neither compares two resources, and neither knows this server. So
+both accept a drain longer than the stop timeout, or a task larger than its instance. The rules here find such faults.
+They read the template that is deployed, whoever wrote it.
 """
 
 from deployment.policies.access import ACCESS_POLICIES
@@ -15,7 +16,7 @@ POLICIES: tuple[Policy, ...] = (*CONTAINER_POLICIES, *TIMING_POLICIES, *ROLLOUT_
 
 
 def check(template: Template) -> list[Violation]:
-    """Everything that is wrong with a template."""
+    """Every violation of every policy in a template."""
     return [violation for policy in POLICIES for violation in policy(template)]
 
 

@@ -1,4 +1,4 @@
-"""`python -m deployment.policies FILE ...`: each violation in a line, exit code 1 if there is one."""
+"""`python -m deployment.policies FILE ...` prints each violation on a line of its own; exit code 1 if there is one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from deployment.policies import check
 
 
 def main(paths: list[str]) -> int:
+    """Check template files; print `file: resource: violation` to stderr. Returns the exit code."""
     found = [(path, violation) for path in paths for violation in check(json.loads(Path(path).read_text()))]
     for path, violation in found:
         print(f"{path}: {violation}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Of rollouts: a new version must find room, and a bad one must be taken back."""
+"""Policies of rollouts: a new version must find room, and a bad one must be rolled back."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from deployment.policies.template import Policy, Template, Violation, number, re
 
 
 def one_gpu_is_replaced_in_place(template: Template) -> Iterator[Violation]:
-    """Where there may be one task only there is one GPU only, and a second task would wait for it forever."""
+    """A GPU service of at most one task stops the old task first: a second task would wait for the one GPU forever."""
     for service in services(template):
         if service.uses_gpus and _most_tasks(template) == 1:
             low, high = _percents(service.deployment)
             if low > 0 or high > 100 or service.deployment.get("Strategy", "ROLLING") != "ROLLING":
-                yield service.violation("one GPU: rolling, MinimumHealthyPercent 0 and MaximumPercent 100")
+                yield service.violation("one GPU: use ROLLING, MinimumHealthyPercent 0 and MaximumPercent 100")
 
 
 def rollouts_can_move(template: Template) -> Iterator[Violation]:
+    """ECS may stop an old task or start a new one, and has room for rebalancing where that is on."""
     for service in services(template):
         low, high = _percents(service.deployment)
         if low >= 100 and high <= 100:
-            yield service.violation("neither may a task stop nor another start: no version ever replaces another")
+            yield service.violation("no task may stop and no other may start, so no version ever replaces another")
         if high <= 100 and service.properties.get("AvailabilityZoneRebalancing") == "ENABLED":
             yield service.violation("rebalancing between zones needs MaximumPercent above 100")
 
 
 def capacity_holds_a_rollout(template: Template) -> Iterator[Violation]:
-    """One GPU per task: an Auto Scaling group must be able to hold old and new tasks together."""
+    """An Auto Scaling group holds the old and the new tasks together, one GPU instance for each."""
     for service in services(template):
         most = _most_tasks(template)
         for name, group in resources(template, "AWS::AutoScaling::AutoScalingGroup"):
@@ -36,8 +37,8 @@ def capacity_holds_a_rollout(template: Template) -> Iterator[Violation]:
                 yield Violation(name, f"MaxSize {size} does not hold {most:g} tasks at {high:g} percent")
 
 
-def bad_versions_are_taken_back(template: Template) -> Iterator[Violation]:
-    """By alarms, and by the circuit breaker where the rollout is rolling (it knows no other)."""
+def bad_versions_are_rolled_back(template: Template) -> Iterator[Violation]:
+    """Alarms roll a deployment back, and so does the circuit breaker, which exists for rolling deployments only."""
     for service in services(template):
         alarms = service.deployment.get("Alarms", {})
         if not (alarms.get("AlarmNames") and alarms.get("Enable") and alarms.get("Rollback")):
@@ -49,23 +50,20 @@ def bad_versions_are_taken_back(template: Template) -> Iterator[Violation]:
 
 
 def _percents(deployment: dict[str, object]) -> tuple[float, float]:
-    """(minimum, maximum), with ECS's defaults."""
+    """(minimum, maximum) percent of healthy tasks, with ECS's defaults."""
     low, high = number(deployment.get("MinimumHealthyPercent")), number(deployment.get("MaximumPercent"))
     return 100 if low is None else low, 200 if high is None else high
 
 
 def _most_tasks(template: Template) -> float | None:
-    found = [number(target.get("MaxCapacity")) for _, target in scalable_targets(template)]
+    targets = resources(template, "AWS::ApplicationAutoScaling::ScalableTarget")
+    found = [number(target.get("MaxCapacity")) for _, target in targets]
     return found[0] if found else None
-
-
-def scalable_targets(template: Template) -> Iterator[tuple[str, dict[str, object]]]:
-    yield from resources(template, "AWS::ApplicationAutoScaling::ScalableTarget")
 
 
 ROLLOUT_POLICIES: tuple[Policy, ...] = (
     one_gpu_is_replaced_in_place,
     rollouts_can_move,
     capacity_holds_a_rollout,
-    bad_versions_are_taken_back,
+    bad_versions_are_rolled_back,
 )

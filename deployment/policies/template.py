@@ -12,6 +12,8 @@ Policy = Callable[[Template], Iterator["Violation"]]
 
 @dataclass(frozen=True, slots=True)
 class Violation:
+    """A fault: the resource that has it, and the text that says what is wrong."""
+
     resource: str
     text: str
 
@@ -27,7 +29,7 @@ def resources(template: Template, kind: str) -> Iterator[tuple[str, dict[str, An
 
 
 def properties(template: Template, reference: Any) -> dict[str, Any]:
-    """Of the resource of this template that a `Ref` or `Fn::GetAtt` names; empty where it is none."""
+    """The properties of the resource that a `Ref` or `Fn::GetAtt` names; empty if it is not in this template."""
     name = ""
     if isinstance(reference, dict):
         name = reference.get("Ref") or next(iter(reference.get("Fn::GetAtt", [])), "")
@@ -36,12 +38,12 @@ def properties(template: Template, reference: Any) -> dict[str, Any]:
 
 
 def attributes(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """The `Key`/`Value` lists of load balancers and target groups."""
+    """A list of `Key` and `Value`, as load balancers and target groups have it, as a dictionary."""
     return {entry["Key"]: entry["Value"] for entry in entries}
 
 
 def number(value: Any) -> float | None:
-    """A number, written as such or as digits; None for what is decided elsewhere, or not said."""
+    """A number, written as such or as digits. None for a missing value or a reference."""
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -50,7 +52,7 @@ def number(value: Any) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A container with the task around it."""
+    """A container definition with the task definition around it."""
 
     task_id: str
     task: dict[str, Any]
@@ -58,31 +60,38 @@ class Container:
 
     @property
     def name(self) -> str:
+        """Task and container, as violations name them."""
         return f"{self.task_id}/{self.properties.get('Name', '?')}"
 
     @property
     def on_fargate(self) -> bool:
+        """Whether the task may be placed on Fargate."""
         return "FARGATE" in self.task.get("RequiresCompatibilities", [])
 
     @property
     def num_gpus(self) -> float:
+        """GPUs that the container asks for."""
         asked = self.properties.get("ResourceRequirements", [])
         return sum(number(entry.get("Value")) or 1 for entry in asked if entry.get("Type") == "GPU")
 
     @property
     def linux(self) -> dict[str, Any]:
+        """Its LinuxParameters; empty if there are none."""
         found: dict[str, Any] = self.properties.get("LinuxParameters", {})
         return found
 
     @property
     def environment(self) -> dict[str, Any]:
+        """Its variables by name. A value may be a reference."""
         return {entry["Name"]: entry.get("Value") for entry in self.properties.get("Environment", [])}
 
     def violation(self, text: str) -> Violation:
+        """A violation of this container."""
         return Violation(self.name, text)
 
 
 def containers(template: Template) -> Iterator[Container]:
+    """Every container of every task definition."""
     for task_id, task in resources(template, "AWS::ECS::TaskDefinition"):
         yield from _containers_of(task_id, task)
 
@@ -94,7 +103,7 @@ def _containers_of(task_id: str, task: dict[str, Any]) -> Iterator[Container]:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """An ECS service with the parts of the template that belong to it."""
+    """An ECS service with its containers."""
 
     id: str
     properties: dict[str, Any]
@@ -102,18 +111,22 @@ class Service:
 
     @property
     def deployment(self) -> dict[str, Any]:
+        """Its DeploymentConfiguration; empty if there is none."""
         found: dict[str, Any] = self.properties.get("DeploymentConfiguration", {})
         return found
 
     @property
     def uses_gpus(self) -> bool:
+        """Whether any of its containers asks for a GPU."""
         return any(container.num_gpus for container in self.containers)
 
     def violation(self, text: str) -> Violation:
+        """A violation of this service."""
         return Violation(self.id, text)
 
 
 def services(template: Template) -> Iterator[Service]:
+    """Every ECS service, with the containers of its task definition if that is in the template."""
     for name, found in resources(template, "AWS::ECS::Service"):
         reference = found.get("TaskDefinition")
         task_id = reference.get("Ref", "?") if isinstance(reference, dict) else "?"

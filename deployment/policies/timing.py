@@ -1,10 +1,10 @@
-"""Of time limits: server, container and load balancer must give up in the right order.
+"""Policies of time limits: server, container and load balancer must give up in the right order.
 
-longest request   <= drain of the server         or a shutdown fails what it admitted
-longest request   <= deregistration delay        or the load balancer cuts it off when a task leaves
-longest request   <  idle timeout of the ALB     or it cuts it off while it waits
-ALB idle timeout  <  keep-alive of the server    or it sends a request into a connection that is being closed (502)
-drain + margin    <= stop timeout                or SIGKILL comes first
+longest request   <= drain of the server         or a stop fails requests that it admitted
+longest request   <= deregistration delay        or the load balancer cuts a request off when its task leaves
+longest request   <  idle timeout of the ALB     or the load balancer cuts a request off while it waits
+ALB idle timeout  <  keep-alive of the server    or a request meets a connection that is just being closed (502)
+drain + margin    <= stop timeout                or SIGKILL ends the drain
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from deployment.policies.template import (
 )
 from deployment.settings import STOP_MARGIN_S
 
-MOST_FARGATE_STOP_S = 120
+MAX_FARGATE_STOP_S = 120
 
 _DRAIN = "TABPFN_SERVE_API_DRAIN_TIMEOUT_S"
 _DEADLINE = "TABPFN_SERVE_BATCHING_DEFAULT_TIMEOUT_MS"
@@ -34,31 +34,35 @@ _KEEP_ALIVE = "TABPFN_SERVE_API_KEEP_ALIVE_S"
 
 
 def stop_waits_for_the_drain(template: Template) -> Iterator[Violation]:
+    """The stop timeout of a container covers the drain and STOP_MARGIN_S."""
     for container in containers(template):
         drain, stop = number(container.environment.get(_DRAIN)), number(container.properties.get("StopTimeout"))
         if drain is None or stop is None:
-            yield container.violation(f"{_DRAIN} and StopTimeout must be said")
+            yield container.violation(f"set both {_DRAIN} and StopTimeout")
         elif drain + STOP_MARGIN_S > stop:
             yield container.violation(f"StopTimeout {stop:g} s is below drain {drain:g} s + {STOP_MARGIN_S} s")
 
 
 def fargate_stops_in_two_minutes(template: Template) -> Iterator[Violation]:
+    """The stop timeout is one that Fargate accepts. cfn-lint does not know the limit."""
     for container in containers(template):
         stop = number(container.properties.get("StopTimeout"))
-        if container.on_fargate and stop is not None and stop > MOST_FARGATE_STOP_S:
-            yield container.violation(f"StopTimeout {stop:g} s: Fargate allows {MOST_FARGATE_STOP_S} s")
+        if container.on_fargate and stop is not None and stop > MAX_FARGATE_STOP_S:
+            yield container.violation(f"StopTimeout is {stop:g} s; Fargate allows {MAX_FARGATE_STOP_S} s")
 
 
 def drain_answers_the_longest(template: Template) -> Iterator[Violation]:
+    """The drain is as long as the longest request, so that a stop answers everything that was admitted."""
     for container in containers(template):
         drain, longest = number(container.environment.get(_DRAIN)), _longest_request_s(container)
         if drain is None or longest is None:
-            yield container.violation(f"{_DRAIN} and {_DEADLINE} must be said")
+            yield container.violation(f"set both {_DRAIN} and {_DEADLINE}")
         elif longest > drain:
-            yield container.violation(f"a request may take {longest:g} s, the drain {drain:g} s")
+            yield container.violation(f"a request may take {longest:g} s, but the drain ends after {drain:g} s")
 
 
 def deregistration_waits_for_the_longest(template: Template) -> Iterator[Violation]:
+    """The load balancer lets the longest request finish after its task was deregistered."""
     for service in services(template):
         for container in _behind_a_load_balancer(service):
             longest = _longest_request_s(container) or 0
@@ -70,6 +74,7 @@ def deregistration_waits_for_the_longest(template: Template) -> Iterator[Violati
 
 
 def idle_timeouts_are_in_order(template: Template) -> Iterator[Violation]:
+    """The load balancer's idle timeout is above the longest request and below the keep-alive of the server."""
     for service in services(template):
         for container in _behind_a_load_balancer(service):
             longest, keep_alive = _longest_request_s(container) or 0, number(container.environment.get(_KEEP_ALIVE))
@@ -83,7 +88,7 @@ def idle_timeouts_are_in_order(template: Template) -> Iterator[Violation]:
 
 
 def _longest_request_s(container: Container) -> float | None:
-    """A caller may ask for longer by `x-request-timeout-ms`; what is promised is the default."""
+    """The default deadline in seconds. A caller may ask for more by `x-request-timeout-ms`, without a promise."""
     deadline_ms = number(container.environment.get(_DEADLINE))
     return None if deadline_ms is None else deadline_ms / 1e3
 
@@ -96,13 +101,14 @@ def _behind_a_load_balancer(service: Service) -> Iterator[Container]:
 
 
 def starts_are_waited_for(template: Template) -> Iterator[Violation]:
-    """Without a grace period the load balancer's health check ends a task that still loads its model."""
+    """A service has a grace period; without one a failed health check ends a task that still loads its model."""
     for service in services(template):
         if not number(service.properties.get("HealthCheckGracePeriodSeconds")):
             yield service.violation("no HealthCheckGracePeriodSeconds")
 
 
 def health_checks_are_readiness(template: Template) -> Iterator[Violation]:
+    """Load balancers ask for readiness, and their target groups are in the template, so that times can be compared."""
     for name, group in resources(template, "AWS::ElasticLoadBalancingV2::TargetGroup"):
         if group.get("HealthCheckPath") != "/v2/health/ready":
             yield Violation(name, "the load balancer does not ask /v2/health/ready")

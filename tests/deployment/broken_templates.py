@@ -1,4 +1,4 @@
-"""Faults: a committed template, broken in one place, for the policy that must find it."""
+"""Faults: a committed template, broken in one place, and the policy or the rule of cdk-nag that must find it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -79,10 +79,10 @@ ONE_GPU = [{"Type": "GPU", "Value": "1"}]
 DELAY = "deregistration_delay.timeout_seconds"
 
 FAULTS: list[tuple[Policy, str, Break, str]] = [
-    # policy, template, how it is broken, what the policy says
-    (containers.no_gpu_on_fargate, CPU, on("ResourceRequirements", ONE_GPU), "Fargate has no GPU"),
-    (containers.no_shared_memory_on_fargate, CPU, on("LinuxParameters.SharedMemorySize", 1024), "SharedMemorySize"),
-    (containers.no_shared_memory_on_fargate, CPU, on("LinuxParameters.Tmpfs", [{"Size": 64}]), "Tmpfs"),
+    # policy, template, how it is broken, words of the violation
+    (containers.fargate_can_run_it, CPU, on("ResourceRequirements", ONE_GPU), "Fargate has no GPU"),
+    (containers.fargate_can_run_it, CPU, on("LinuxParameters.SharedMemorySize", 1024), "SharedMemorySize"),
+    (containers.fargate_can_run_it, CPU, on("LinuxParameters.Tmpfs", [{"Size": 64}]), "Tmpfs"),
     (containers.not_root, GPU, on("User", "0:0"), "runs as 0:0"),
     (containers.not_root, GPU, on("User", "root"), "runs as root"),
     (containers.not_root, GPU, lambda template: container(template).pop("User"), "the user of the image"),
@@ -90,12 +90,6 @@ FAULTS: list[tuple[Policy, str, Break, str]] = [
     (containers.locked_down, GPU, on("Privileged", True), "privileged"),
     (containers.locked_down, GPU, on("LinuxParameters.Capabilities", {"Add": ["SYS_ADMIN"]}), "capabilities"),
     (containers.locked_down, GPU, on("LinuxParameters.InitProcessEnabled", False), "no init"),
-    (
-        containers.writable_tmp_can_execute,
-        GPU,
-        on("LinuxParameters.Tmpfs", [{"ContainerPath": "/tmp", "Size": 512, "MountOptions": ["rw"]}]),
-        "without `exec`",
-    ),
     (containers.no_secrets_in_environment, GPU, variable("HF_TOKEN", "x"), "HF_TOKEN"),
     (containers.no_secrets_in_environment, GPU, variable("DB_PASSWORD", "x"), "DB_PASSWORD"),
     (containers.no_secrets_in_environment, GPU, variable("AWS_SECRET_ACCESS_KEY", "x"), "AWS_SECRET_ACCESS_KEY"),
@@ -115,9 +109,9 @@ FAULTS: list[tuple[Policy, str, Break, str]] = [
         of("AWS::ECR::Repository", "ImageTagMutability", "MUTABLE"),
         "moved to another image",
     ),
-    (containers.health_is_asked, GPU, lambda template: container(template).pop("HealthCheck"), "no health check"),
-    (containers.health_is_asked, GPU, on("HealthCheck.Command", ["CMD", "true"]), "no health check"),
-    (containers.health_is_asked, GPU, on("HealthCheck.StartPeriod", 900), "above 300"),
+    (containers.health_is_checked, GPU, lambda template: container(template).pop("HealthCheck"), "no health check"),
+    (containers.health_is_checked, GPU, on("HealthCheck.Command", ["CMD", "true"]), "no health check"),
+    (containers.health_is_checked, GPU, on("HealthCheck.StartPeriod", 900), "above 300"),
     (containers.tasks_fit_their_instances, GPU, of(TASK, "Memory", "16384"), "asks for 16384 MiB"),
     (containers.tasks_fit_their_instances, EC2, of(TASK, "Memory", "16384"), "asks for 16384 MiB"),
     (containers.tasks_fit_their_instances, GPU, of(TASK, "Cpu", "4096"), "asks for 4096 CPU units"),
@@ -135,7 +129,7 @@ FAULTS: list[tuple[Policy, str, Break, str]] = [
     ),
     (containers.shared_memory_fits, GPU, on("LinuxParameters.SharedMemorySize", 8192), "more than half"),
     (timing.stop_waits_for_the_drain, GPU, on("StopTimeout", 45), "below drain 30 s + 20 s"),
-    (timing.stop_waits_for_the_drain, CPU, lambda template: container(template).pop("StopTimeout"), "must be said"),
+    (timing.stop_waits_for_the_drain, CPU, lambda template: container(template).pop("StopTimeout"), "set both"),
     (timing.fargate_stops_in_two_minutes, CPU, on("StopTimeout", 300), "Fargate allows 120"),
     (
         timing.drain_answers_the_longest,
@@ -191,28 +185,18 @@ FAULTS: list[tuple[Policy, str, Break, str]] = [
         "does not hold 4 tasks at 200 percent",
     ),
     (
-        rollout.bad_versions_are_taken_back,
+        rollout.bad_versions_are_rolled_back,
         EC2,
         of(SERVICE, "DeploymentConfiguration.Alarms.Rollback", False),
         "no alarm rolls",
     ),
     (
-        rollout.bad_versions_are_taken_back,
+        rollout.bad_versions_are_rolled_back,
         GPU,
         lambda template: first(template, SERVICE)["DeploymentConfiguration"].pop("DeploymentCircuitBreaker"),
         "circuit breaker",
     ),
-    (access.no_wildcard_actions, GPU, statement(Action="s3:*"), "allows s3:*"),
-    (access.no_wildcard_actions, GPU, statement(Action=["s3:GetObject", "*"]), "allows *"),
-    (
-        access.no_wildcard_actions,
-        GPU,
-        lambda template: first(template, "AWS::IAM::Role").update(
-            Policies=[{"PolicyDocument": {"Statement": [{"Effect": "Allow", "Action": "ecs:*", "Resource": "a"}]}}]
-        ),
-        "allows ecs:*",
-    ),
-    (access.no_wildcard_resources, GPU, statement(Resource="*"), "on everything"),
+    (access.no_wildcard_resources, GPU, statement(Resource="*"), "on every resource"),
     (
         access.nothing_is_public,
         GPU,
@@ -228,34 +212,10 @@ FAULTS: list[tuple[Policy, str, Break, str]] = [
         "public addresses",
     ),
     (
-        access.nobody_may_call_from_anywhere,
-        GPU,
-        of("AWS::EC2::SecurityGroup", "SecurityGroupIngress", [{"CidrIp": "0.0.0.0/0", "IpProtocol": "tcp"}]),
-        "lets anyone in",
-    ),
-    (
-        access.nobody_may_call_from_anywhere,
-        GPU,
-        add("Open", "AWS::EC2::SecurityGroupIngress", CidrIpv6="::/0", IpProtocol="tcp"),
-        "lets anyone in",
-    ),
-    (
-        access.buckets_are_closed,
-        REGISTRY,
-        of("AWS::S3::Bucket", "PublicAccessBlockConfiguration.BlockPublicPolicy", False),
-        "public access",
-    ),
-    (
-        access.buckets_are_closed,
+        access.buckets_are_encrypted,
         REGISTRY,
         lambda template: first(template, "AWS::S3::Bucket").pop("BucketEncryption"),
-        "not encrypted",
-    ),
-    (
-        access.buckets_are_closed,
-        REGISTRY,
-        of("AWS::S3::BucketPolicy", "PolicyDocument.Statement", []),
-        "without TLS",
+        "does not state its encryption",
     ),
     (
         access.instances_are_closed,
@@ -270,3 +230,25 @@ FAULTS: list[tuple[Policy, str, Break, str]] = [
         "without a token",
     ),
 ]
+
+ANYONE = {"IpProtocol": "tcp", "FromPort": 80, "ToPort": 80}
+INLINE_POLICY = {
+    "PolicyName": "inline",
+    "PolicyDocument": {"Statement": [{"Effect": "Allow", "Action": "ecs:*", "Resource": "arn:aws:ecs:::cluster/a"}]},
+}
+
+FAULTS_FOR_CDK_NAG: list[tuple[str, str, Break]] = [
+    # finding of cdk-nag, template, how it is broken
+    ("AwsSolutions-IAM5[Action::s3:*]", GPU, statement(Action="s3:*")),
+    ("AwsSolutions-IAM5[Action::*]", GPU, statement(Action=["s3:GetObject", "*"])),
+    ("AwsSolutions-IAM5[Action::ecs:*]", GPU, of("AWS::IAM::Role", "Policies", [INLINE_POLICY])),
+    (
+        "AwsSolutions-EC23",
+        GPU,
+        of("AWS::EC2::SecurityGroup", "SecurityGroupIngress", [{"CidrIp": "0.0.0.0/0", **ANYONE}]),
+    ),
+    ("AwsSolutions-EC23", GPU, add("Open", "AWS::EC2::SecurityGroupIngress", CidrIpv6="::/0", **ANYONE)),
+    ("AwsSolutions-S2", REGISTRY, of("AWS::S3::Bucket", "PublicAccessBlockConfiguration.BlockPublicPolicy", False)),
+    ("AwsSolutions-S10", REGISTRY, of("AWS::S3::BucketPolicy", "PolicyDocument.Statement", [])),
+]
+"""No policy looks for these, because every synthesis runs cdk-nag."""

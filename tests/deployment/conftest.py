@@ -1,4 +1,4 @@
-"""Templates: as synthesised (once, some twenty seconds) and as committed."""
+"""The templates as synthesised (once a run, about twenty seconds) and as committed."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ EVERYTHING = Path(__file__).with_name("everything.yaml")
 
 @pytest.fixture(scope="session")
 def synthesised() -> Templates:
-    """By stage and stack; `everything` is the tests' own stage. cdk-nag's findings end this fixture with an error."""
+    """By stage and stack. `everything` is the tests' own stage. A finding of cdk-nag fails this fixture."""
     paths = [*(STAGES / f"{name}.yaml" for name in stage_names()), EVERYTHING]
     return {path.stem: synthesise(path) for path in paths}
 

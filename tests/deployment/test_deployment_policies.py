@@ -1,4 +1,4 @@
-"""Each policy finds its fault in a committed template that was broken in one place, and nothing in one that was not."""
+"""Each policy finds its fault in a committed template that was broken in one place, and finds nothing without it."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""The health check of the templates, run as it stands there against a server that is ready, not ready, or not there."""
+"""The health check's command of each template, run against a server that is ready, not ready, or absent."""
 
 import http.server
 import subprocess
@@ -63,5 +63,5 @@ def test_healthy_is_ready(
         assert exit_code(command, port) == expected
 
 
-def test_nobody_there_is_unhealthy(committed: Templates) -> None:
+def test_no_server_is_unhealthy(committed: Templates) -> None:
     assert exit_code(commands(committed)[0], 9) == 1

@@ -1,4 +1,4 @@
-"""The estimate: dated prices with their sources, and nothing invented."""
+"""The cost estimate: every price has a date and a source, and a missing price stays missing."""
 
 import pytest
 
@@ -32,7 +32,7 @@ def test_the_sum_of_a_stage() -> None:
     assert lines["1 NAT gateway(s)"] is None
 
 
-def test_what_is_not_known_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_price_is_reported_as_not_known(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ec2"]) == 0
     text = capsys.readouterr().out
     assert "not known  1 load balancer" in text

@@ -1,4 +1,4 @@
-"""Stage files: what contradicts itself or the server is refused while it is read; what is said matches the server."""
+"""Stage files: contradictions are refused on reading, and every setting and metric named is one of the server's."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +33,8 @@ GPU = {"instance_types": ["g6.xlarge"]}
         ({"server": {"models": [{"name": "a", "key": "a", "sha256": "0" * 64}] * 2}}, "two models have one name"),
         ({"server": {"models": [{"name": "a", "key": "a", "sha256": "abc"}]}}, "should match pattern"),
         ({"cpu_service": {"stop_timeout_s": 300}}, "less than or equal to 120"),
+        ({"cpu_service": {"stop_timeout_s": 40}}, "the drain needs 50"),
+        ({"cpu_service": {"min_tasks": 3, "max_tasks": 2}}, "min_tasks is above max_tasks"),
     ],
 )
 def test_a_bad_stage_is_refused(part: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -63,12 +65,12 @@ def settings_of_the_server() -> set[str]:
 
 
 def test_every_variable_is_a_setting_of_the_server(synthesised: Templates) -> None:
-    """An unknown one ends the server at its start."""
+    """With an unknown one the server refuses to start."""
     for templates in synthesised.values():
         for stack in ("gpu-service", "cpu-service"):
             for container in containers(templates.get(stack, {})):
-                ours = {name for name in container.environment if name.startswith("TABPFN_SERVE_")}
-                assert ours <= settings_of_the_server()
+                given = {name for name in container.environment if name.startswith("TABPFN_SERVE_")}
+                assert given <= settings_of_the_server()
 
 
 def test_every_metric_that_is_watched_is_one_that_the_server_emits(synthesised: Templates) -> None:
@@ -88,7 +90,7 @@ def test_every_metric_that_is_watched_is_one_that_the_server_emits(synthesised: 
 
 
 def watched_metrics(synthesised: Templates) -> Iterator[str]:
-    """Of our namespace, by alarms and by scaling policies."""
+    """The server's own metrics that alarms and scaling policies read."""
     for metric in named_metrics(synthesised):
         if metric.get("Namespace") == METRIC_NAMESPACE:
             yield metric["MetricName"]

@@ -1,4 +1,4 @@
-"""The committed templates are what the stages say, and pass every check that there is."""
+"""The committed templates are what the stages describe, and pass cfn-lint and every policy."""
 
 import json
 import re
@@ -9,22 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from deployment.app import TEMPLATES, SynthesisError, Template, main, render, synthesise, write
+from deployment.app import TEMPLATES, Template, main, render, write
 from deployment.policies import check
 from deployment.policies.template import containers, resources
-from deployment.settings import STAGES, stage_names
+from deployment.settings import stage_names
 
 Templates = dict[str, dict[str, Template]]
 
 LINT_CONFIG = TEMPLATES.parent / "cfnlint.yaml"
-MOST_BYTES = 51_200
-"""What CloudFormation takes of a file; a larger template would need a bucket."""
+MAX_BYTES = 51_200
+"""The largest template that CloudFormation takes from a file. A larger one would need a bucket."""
 
 OWN_NAMES = ("RoleName", "InstanceProfileName", "RepositoryName", "AlarmName", "DashboardName", "Family")
 ALL_STAGES = [*stage_names(), "everything"]
 
 
-def test_the_committed_templates_are_what_the_stages_say(synthesised: Templates) -> None:
+def test_the_committed_templates_are_what_the_stages_describe(synthesised: Templates) -> None:
     written = {path.relative_to(TEMPLATES).as_posix(): path.read_text() for path in TEMPLATES.rglob("*.json")}
     made = {
         f"{stage}/{stack}.json": render(synthesised[stage][stack])
@@ -62,39 +62,22 @@ def test_cfn_lint_would_find_something(committed: Templates, tmp_path: Path) -> 
     assert "Stratgy" in cfn_lint(tmp_path).stdout
 
 
-@pytest.mark.usefixtures("synthesised")
-def test_cdk_nag_finds_what_is_acknowledged_and_nothing_else() -> None:
-    """The templates were made, so nothing else was found; here is what is found without the acknowledgements."""
-    from deployment.acknowledgements import ACKNOWLEDGED  # the CDK: not before the fixture has asked for node
-
-    found: set[tuple[str, str, str]] = set()
-    for path in (STAGES / "ec2.yaml", Path(__file__).with_name("everything.yaml")):
-        with pytest.raises(SynthesisError) as error:
-            synthesise(path, acknowledged=False)
-        for line in str(error.value).splitlines():
-            construct, rule = line.split(": ")[:2]
-            stack, _, place = construct.removeprefix(f"tabpfn-{path.stem}-").partition("/")
-            found.add((stack, place.removesuffix("/Resource"), rule.replace(f"tabpfn-{path.stem}-", "tabpfn-{stage}-")))
-    assert found == {(row.stack, row.path, row.rule) for row in ACKNOWLEDGED}
-    assert all(len(row.reason) > 40 for row in ACKNOWLEDGED)
-
-
 @pytest.mark.parametrize("stage", ALL_STAGES)
 def test_plain_cloudformation_can_deploy(synthesised: Templates, stage: str) -> None:
-    """No bootstrap, no assets, small enough; every import is exported by a stack that is deployed before."""
+    """No bootstrap, no assets, small enough; an earlier stack exports each value that a stack imports."""
     exported: set[str] = set()
     for stack, template in synthesised[stage].items():
         text = json.dumps(template)
         assert "cdk-bootstrap" not in text
         assert "AssetParameters" not in text
-        assert len(render(template).encode()) <= MOST_BYTES
+        assert len(render(template).encode()) <= MAX_BYTES
         imported = set(re.findall(r'"Fn::ImportValue": "([^"]+)"', text))
         assert imported <= exported, stack
         exported |= {output["Export"]["Name"] for output in template.get("Outputs", {}).values() if "Export" in output}
 
 
 def test_two_stages_live_in_one_account(synthesised: Templates) -> None:
-    """Whatever has a name of its own says its stage."""
+    """Every explicit name contains the name of its stage."""
     for stage, templates in synthesised.items():
         for template in templates.values():
             for resource in template["Resources"].values():
@@ -126,7 +109,7 @@ def test_options_reach_the_templates(synthesised: Templates) -> None:
     assert [entry["CapacityProvider"] for entry in fallback["CapacityProviderStrategy"]] == ["FARGATE", "FARGATE_SPOT"]
 
 
-def test_silence_is_an_alarm_where_there_is_always_a_task(synthesised: Templates) -> None:
+def test_missing_metrics_are_an_alarm_where_there_is_always_a_task(synthesised: Templates) -> None:
     def alarms(stage: str) -> list[str]:
         found = resources(synthesised[stage]["observability"], "AWS::CloudWatch::Alarm")
         return [alarm["AlarmName"] for _, alarm in found if alarm["AlarmName"].endswith("no-data")]
@@ -139,3 +122,9 @@ def test_without_node_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setattr(shutil, "which", lambda _: None)
     assert main(["demo"]) == 1
     assert "node is not on PATH" in capsys.readouterr().err
+
+
+def test_an_unknown_stage_is_an_error_that_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["prod"])
+    assert "no stage prod; there are demo, ec2, production" in capsys.readouterr().err
