@@ -61,7 +61,7 @@ bench-peers: install  ## the same model behind other servers, about 45 minutes o
 	$(VENV)/bin/python -m benchmarks.peers --json $(RESULTS)/peers.json --plot $(RESULTS)/peers.png
 
 bench-policy: install  ## the batching policy beside its peers' under a virtual clock, about three minutes
-	$(VENV)/bin/python -m benchmarks.offline.batcher --json $(RESULTS)/batcher-simulation.json --plot $(RESULTS)/batcher-simulation.png
+	$(VENV)/bin/python -m benchmarks.simulation --json $(RESULTS)/simulation.json --plot $(RESULTS)/simulation.png
 
 lock: install-deploy  ## pin what is installed now; run it in a fresh environment after changing pyproject.toml
 	$(VENV)/bin/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt

@@ -1,1 +1,2 @@
-"""Measurements: `offline` runs the engine in one process, `online` loads a running server. Neither imports Ray."""
+"""Measurements: `offline` runs the engine in one process, `online` and `peers` load a running server, `simulation` runs
+batching policies under a virtual clock. None of them imports Ray."""

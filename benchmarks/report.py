@@ -19,12 +19,14 @@ from benchmarks import figures
 from benchmarks.offline.plot import draw_engine
 from benchmarks.online import plots
 from benchmarks.online.load_plot import draw_load
+from benchmarks.simulation.plot import draw_simulation
 
 PLOTS: Mapping[str, Callable[[Mapping[str, Any]], Figure]] = {
     "offline-engine": draw_engine,
     "online-load": draw_load,
     "online-search": plots.draw_search,
     "online-peers": plots.draw_peers,
+    "simulation": draw_simulation,
 }
 """The plot of each kind of run."""
 

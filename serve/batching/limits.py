@@ -13,7 +13,7 @@ BULK_COST_FACTOR = 4.0
 A compromise: where costs grow with the rows, a batch of four times a row's cost is three quarters as efficient as an
 endless one, and an interactive row, whose own batch takes one to two times that cost, waits for one such batch at most.
 Simulated on the demo model's costs at 40 % of capacity, bulk gets 83 % of the room left and interactive p99 is 1.5
-times what it is alone (factor 3: 71 % and 1.2; factor 8: 93 % and 2.7; `benchmarks/offline/batcher.py`).
+times what it is alone (factor 3: 71 % and 1.2; factor 8: 93 % and 2.7; `python -m benchmarks.simulation`).
 """
 
 

@@ -1,1 +1,0 @@
-"""Batching policies under a virtual clock: what they do with the same load on the same device."""
