@@ -1,96 +1,93 @@
-"""The folder that keeps what was downloaded: `DIGEST/FILE`, where the digest pins the file, or its manifest does.
+"""The folder of downloaded files: `DIGEST/FILE`, where DIGEST is the SHA-256 of the file or of its manifest.
 
 What is always true:
-- a file has its own name only once it is whole and its SHA-256 is the expected one: it is written beside it, compared,
-  and renamed. A process that is killed leaves a `.part`, which the next one writes anew;
-- a kept file is compared again before each use, and one that has changed is downloaded anew;
-- two processes that want the same file do not both download it: the second waits for the first one's lock, which the
-  system takes back from a process that dies.
+- a file has its own name only if its SHA-256 was the expected one. It is written as `FILE.part`, compared and renamed.
+  The `.part` file of a killed process is written anew by the next process;
+- a kept file is compared with its digest again before each use, and downloaded anew if it has changed;
+- two processes that want the same file download it once: the second waits for the lock of the first.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from serve.core.errors import InvalidModel, StartupError
+from serve.core.files import atomic_write, lock_for
 from serve.store.folder import sha256_of
 
 _log = logging.getLogger(__name__)
 
 Download = Callable[[BinaryIO], None]
-"""Writes a file. Raises StartupError."""
+"""Writes an object into an open file. Raises StartupError if the object cannot be downloaded."""
 
 
 class Downloads:
-    """The kept files below one folder."""
+    """Downloaded files below one folder, by default `tabpfn-serve` in the user's cache folder.
+
+    Raises:
+        StartupError: no folder is given and the user has no home folder.
+    """
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder or _default_folder()
 
     def get(self, path: PurePosixPath, sha256: str, download: Download, origin: str, pinned_by: str) -> Path:
-        """A kept file of this digest, downloaded only where it is not there.
+        """Return a kept file, downloaded only if the folder does not hold it with this digest.
 
         Args:
             path: relative to the folder, without `..`.
-            origin: where it comes from, for people.
-            pinned_by: what says that `sha256` is right, for people.
+            origin: the address of the file, for messages.
+            pinned_by: the setting or manifest that states `sha256`, for messages.
 
         Raises:
-            InvalidModel: what was downloaded has another digest.
-            StartupError: it cannot be downloaded or kept.
+            InvalidModel: the downloaded file has another digest.
+            StartupError: the file cannot be downloaded or kept.
         """
         target = self.folder / path
         try:
             self._make()
-            with _locked(target):
-                if target.exists() and sha256_of(target) == sha256:
-                    return target
-                self._download(target, sha256, download, origin, pinned_by)
+            with lock_for(target):
+                if not (target.exists() and sha256_of(target) == sha256):
+                    self._download(target, sha256, download, origin, pinned_by)
                 return target
         except OSError as error:
             raise StartupError(
-                f"{origin} cannot be kept in {self.folder} (store.download_dir): {error.strerror or error}"
+                f"{origin} cannot be kept in {self.folder} (store.download_dir): {error.strerror or error}; "
+                "make room there or name another folder"
             ) from error
 
     def folder_for(self, *path: str) -> Path:
-        """Where something may be kept that is made of a file, not downloaded. Raises StartupError."""
+        """Return the path of a folder for what is made of a downloaded file. The caller makes that folder.
+
+        Raises:
+            StartupError: the folder of downloads cannot be made.
+        """
         try:
             self._make()
         except OSError as error:
-            raise StartupError(f"{self.folder} (store.download_dir) cannot be used: {error.strerror}") from error
+            raise StartupError(
+                f"{self.folder} (store.download_dir) cannot be used: {error.strerror}; name a writable folder"
+            ) from error
         return self.folder.joinpath(*path)
 
     def _make(self) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def _download(self, target: Path, sha256: str, download: Download, origin: str, pinned_by: str) -> None:
-        part = target.with_name(f"{target.name}.part")
-        try:
+        with atomic_write(target, aside=target.with_name(f"{target.name}.part")) as part:
             with part.open("wb") as file:
                 download(file)
-                file.flush()
-                os.fsync(file.fileno())  # a name must not outlive the bytes when the machine fails
             digest = sha256_of(part)
             if digest != sha256:
-                raise InvalidModel(f"{origin} has sha256 {digest}, but {pinned_by} says {sha256}")
-            part.replace(target)
-            _log.info("%s is kept as %s", origin, target)
-        finally:
-            part.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.with_name(f"{target.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+                raise InvalidModel(
+                    f"{origin} has sha256 {digest}, but {pinned_by} says {sha256}; "
+                    "correct the digest, or put the right file there"
+                )
+        _log.info("downloaded %s to %s", origin, target)
 
 
 def _default_folder() -> Path:

@@ -84,11 +84,14 @@ def test_a_download_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_full_disk(tmp_path: Path) -> None:
     """The system's own full device stands in for a full disk."""
-    folder = tmp_path / DIGEST
-    folder.mkdir()
-    (folder / "weights.safetensors.part").symlink_to("/dev/full")
+
+    def write(file: BinaryIO) -> None:
+        file.write(CONTENT[:100])
+        with open("/dev/full", "wb", buffering=0) as full:
+            full.write(CONTENT)
+
     with pytest.raises(StartupError, match=r"weights cannot be kept in .*download_dir.*: No space left on device"):
-        get(tmp_path, Source())
+        Downloads(tmp_path).get(FILE, DIGEST, write, "s3://bucket/weights", "the manifest")
     assert files(tmp_path) == set()
     assert get(tmp_path, Source()).read_bytes() == CONTENT
 

@@ -54,6 +54,12 @@ def writes(outcome: Any) -> str:
     )
 
 
+def linked(name: str) -> str:
+    """Writes as it should, and a link to an endless file in the place of one."""
+    path = f"(folder / {name!r})"
+    return f"{writes({'facts': FACTS})}\n{path}.unlink()\n{path}.symlink_to('/dev/zero')"
+
+
 GOOD = child(writes({"facts": FACTS}))
 NEVER = child("raise SystemExit('this import was not to be')")
 
@@ -131,7 +137,7 @@ def test_a_wrong_digest_is_never_opened(tmp_path: Path) -> None:
     file = tmp_path / "bad.pkl"
     file.write_bytes(pickle.dumps(Payload(os.mkdir, str(trace))))
     started = child(f"pathlib.Path({str(trace)!r}).mkdir()")
-    with pytest.raises(InvalidModel, match=rf"bad.pkl: its sha256 is {digest(file)}, the pinned one {'0' * 64}"):
+    with pytest.raises(InvalidModel, match=rf"bad.pkl: the file has sha256 {digest(file)}, but {'0' * 64} is pinned"):
         bring(file, tmp_path / "models", sha256="0" * 64, child=started)
     assert not trace.exists()
     assert not (tmp_path / "models" / "cards").exists()
@@ -208,17 +214,21 @@ def test_a_real_child_says_what_is_wrong(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ("os._exit(0)", "exit code 0 and no word"),
-        ("os._exit(3)", "exit code 3 and no word"),
-        ("raise RuntimeError", "exit code 1 and no word"),
+        ("os._exit(0)", "exit code 0 and no reason"),
+        ("os._exit(3)", "exit code 3 and no reason"),
+        ("raise RuntimeError", "exit code 1 and no reason"),
         ("os.kill(os.getpid(), 9)", "ended by SIGKILL; was memory short"),
         ("os.abort()", "ended by SIGABRT"),
         ("time.sleep(3600)", "took more than 1 s and was stopped"),
         (writes({"error": "two\nlines " + "x" * 10_000}), "two lines x"),
-        (writes({"facts": {**FACTS, "columns": [{"name": "", "kind": "number"}]}}), "no word"),
-        (writes({"facts": {**FACTS, "example": {}}}), "no model can be made of it"),
-        ("(folder / 'outcome.json').write_text('{')", "no word"),
+        (writes({"facts": {**FACTS, "columns": [{"name": "", "kind": "number"}]}}), "no reason"),
+        (writes({"facts": {**FACTS, "example": {}}}), "makes no valid manifest"),
+        ("(folder / 'outcome.json').write_text('{')", "no reason"),
         (f"(folder / 'outcome.json').write_text({json.dumps({'facts': FACTS})!r})", "cannot be imported: No such file"),
+        ("os.mkfifo(folder / 'outcome.json')", "outcome.json, which is not a regular file"),
+        ("(folder / 'outcome.json').symlink_to('/dev/zero')", "outcome.json, which is not a regular file"),
+        (linked("estimator.pickle"), "estimator.pickle, which is not a regular file"),
+        (linked("checkpoint.safetensors"), "checkpoint.safetensors, which is not a regular file"),
     ],
 )
 def test_a_child_that_fails_leaves_one_line_and_nothing_else(
@@ -235,6 +245,17 @@ def test_a_child_that_fails_leaves_one_line_and_nothing_else(
     assert [path for path in (tmp_path / "models").rglob("*") if path.suffix != ".lock"] == [
         tmp_path / "models" / ".importing"
     ]
+
+
+def test_what_the_child_wrote_is_never_unpickled_by_its_parent(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    file = tmp_path / "bad.pkl"
+    file.write_bytes(pickle.dumps(Payload(os.mkdir, str(trace))))
+    folder = bring(file, tmp_path / "models", child=GOOD)  # this child takes the file for an estimator
+    definition = load(tmp_path / "models", allow_non_commercial=True)
+    assert definition.estimator_path == str(folder / "estimator.pickle")
+    assert Path(definition.estimator_path).read_bytes() == file.read_bytes()
+    assert not trace.exists()
 
 
 def test_what_the_child_started_is_ended_with_it(tmp_path: Path, file: Path) -> None:
@@ -314,8 +335,8 @@ def test_a_failed_import_leaves_the_model_that_was_there(tmp_path: Path, file: P
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "../cards"}, "no name for a model"),
-        ({"sha256": "abc"}, "no SHA-256"),
+        ({"name": "../cards"}, "is not a name for a model"),
+        ({"sha256": "abc"}, "is not a SHA-256"),
         ({"work_dir": Path("/proc/nowhere")}, "cannot be imported"),
     ],
 )

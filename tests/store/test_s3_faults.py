@@ -1,5 +1,7 @@
 """Downloads that are disturbed: by a network or server that fails, by killed processes, by others that start too."""
 
+import hashlib
+import re
 import signal
 import socket
 from pathlib import Path
@@ -22,10 +24,13 @@ from store.source_harness import (
 )
 from store.swift_harness import Swift
 
-from serve.core.errors import StartupError
+from serve.core.errors import InvalidModel, StartupError
+from serve.settings.model_source import S3Location
 from serve.store import s3
 
 MIDDLE = len(WEIGHTS) // 2
+PART_BYTES = 8 * 2**20
+"""Of boto3's managed transfer."""
 
 
 def test_a_server_that_is_not_there(relay: Relay, bucket: str, cache: Path) -> None:
@@ -38,27 +43,8 @@ def test_a_server_that_never_answers(bucket: str, cache: Path, monkeypatch: pyte
     monkeypatch.setattr(s3, "READ_TIMEOUT_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(StartupError, match=rf"{url} cannot be reached \(Read timeout"):
+        with pytest.raises(StartupError, match=rf"{url} did not answer in time \(Read timeout"):
             store_of(f"s3://{bucket}/x", s3_endpoint_url=url, download_dir=cache).load("cards")
-
-
-@pytest.mark.usefixtures("cards")
-def test_a_stream_that_breaks_off_is_taken_up_where_it_broke(relay: Relay, bucket: str, cache: Path) -> None:
-    relay.cut_after(MIDDLE)
-    assert Path(load_cards(relay, bucket, cache).checkpoint_path).read_bytes() == WEIGHTS
-    assert len(relay.requests) == NUM_FILES + 1
-    assert "range: bytes=" in relay.requests[-1].lower()
-    assert "if-match: " in relay.requests[-1].lower()
-
-
-@pytest.mark.usefixtures("cards")
-def test_a_stream_is_not_taken_up_with_another_object(swift: Swift, relay: Relay, bucket: str, cache: Path) -> None:
-    loading = start_loading(relay, bucket, cache, MIDDLE)
-    swift.upload(bucket, "models/cards/1/some-v3.5.safetensors", WEIGHTS[::-1])
-    relay.cut_after(0)
-    relay.release()
-    assert "the object was replaced while it was downloaded" in end_of(loading)
-    assert kept(cache) == ["context.parquet", "manifest.json"]
 
 
 @pytest.fixture
@@ -66,6 +52,66 @@ def large_cards(tmp_path: Path, swift: Swift, bucket: str) -> Path:
     folder = write_cards(tmp_path / "models", LARGE_WEIGHTS)
     swift.upload_folder(bucket, "models/cards/1", folder)
     return folder
+
+
+@pytest.mark.usefixtures("cards")
+def test_a_stream_that_breaks_off_is_asked_for_again(
+    relay: Relay, bucket: str, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    relay.cut_after(MIDDLE)
+    assert Path(load_cards(relay, bucket, cache).checkpoint_path).read_bytes() == WEIGHTS
+    assert len(relay.requests) == NUM_FILES + 1
+    assert "some-v3.5.safetensors broke off: downloading a part again" in caplog.text
+
+
+@pytest.mark.usefixtures("large_cards")
+def test_a_large_object_comes_in_parts_and_only_a_broken_part_comes_again(
+    relay: Relay, bucket: str, cache: Path
+) -> None:
+    relay.cut_after(PART_BYTES * 5 // 4)
+    assert Path(load_cards(relay, bucket, cache).checkpoint_path).read_bytes() == LARGE_WEIGHTS
+    asked = [request for request in relay.requests if "safetensors" in request]
+    ranges = [re.findall(r"range: bytes=(\d+)-", request.lower()) for request in asked]
+    starts = [int(start) for (start,) in ranges]
+    assert sorted(set(starts)) == [0, PART_BYTES, 2 * PART_BYTES]
+    assert len(starts) == 4
+    assert starts.count(0) == 1
+    assert ["if-match: " in request.lower() for request in asked] == [False, True, True, True]
+
+
+@pytest.mark.usefixtures("cards")
+def test_a_part_that_is_asked_for_again_from_another_object_is_compared_too(
+    swift: Swift, relay: Relay, bucket: str, cache: Path
+) -> None:
+    loading = start_loading(relay, bucket, cache, MIDDLE)
+    swift.upload(bucket, "models/cards/1/some-v3.5.safetensors", WEIGHTS[::-1])
+    relay.cut_after(0)
+    relay.release()
+    assert f"has sha256 {hashlib.sha256(WEIGHTS[::-1]).hexdigest()}" in end_of(loading)
+    assert kept(cache) == ["context.parquet", "manifest.json"]
+
+
+@pytest.mark.usefixtures("large_cards")
+def test_parts_of_two_objects_are_not_put_together(swift: Swift, relay: Relay, bucket: str, cache: Path) -> None:
+    loading = start_loading(relay, bucket, cache, MIDDLE)
+    swift.upload(bucket, "models/cards/1/some-v3.5.safetensors", LARGE_WEIGHTS[::-1])
+    relay.release()
+    assert "the object was replaced while it was downloaded" in end_of(loading)
+    assert kept(cache) == ["context.parquet", "manifest.json"]
+
+
+def test_an_empty_object_is_empty(swift: Swift, relay: Relay, bucket: str, cache: Path) -> None:
+    swift.upload(bucket, "models/cards/1/manifest.json", b"")
+    with pytest.raises(InvalidModel, match=r"models/cards/1/manifest\.json: the file: Invalid JSON: EOF"):
+        load_cards(relay, bucket, cache)
+
+
+@pytest.mark.usefixtures("large_cards")
+def test_a_full_disk(swift: Swift, bucket: str) -> None:
+    """The system's own full device stands in for a full disk."""
+    place = S3Location(bucket, "models/cards/1/some-v3.5.safetensors")
+    with open("/dev/full", "wb") as full, pytest.raises(OSError, match="No space left on device"):
+        s3.S3(swift.endpoint).download(place, full)
 
 
 @pytest.mark.usefixtures("large_cards")
