@@ -8,7 +8,7 @@ import json
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -28,9 +28,16 @@ def _default(value: Any) -> str | None:
     return " ".join(shlex.quote(str(each)) for each in value) if isinstance(value, list | tuple) else str(value)
 
 
+class CommandParser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the options, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (--help describes the options)\n")
+
+
 def command_parser(module: str, description: str | None) -> argparse.ArgumentParser:
     """A parser for `python -m MODULE`."""
-    return argparse.ArgumentParser(prog=f"python -m {module}", description=description, formatter_class=HelpFormatter)
+    return CommandParser(prog=f"python -m {module}", description=description, formatter_class=HelpFormatter)
 
 
 def add_outputs(parser: argparse.ArgumentParser, when: str = "at the end of the run") -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 DISTRIBUTIONS = ("tabpfn-serve", "tabpfn", "torch", "ray", "numpy", "fastapi", "uvicorn", "uvloop", "httptools")
 ROOT = Path(__file__).resolve().parent.parent
-_OUTPUTS = ("json", "plot", "logs")
+_OUTPUTS = ("json", "plot", "logs", "from_json")
 
 
 def envelope(

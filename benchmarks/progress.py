@@ -40,6 +40,11 @@ class Progress:
         if self._num_done == self._num_steps or self._clock() - self._said_at >= self._every_s:
             self.say(what)
 
+    def expect(self, num_left: int) -> None:
+        """Correct the number of steps: after the next one, `num_left` are still to come."""
+        self._num_steps = self._num_done + 1 + num_left
+        self._total_weight = self._weight_done + 1 + num_left
+
     def say(self, what: str) -> None:
         """Print a line without counting a step."""
         self._said_at = self._clock()

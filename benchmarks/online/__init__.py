@@ -1,1 +1,18 @@
-"""Open-loop load over HTTP against a running server. Knows the server only by its documented JSON."""
+"""Load over HTTP on one server, and the commands that measure with it.
+
+Every command goes the same way: draw the due times (`arrivals`), send each request when it is due (`generator`,
+`open_loop`, `client`), count the outcomes (`tally`), summarise them (`summary`).
+
+| command | what it measures |
+|---|---|
+| `load` | latency, goodput and batch sizes of a running server at given rates |
+| `demo` | the same with a server that it starts itself |
+| `search` | the highest rate whose p99 keeps a bound (`probe`, `bisection`, `confirm`, `evidence`) |
+| `mixed` | interactive callers beside bulk callers, and overload |
+| `overhead` | the server beside the bare engine |
+| `mlperf` | the verdict of MLPerf's LoadGen |
+
+What is always true: the load is open (a slow server does not slow it down); latency counts from the due time; answers
+are compared with those given alone; a generator that lags makes its rate void; failures are part of the result. A
+server is known by its documented JSON alone, except in `in_process`, which runs the engine without a server.
+"""

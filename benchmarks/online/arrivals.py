@@ -1,4 +1,4 @@
-"""When requests are due. Drawn before the run, so that nothing that the server does can move an arrival."""
+"""The times at which requests are due. They are drawn before the run, so the server can move none of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 def poisson_arrivals(rate: float, duration_s: float, seed: int) -> NDArray[np.float64]:
     """Due times in seconds from the start, sorted, in [0, `duration_s`): a Poisson process of `rate` per second.
 
-    A rate's arrivals depend on the seed and that rate alone, not on what else is measured in the same run.
+    They depend on the seed and the rate alone, not on the other rates of the same run. Raises ValueError.
     """
     if not (rate > 0 and duration_s > 0):
         raise ValueError("rate and duration must be positive")
@@ -27,21 +27,21 @@ def poisson_arrivals(rate: float, duration_s: float, seed: int) -> NDArray[np.fl
 
 
 BURST_FACTOR, BURST_SHARE, BURST_S = 4.0, 0.1, 0.25
-"""A burst offers four times the mean rate, a tenth of the time, a quarter of a second at a time on average."""
+"""A burst offers four times the mean rate. Bursts take a tenth of the time, and each lasts 0.25 s on average."""
 
 
 def bursty_arrivals(rate: float, duration_s: float, seed: int) -> NDArray[np.float64]:
-    """As `poisson_arrivals`, but a Poisson process whose rate switches: bursts among calm, `rate` on the long average.
+    """As `poisson_arrivals`, but the rate switches between bursts and calm; `rate` is the long average.
 
-    Both last exponential times (a two-state Markov-modulated Poisson process), so that neither can be foreseen. Made
-    from a unit process on the scale of expected arrivals, which is then bent to the switching rate.
+    Bursts and calm last exponential times, so that neither can be foreseen (a two-state Markov-modulated Poisson
+    process). The arrivals are drawn evenly on the scale of expected arrivals, and that scale is then mapped to time.
     """
     if not (rate > 0 and duration_s > 0):
         raise ValueError("rate and duration must be positive")
     rng = np.random.default_rng([seed, round(rate * 1000), 1])
     calm_rate = rate * (1 - BURST_SHARE * BURST_FACTOR) / (1 - BURST_SHARE)
     calm_s = BURST_S * (1 - BURST_SHARE) / BURST_SHARE
-    is_burst = bool(rng.random() < BURST_SHARE)  # begins as it is at any moment, not always calm
+    is_burst = bool(rng.random() < BURST_SHARE)  # the run starts at any moment of the process, not always in calm
     times, expected = [0.0], [0.0]
     while times[-1] < duration_s:
         lasts = rng.exponential(BURST_S if is_burst else calm_s)
@@ -60,5 +60,5 @@ ARRIVALS: dict[str, Callable[[float, float, int], NDArray[np.float64]]] = {
 
 
 def draw_records(num_requests: int, num_records: int, seed: int) -> list[int]:
-    """Which record each request posts: drawn evenly, so that no order of theirs can be learned or cached."""
+    """The record that each request posts, drawn evenly, so that a server can learn or cache no order."""
     return [int(record) for record in np.random.default_rng([seed, 0]).integers(num_records, size=num_requests)]

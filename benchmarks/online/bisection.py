@@ -1,7 +1,7 @@
-"""The search for the highest rate that passes: up or down in steps until it is bracketed, then halved, geometrically.
+"""The search for the highest rate that passes: up or down in steps until it is bracketed, then by halving the bracket.
 
-Pure: what a try is, is the caller's affair. A noisy system need not answer alike twice; the result is then one of
-several rates that it might have been, which is why searches are repeated and their median is reported.
+The bracket is halved geometrically. What a try is, the caller decides. A noisy system need not answer two equal tries
+alike, so a result is one of several possible ones; searches are therefore repeated and their median is reported.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from benchmarks.online.errors import UnusableInput
+
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How far and how finely.
+    """How far and how finely to search.
 
     Attributes:
-        step: the bracket grows by this factor.
+        step: factor by which the bracket grows.
         resolution: the search ends when the failing rate is at most this share above the passing one.
-        low: no lower rate is tried; a search that fails even here finds 0.
-        high: no higher rate is tried.
+        low: lowest rate that is tried; a search that fails even there finds 0.
+        high: highest rate that is tried.
     """
 
     step: float = 1.6
@@ -29,7 +31,7 @@ class SearchSettings:
 
     def __post_init__(self) -> None:
         if not (self.step > 1 and self.resolution > 0 and 0 < self.low < self.high):
-            raise ValueError("a search needs step above 1, resolution above 0, and low below high")
+            raise UnusableInput("a search needs --step above 1, --resolution above 0, and --low below --high")
 
 
 async def find_max_rate(passes: Callable[[float], Awaitable[bool]], start: float, settings: SearchSettings) -> float:
@@ -54,3 +56,16 @@ async def find_max_rate(passes: Callable[[float], Awaitable[bool]], start: float
         else:
             failed = middle
     return passed
+
+
+def tries_left(passed: float, failed: float, settings: SearchSettings) -> int:
+    """An estimate of the tries that the search still takes.
+
+    Args:
+        passed: highest rate that passed so far, 0 where none did.
+        failed: lowest rate that failed so far, infinite where none did.
+    """
+    is_open = passed == 0.0 or failed == math.inf
+    bracket = settings.step if is_open else failed / passed
+    halvings = math.ceil(math.log2(max(1.0, math.log(bracket) / math.log1p(settings.resolution))))
+    return halvings + is_open

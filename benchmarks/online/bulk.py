@@ -1,5 +1,4 @@
-"""Bulk callers: each posts a large request, waits for its answer and posts the next, so that they take all they can
-get."""
+"""Bulk callers: each posts a large request, waits for its answer and posts the next, so that they take all they can."""
 
 from __future__ import annotations
 
@@ -9,17 +8,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.online.client import Client, Exchange
+from benchmarks.online.errors import Refused
 from benchmarks.online.records import Record
-from benchmarks.online.target import Ready
-from benchmarks.online.verify import Refused
+from benchmarks.online.target import Ready, told
 from benchmarks.online.wire import Wire, difference, read_numbers
+
+_PAUSE_S = 0.1
+"""Of a caller that was refused: one that asks again at once would only load the server's front."""
 
 
 @dataclass
 class BulkLoad:
-    """A few callers with one request of `rows` rows, the records over and over.
+    """A few callers whose requests all have the same `rows` rows, the records over and over.
 
-    The expected answer is put together from those that the records were given one at a time.
+    The expected answer is put together from the answers that the records got one at a time.
     """
 
     ready: Ready
@@ -39,7 +41,8 @@ class BulkLoad:
         self._expected = [value for number in order for value in self.ready.target.alone[number]]
 
     async def check(self) -> None:
-        """One request alone. Raises Refused where the system does not take so many rows or answers them otherwise."""
+        """Send one request alone. Raises Refused where the system does not take so many rows, or answers them
+        wrongly."""
         client = self._client()
         await client.open()
         try:
@@ -47,8 +50,7 @@ class BulkLoad:
         finally:
             await client.close()
         if exchange.status != 200:
-            told = exchange.error or exchange.body.decode("utf-8", "replace")[:300]
-            raise Refused(f"a bulk request of {self.rows} rows was answered {exchange.status}: {told}")
+            raise Refused(f"a bulk request of {self.rows} rows was answered {told(exchange)}; try fewer --bulk-rows")
         if self.num_wrong([exchange]):
             raise Refused(f"a bulk request of {self.rows} rows was answered otherwise than its rows alone")
 
@@ -57,7 +59,7 @@ class BulkLoad:
         return Client(target.host, target.port, connections=self.connections, timeout_s=self.timeout_s)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Until `stop` is set and the last answers have come; what ended is in `done`."""
+        """Ask until `stop` is set and the last answers have come; the requests that ended are in `done`."""
         client = self._client()
         await client.open()
         try:
@@ -70,13 +72,13 @@ class BulkLoad:
             exchange = await client.ask(self._request)
             self.done.append(exchange)
             if exchange.status != 200:
-                await asyncio.sleep(0.1)  # refused: a caller who asks again at once would only heat the door
+                await asyncio.sleep(_PAUSE_S)
 
     def rows_per_s(self, begin: float, end: float) -> float:
         """Rows answered per second between two moments of `time.monotonic`.
 
-        A request's rows count as spread evenly over its time, or else a window of a few seconds would count whole
-        requests only.
+        The rows of a request count as spread evenly over its time. Otherwise a window of a few seconds would count
+        whole requests only.
         """
         answered = [exchange for exchange in self.done if exchange.status == 200]
         return sum(self.rows * _overlap(exchange, begin, end) for exchange in answered) / (end - begin)
@@ -98,7 +100,7 @@ def _overlap(exchange: Exchange, begin: float, end: float) -> float:
 
 
 async def alone(load: BulkLoad, warmup_s: float, duration_s: float) -> float:
-    """Rows per second that the bulk callers get with nobody else there."""
+    """Rows per second that the bulk callers get while the system serves no other caller."""
     stop = asyncio.Event()
     running = asyncio.create_task(load.run(stop))
     await asyncio.sleep(warmup_s)

@@ -1,7 +1,7 @@
-"""What the generator itself can do: against a server that does nothing, in a process of its own.
+"""What the generator itself can do, measured against a server in another process that does nothing.
 
-`requests_per_s` is closed loop, one request after the other on each connection: no load near it can be offered.
-`floor` is the open loop at the highest rate of the run: the latency that the generator and the kernel add themselves.
+`requests_per_s` is a closed loop: no load near this rate can be offered. `floor` is the open loop at the highest rate
+of the run: its latency is what the generator and the kernel add themselves.
 """
 
 from __future__ import annotations
@@ -9,64 +9,41 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import sys
-import time
 from typing import Any
 
 from benchmarks.machine import ROOT
-from benchmarks.online.client import Client
-from benchmarks.online.offer import no_collector, offer_rate
-from benchmarks.online.options import LoadOptions
-from benchmarks.online.wire import predict_request
+from benchmarks.online.closed_loop import answers_per_s
+from benchmarks.online.generator import Generator, Offer
+from benchmarks.online.target import Target
+from benchmarks.online.wire import native_wire
 from benchmarks.percentiles import rounded, summarise
 
-_SECONDS = 2.0
+_SECONDS, _WARMUP_S = 2.0, 0.5
 
 
-async def measure_ceiling(options: LoadOptions) -> dict[str, Any]:
-    """About five seconds of both cores."""
+async def measure_ceiling(generator: Generator, offer: Offer, rows: int) -> dict[str, Any]:
+    """The ceiling for one offer of requests of `rows` rows. Takes about five seconds of two cores."""
     responder = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "benchmarks.online.responder", cwd=ROOT, stdout=asyncio.subprocess.PIPE
     )
     try:
         assert responder.stdout is not None
         port = int(await responder.stdout.readline())
-        local = dataclasses.replace(
-            options, url=f"http://127.0.0.1:{port}", duration=_SECONDS, warmup=0.5, rate=(max(options.rate),)
-        )
-        request = predict_request(local.host, local.model, [{"amount": 12.5, "category": "fuel"}] * local.rows)
+        record = {"amount": 12.5, "category": "fuel"}
+        request = native_wire("fraud").request(f"127.0.0.1:{port}", [record] * rows)
+        target = Target("127.0.0.1", port, [request], {}, 0.0)
+        per_s = await answers_per_s(target, offer.connections, _SECONDS)
+        seen = await generator.offer(target, dataclasses.replace(offer, duration_s=_SECONDS, warmup_s=_WARMUP_S))
         return {
-            "requests_per_s": await _closed_loop(local, request),
-            "connections": local.connections,
-            "floor": await _floor(local, request),
+            "requests_per_s": rounded(per_s, 0),
+            "connections": offer.connections,
+            "floor": {
+                "rate": offer.rate,
+                "latency": summarise(seen.latencies_ms),
+                "send_lag": summarise(seen.lags_ms),
+            },
         }
     finally:
         if responder.returncode is None:
             responder.terminate()
         await responder.wait()
-
-
-async def _closed_loop(options: LoadOptions, request: bytes) -> float | None:
-    client = options.client(options.connections)
-    await client.open()
-    try:
-        with no_collector():  # it collects first, which takes a while: only then does the clock start
-            end = time.monotonic() + _SECONDS
-            counts = await asyncio.gather(*(_repeat(client, request, end) for _ in range(options.connections)))
-    finally:
-        await client.close()
-    return rounded(sum(counts) / _SECONDS, 0)
-
-
-async def _repeat(client: Client, request: bytes, end: float) -> int:
-    count = 0
-    while time.monotonic() < end:
-        count += (await client.ask(request)).status == 200
-    return count
-
-
-async def _floor(options: LoadOptions, request: bytes) -> dict[str, Any]:
-    rate = options.rate[0]
-    exchanges, _ = await offer_rate(options, rate, [request])
-    ok = [exchange.latency_ms for exchange in exchanges if exchange.status == 200]
-    lag = [exchange.send_lag_ms for exchange in exchanges if exchange.is_sent]
-    return {"rate": rate, "latency": summarise(ok), "send_lag": summarise(lag)}

@@ -1,7 +1,7 @@
-"""A rate that a search found, tried again and again: it stands only if all rounds together bear the claim.
+"""A rate that a search found is tried again and again: it stands only if all rounds together support the claim.
 
-A round's requests are pooled with the others': five rounds of 1,000 may have as many late ones among them as one of
-5,000 may. A rate that does not stand is lowered by a step and all its rounds are run anew.
+The requests of all rounds are pooled: five rounds of 1,000 may have as many late ones among them as one of 5,000 may. A
+rate that does not stand is lowered by a step, and all its rounds are run anew.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ async def confirm(
     """The confirmed rate, 0 if none of `tries` rates stood, and what was found at each rate that was tried.
 
     Args:
-        measure: one whole probe at a rate, not broken off.
+        measure: one whole probe at a rate, which never ends early.
+        backoff: a rate that does not stand is divided by this.
     """
     found = []
     for _ in range(tries if rate > 0 else 0):
@@ -45,7 +46,7 @@ def can_stand(probes: list[dict[str, Any]], rounds: int) -> bool:
 
 
 def pooled(rate: float, probes: list[dict[str, Any]], rounds: int) -> dict[str, Any]:
-    """All rounds at one rate as one."""
+    """All rounds at one rate as one, as JSON has it."""
     late, asked = sum(probe["late"] for probe in probes), sum(probe["scheduled"] for probe in probes)
     is_whole = len(probes) == rounds and not any(probe["void"] for probe in probes)
     return {

@@ -1,8 +1,7 @@
-"""The README's load run, from nothing: `python -m benchmarks.online.demo --edge serve --rate 10 20 --json FILE`.
+"""The published load run, from nothing: starts the server with the demo model, offers the load, stops the server.
 
-Starts the server on a free port (`--edge serve`: Ray, `up`: uvicorn), draws card transactions that the demo model has
-not seen (another seed than its context), offers them with `benchmarks.online.load`, and stops the server by SIGTERM.
-Every other argument is handed to `benchmarks.online.load`.
+The load is `benchmarks.online.load` with its options, on card transactions that the demo model has not seen: another
+seed than that of its context. The server is started on a free port and stopped by SIGTERM.
 """
 
 from __future__ import annotations
@@ -17,7 +16,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from benchmarks.command_line import command_parser
 from benchmarks.online import load
+from benchmarks.online.command import add_generator_options, add_run_options, add_tolerance
+from benchmarks.online.errors import StartFailed
 from training.cards import FEATURES, simulate
 
 SEED = 1_001
@@ -26,37 +28,68 @@ STOP_S = 60
 
 
 def write_records(path: Path) -> None:
-    """Unseen transactions as they come, with their true share of fraud; JSON Lines."""
+    """Unseen transactions as they come, with their true share of fraud, as JSON Lines."""
     rows = simulate(SEED, num_customers=500).sample(NUM_RECORDS, random_state=SEED)
     rows[list(FEATURES)].to_json(path, orient="records", lines=True)
 
 
 @contextlib.contextmanager
 def running_server(edge: str) -> Iterator[str]:
-    """The URL of a server that is ready. Raises RuntimeError if it does not start or does not stop cleanly."""
+    """The URL of a server that is ready. Raises StartFailed if the server does not start or does not stop cleanly."""
     command = [sys.executable, "-m", "serve", edge, "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
-        ready = re.search(r"ready at (\S+)", server.stdout.readline())
-        if ready is None:
-            raise RuntimeError(f"{' '.join(command)} did not become ready: exit code {server.wait()}")
         try:
+            ready = next(filter(None, (re.search(r"ready at (\S+)", line) for line in server.stdout)), None)
+            if ready is None:
+                raise StartFailed(
+                    f"`{' '.join(command[1:])}` ended with {server.wait()} before it was ready; see its output"
+                )
             yield ready[1]
         finally:
-            server.send_signal(signal.SIGTERM)
-            code = server.wait(STOP_S)
+            code = _stop(server)
     if code != 0:
-        raise RuntimeError(f"the server ended with {code}")
+        raise StartFailed(f"`{' '.join(command[1:])}` ended with {code} at SIGTERM instead of 0; see its output")
+
+
+def _stop(server: subprocess.Popen[str]) -> int:
+    """The exit status; a server that takes longer than `STOP_S` is killed."""
+    server.send_signal(signal.SIGTERM)
+    try:
+        return server.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        return server.wait()
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = command_parser("benchmarks.online.demo", __doc__)
+    parser.add_argument(
+        "--edge",
+        choices=("serve", "up"),
+        default="serve",
+        help="how the server runs: serve under Ray, up under uvicorn",
+    )
+    load.add_load_options(parser)
+    add_tolerance(parser)
+    add_generator_options(parser, timeout_s=30.0, nice=None)
+    add_run_options(parser)
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--edge", choices=("serve", "up"), default="serve")
-    given, rest = parser.parse_known_args(arguments)
-    with tempfile.TemporaryDirectory() as folder, running_server(given.edge) as url:
-        records = Path(folder) / "cards.jsonl"
-        write_records(records)
-        return load.main(["--url", url, "--records", str(records), "--num-records", str(NUM_RECORDS), *rest])
+    parser = make_parser()
+    given = parser.parse_args(arguments)
+    if given.from_json is not None:
+        return load.finish(parser, given)
+    try:
+        with tempfile.TemporaryDirectory() as folder, running_server(given.edge) as url:
+            records = Path(folder) / "cards.jsonl"
+            write_records(records)
+            given.url, given.model, given.records, given.num_records = url, "fraud", records, NUM_RECORDS
+            return load.finish(parser, given)
+    except StartFailed as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,13 @@
-"""The load generator in one process or several: each sends its share of one schedule at the same moments.
+"""The load generator of every online benchmark: one schedule, sent by one process or by several.
 
-The schedule is drawn by rate and seed and dealt out like cards (process i sends requests i, i + n, i + 2n ...), so that
-the load is the same whatever the number of processes. All count time by CLOCK_MONOTONIC, which they share.
+The steps are always the same: draw the due times (`arrivals.py`), send each request when it is due (`open_loop.py`,
+`client.py`), count what became of each (`tally.py`), summarise the counts (`summary.py`).
+
+What is always true:
+- the schedule depends on the rate and the seed alone. N processes split it like a dealt pack of cards: process i sends
+  requests i, i + N, i + 2N, ... So the load does not depend on N;
+- latency counts from the due time. All processes read the same clock, CLOCK_MONOTONIC;
+- a server that is down is a result: each request then ends with the error of its connection.
 """
 
 from __future__ import annotations
@@ -12,7 +18,6 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -21,36 +26,23 @@ from typing import Self
 import uvloop
 
 from benchmarks.online.arrivals import ARRIVALS, draw_records
-from benchmarks.online.client import Client
-from benchmarks.online.offer import no_collector, send_on_time
+from benchmarks.online.client import Exchange
+from benchmarks.online.open_loop import HEADROOM_S, no_collector, send_on_time
 from benchmarks.online.tally import LateWatch, Tally, merge, tally
+from benchmarks.online.target import Target
 
-_HEADROOM_S = 0.05
 _HEADROOM_OF_PROCESSES_S = 0.3
 
 
 @dataclass(frozen=True)
-class Target:
-    """One server, what is posted to it, and what some of that is answered alone (`alone`, by the request's number)."""
-
-    host: str
-    port: int
-    requests: Sequence[bytes]
-    alone: Mapping[int, Sequence[float]]
-    tolerance: float
-
-    def client(self, connections: int, max_connections: int = 1024, timeout_s: float = 30.0) -> Client:
-        return Client(
-            self.host, self.port, connections=connections, max_connections=max_connections, timeout_s=timeout_s
-        )
-
-
-@dataclass(frozen=True)
 class Offer:
-    """One rate, offered for a while.
+    """Requests at one rate for a while. The warm-up comes first, at the same rate and without a gap; it is not counted.
 
     Attributes:
-        allowed_late: with more than these the offer is broken off; None offers all of it in any case.
+        bound_ms: a request that is not answered 200 within this time of its due time is late.
+        allowed_late: the offer ends early once more requests than this are late; None: the offer never ends early.
+        max_connections: connections are opened on demand up to this number, so that the load stays open.
+        timeout_s: a request is given up this long after its due time.
     """
 
     rate: float
@@ -65,20 +57,22 @@ class Offer:
     timeout_s: float = 10.0
 
     def draw(self) -> list[float]:
-        """Due times of the whole offer, in seconds."""
+        """Due times in seconds from the start, warm-up included."""
         due = ARRIVALS[self.arrivals](self.rate, self.warmup_s + self.duration_s, self.seed)
         return [float(at) for at in due]
 
 
-def raise_priority(nice: int) -> None:
-    """Of this process and those that it starts from now on; without the right to, it stays as it is.
+def raise_priority(nice: int | None) -> None:
+    """Set the nice value of this process and of those that it starts later, where the system permits it.
 
-    Where generator and server share the cores of one machine, the generator is to be as punctual as one elsewhere.
+    On a machine that generator and server share, the generator then is as punctual as one on another machine.
     """
+    if nice is None:
+        return
     try:
         os.setpriority(os.PRIO_PROCESS, 0, nice)
     except PermissionError:
-        print(f"the generator may not raise its priority to nice {nice}", file=sys.stderr, flush=True)
+        print(f"no permission to set the load generator's nice value to {nice}; going on", file=sys.stderr, flush=True)
 
 
 class Generator:
@@ -90,7 +84,7 @@ class Generator:
 
     async def __aenter__(self) -> Self:
         if self.processes > 1:
-            # spawned: a fork would inherit this process's event loop
+            # spawned, because a forked process would inherit this process's event loop
             self._pool = ProcessPoolExecutor(self.processes, multiprocessing.get_context("spawn"))
             loop = asyncio.get_running_loop()
             await asyncio.gather(*(loop.run_in_executor(self._pool, time.sleep, 0.2) for _ in range(self.processes)))
@@ -103,9 +97,9 @@ class Generator:
             self._pool.shutdown(cancel_futures=True)
 
     async def offer(self, target: Target, offer: Offer) -> Tally:
-        """What became of it, all processes together. Takes the offer's time and that of the last answers."""
+        """Send the offer; what became of it in all processes together. Returns after the last answer."""
         if self._pool is None:
-            return await send_share(target, offer, 0, 1, time.monotonic() + _HEADROOM_S)
+            return await send_share(target, offer)
         start = time.monotonic() + _HEADROOM_OF_PROCESSES_S
         loop = asyncio.get_running_loop()
         shares = (
@@ -116,7 +110,7 @@ class Generator:
 
 
 def _run_share(target: Target, offer: Offer, number: int, processes: int, start: float) -> Tally:
-    """In a process of its own."""
+    """One process's share, in that process."""
     own = replace(
         offer,
         connections=max(1, offer.connections // processes),
@@ -126,32 +120,49 @@ def _run_share(target: Target, offer: Offer, number: int, processes: int, start:
         return runner.run(send_share(target, own, number, processes, start))
 
 
-async def send_share(target: Target, offer: Offer, number: int, processes: int, start: float) -> Tally:
-    """Process `number`'s part of an offer that begins at `start` (of `time.monotonic`)."""
+async def send_share(
+    target: Target, offer: Offer, number: int = 0, processes: int = 1, start: float | None = None
+) -> Tally:
+    """Send the share of process `number` and count what became of it.
+
+    Args:
+        start: time of `time.monotonic` at which the schedule begins. By default it begins once the connections are
+            open, so that opening them delays no request.
+    """
     whole = offer.draw()
-    order = draw_records(len(whole), len(target.requests), offer.seed)[number::processes]
     due = whole[number::processes]
-    measured_from = start + offer.warmup_s
-    watch = None if offer.allowed_late is None else LateWatch(offer.bound_ms, offer.allowed_late, measured_from)
+    order = draw_records(len(whole), len(target.requests), offer.seed)[number::processes]
     client = target.client(offer.connections, offer.max_connections, offer.timeout_s)
     try:
-        with contextlib.suppress(OSError):  # every exchange then says so
+        with contextlib.suppress(OSError):  # a server that is down: each exchange then ends with that error
             await client.open()
         with no_collector():
+            start = time.monotonic() + HEADROOM_S if start is None else start
+            watch = _watch(offer, start)
             exchanges = await send_on_time(client, due, order, target.requests, start=start, is_hopeless=watch)
-            # also after breaking off: callers who hang up by the hundred are another load, and may wedge a server
+            # Awaited also after an early end: hundreds of callers that hang up are another load, and may wedge a
+            # server.
             await client.drain()
     finally:
         await client.close()
-    measured = [exchange for exchange, at in zip(exchanges, due, strict=False) if at >= offer.warmup_s]
+    return _count(target, offer, due, exchanges, client.num_opened)
+
+
+def _watch(offer: Offer, start: float) -> LateWatch | None:
+    if offer.allowed_late is None:
+        return None
+    return LateWatch(offer.bound_ms, offer.allowed_late, start + offer.warmup_s)
+
+
+def _count(target: Target, offer: Offer, due: list[float], exchanges: list[Exchange], num_connections: int) -> Tally:
     seen = tally(
-        measured,
+        [exchange for exchange, at in zip(exchanges, due, strict=False) if at >= offer.warmup_s],
         scheduled=sum(at >= offer.warmup_s for at in due),
         bound_ms=offer.bound_ms,
         alone=target.alone,
         tolerance=target.tolerance,
     )
-    seen.answered = sum(exchange.status > 0 for exchange in exchanges)
-    seen.connections = client.num_opened
+    seen.answered_with_warmup = sum(exchange.status > 0 for exchange in exchanges)
+    seen.connections = num_connections
     seen.stopped_early = len(exchanges) < len(due)
     return seen

@@ -1,7 +1,7 @@
-"""The demo model without a server around it: what `online.overhead` holds a server against.
+"""The demo model without a server around it, for the comparison of `benchmarks.online.overhead`.
 
-The engine is the server's own with the server's settings, called from this process, with nothing between the call and
-the work. The steps of one request are those of the native door (`serve/api`), one after the other.
+The engine is the server's engine with the server's settings, called directly from this process. The steps of one
+request are those of the native protocol (`serve/api/native`), one after the other.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ STEPS = ("parse", "encode", "compute", "serialise")
 
 
 class InProcess:
-    """The embedded model `fraud`, every row bucket warm.
+    """The embedded model `fraud`, with every row bucket warmed up.
 
     Args:
-        bodies: of one-row requests, as they are posted.
-        records: the same, as they were before.
+        records: the rows of the one-row requests.
+        bodies: the same requests as they are posted.
     """
 
     def __init__(self, records: Sequence[Record], bodies: Sequence[bytes], num_threads: int) -> None:
@@ -45,14 +45,14 @@ class InProcess:
             self.compute(num_rows)
 
     def compute(self, num_rows: int) -> float:
-        """Seconds of one batch of so many rows, encoded before."""
+        """Seconds of one batch of `num_rows` rows that were encoded before."""
         batch = Batch(self._context, np.resize(self._rows, (num_rows, self._rows.shape[1])))
         began = time.perf_counter()
         self._engine.predict(batch)
         return time.perf_counter() - began
 
     def steps(self, number: int) -> list[float]:
-        """Seconds of each of `STEPS` for one request that is alone."""
+        """Seconds of each of `STEPS`, for one request that is alone."""
         body = self._bodies[number % len(self._bodies)]
         times = [time.perf_counter()]
         query = decode_query(body)
@@ -66,4 +66,5 @@ class InProcess:
         return [after - before for before, after in itertools.pairwise(times)]
 
     def close(self) -> None:
+        """Give the engine's resources back."""
         self._engine.close()

@@ -1,101 +1,128 @@
-"""Open-loop load on a running server: `python -m benchmarks.online.load --help`.
+"""Open-loop load on a running server: latency, goodput and batch sizes at one rate or at several.
 
-Requests are due at Poisson arrivals drawn before the run and are sent then, whatever the server does. A request's
-latency counts from its due time, so a server that stalls cannot hide the requests that it kept from being sent.
+Requests are due at times that are drawn before the run, and each is sent when it is due, whatever the server does. The
+latency of a request counts from its due time, so a stall of the server cannot hide the requests that it kept waiting.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from benchmarks.command_line import command_parser
 from benchmarks.machine import envelope
 from benchmarks.online.ceiling import measure_ceiling
-from benchmarks.online.client import Client
-from benchmarks.online.command import run_command
-from benchmarks.online.offer import offer_rate
-from benchmarks.online.options import LoadOptions, add_arguments, read_options
-from benchmarks.online.records import Record, get_request, join_rows, read_records, vary
-from benchmarks.online.summary import summarise_rate
+from benchmarks.online.command import (
+    Run,
+    above_zero,
+    add_generator_options,
+    add_run_options,
+    add_server_options,
+    at_least,
+    not_negative,
+    run_command,
+)
+from benchmarks.online.generator import Generator, Offer, raise_priority
+from benchmarks.online.knee import knee, rising_rates, why_past_knee
+from benchmarks.online.records import model_records
+from benchmarks.online.summary import summarise_offer
 from benchmarks.online.table import table
-from benchmarks.online.verify import Refused, ask_alone, compare
-from benchmarks.online.wire import predict_request
+from benchmarks.online.tally import Tally
+from benchmarks.online.target import Ready, describe_model, make_ready
+from benchmarks.online.wire import native_wire
+from benchmarks.percentiles import rounded
+from benchmarks.progress import Progress
+
+KIND = "online-load"
 
 
-async def run_load(options: LoadOptions) -> dict[str, Any]:
-    """Every rate in turn; the run as JSON. Raises Refused, OSError or ValueError before any load."""
-    server, requests, alone = await _prepare(options)
-    config = {**dataclasses.asdict(options), "records": options.records and Path(options.records)}
-    run = envelope("online-load", config, [], server=server, ceiling=None)
-    if options.ceiling:
-        run["ceiling"] = await measure_ceiling(options)
-    for rate in options.rate:
-        run["results"].append(await _measure(options, rate, requests, alone))
-        print(f"{options.model} at {rate:g}/s: done", file=sys.stderr, flush=True)
+async def run_load(given: argparse.Namespace) -> Run:
+    """Every rate in turn; the run as JSON has it. Raises BenchmarkError before any load."""
+    run = envelope(KIND, vars(given), [], server=None, ceiling=None)
+    raise_priority(given.nice)
+    run["server"] = await describe_model(given.url, given.model, given.timeout)
+    ready = await _make_ready(given, run["server"])
+    run["server"].pop("example", None)
+    results: list[dict[str, Any]] = run["results"]
+    rates = rising_rates(given.rate, given.knee_factor, results) if given.until_knee else iter(given.rate)
+    progress = Progress(len(given.rate), "rates")
+    async with Generator(given.processes) as generator:
+        if given.ceiling:
+            run["ceiling"] = await measure_ceiling(generator, _offer(given, max(given.rate)), given.rows)
+        for number, rate in enumerate(rates, start=1):
+            offer = _offer(given, rate)
+            seen = await generator.offer(ready.target, offer)
+            results.append(summarise_load(seen, offer, ready, given.max_lag_ms, is_verified=given.verify))
+            rises = given.until_knee and why_past_knee(results) is None
+            progress.expect(max(0, len(given.rate) - number) + rises)
+            progress.step(_line(results[-1]))
+    if given.until_knee:
+        run["knee"] = knee(results)
     return run
 
 
-async def _prepare(options: LoadOptions) -> tuple[dict[str, Any], list[bytes], dict[int, list[float]]]:
-    """What the server says of the model, the encoded requests, and the answers of some of them alone."""
-    client = options.client(1)
-    await client.open()
-    try:
-        server = await _describe(client, options)
-        example = server.pop("example", None)
-        requests = _requests(options, example, [column["name"] for column in server["inputs"]])
-        # One is asked even unverified: a record that is refused alone has no business under load.
-        num_alone = min(options.verify_records, len(requests)) if options.verify else 1
-        alone = await ask_alone(client, requests[:num_alone])
-    finally:
-        await client.close()
-    return server, requests, dict(enumerate(alone)) if options.verify else {}
-
-
-async def _describe(client: Client, options: LoadOptions) -> dict[str, Any]:
-    path = f"/v1/models/{options.model}"
-    exchange = await client.ask(get_request(options.host, path))
-    if exchange.status != 200:
-        told = exchange.error or exchange.body.decode("utf-8", "replace")[:300]
-        raise Refused(f"GET {path}: {exchange.status} {told}")
-    answer: dict[str, Any] = json.loads(exchange.body)
-    return answer
-
-
-def _requests(options: LoadOptions, example: Record | None, inputs: Sequence[str]) -> list[bytes]:
-    if options.records is not None:
-        records = read_records(Path(options.records), inputs, options.num_records)
-    elif example is not None:
-        records = vary(example, options.num_records, options.seed)
-    else:
-        raise ValueError("the model tells no example; pass --records FILE.jsonl or FILE.parquet")
-    return [predict_request(options.host, options.model, rows) for rows in join_rows(records, options.rows)]
-
-
-async def _measure(
-    options: LoadOptions, rate: float, requests: Sequence[bytes], alone: Mapping[int, Sequence[float]]
-) -> dict[str, Any]:
-    exchanges, num_connections = await offer_rate(options, rate, requests)
-    result = summarise_rate(
-        exchanges,
-        rate=rate,
-        duration_s=options.duration,
-        deadline_ms=options.deadline_ms,
-        max_lag_ms=options.max_lag_ms,
+async def _make_ready(given: argparse.Namespace, model: Mapping[str, Any]) -> Ready:
+    """Requests, and the answers to some of them alone. One is asked alone even unverified, to see that it is taken."""
+    ready = await make_ready(
+        given.url,
+        native_wire(given.model),
+        model_records(model, given.records, given.num_records, given.seed),
+        given.tolerance,
+        rows=given.rows,
+        num_alone=given.verify_records if given.verify else 1,
+        alone_s=math.inf,
+        timeout_s=given.timeout,
     )
-    result["connections"] = num_connections
-    result["verified"] = compare(exchanges, alone, options.tolerance) if options.verify else None
-    if options.verify and result["verified"]["mismatches"]:
-        result["void"] = True  # a wrong answer makes every other number worthless
+    return ready if given.verify else dataclasses.replace(ready, target=dataclasses.replace(ready.target, alone={}))
+
+
+def _offer(given: argparse.Namespace, rate: float) -> Offer:
+    return Offer(
+        rate=rate,
+        duration_s=given.duration,
+        warmup_s=given.warmup,
+        bound_ms=given.deadline_ms,
+        arrivals=given.arrivals,
+        seed=given.seed,
+        connections=given.connections,
+        max_connections=given.max_connections,
+        timeout_s=given.timeout,
+    )
+
+
+def summarise_load(seen: Tally, offer: Offer, ready: Ready, max_lag_ms: float, *, is_verified: bool) -> dict[str, Any]:
+    """One rate as JSON has it. A wrong answer makes it void, since it makes every other number worthless."""
+    result = summarise_offer(seen, offer, max_lag_ms)
+    result |= {
+        "sent": seen.sent,
+        "answered": seen.answered,
+        "ok_per_s": rounded(seen.ok / offer.duration_s),
+        **seen.answer_times.summary(),
+        "lagged": result["void"],
+        "connections": seen.connections,
+    }
+    if not is_verified:
+        result["verified"] = None
+        return result
+    result["verified"] |= {"records": len(ready.target.alone), "distinct_answers": ready.distinct_answers}
+    if seen.mismatches:
+        result["void"] = True
         result["void_reasons"].append(
-            f"{result['verified']['mismatches']} of {result['verified']['compared']} checked answers differ by more "
-            f"than {options.tolerance:g} from the answer given alone"
+            f"{seen.mismatches} of {seen.compared} checked answers differ by more than {ready.target.tolerance:g} from "
+            "the answer given alone"
         )
     return result
+
+
+def _line(result: Mapping[str, Any]) -> str:
+    p50, p99 = (result["latency"][name] for name in ("p50_ms", "p99_ms"))
+    shown = f"p50 {p50:.1f} ms, p99 {p99:.1f} ms" if p50 is not None else "no answer"
+    void = f"; VOID: {'; '.join(result['void_reasons'])}" if result["void"] else ""
+    return f"{result['rate']:g} requests/s: goodput {result['goodput_per_s']:.1f}/s, {shown}{void}"
 
 
 def exit_status(run: Mapping[str, Any], allow_lag: bool) -> int:
@@ -105,19 +132,66 @@ def exit_status(run: Mapping[str, Any], allow_lag: bool) -> int:
     return 1 if len(void) > len(pardoned) else 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.online.load", description=__doc__)
-    add_arguments(parser)
-    parser.add_argument("--json", type=Path, help="write the run here")
-    parser.add_argument("--plot", type=Path, help="draw it here (PNG)")
-    given = parser.parse_args(arguments)
-    run = run_command(parser, given, lambda: run_load(read_options(given)), (Refused, OSError, ValueError))
-    if given.plot:
-        from benchmarks.report import plot
+def add_load_options(parser: argparse.ArgumentParser) -> None:
+    """The rates, their length, and what is checked."""
+    group = parser.add_argument_group("load")
+    group.add_argument(
+        "--rate",
+        type=above_zero,
+        nargs="+",
+        default=[20.0],
+        metavar="PER_S",
+        help="offered requests per second; several rates are measured in turn",
+    )
+    group.add_argument(
+        "--until-knee",
+        action="store_true",
+        help="after the given rates, raise the rate until goodput falls or falls behind the load",
+    )
+    group.add_argument("--knee-factor", type=above_zero, default=1.5, help="factor of each raise, above 1")
+    group.add_argument("--duration", type=above_zero, default=20.0, help="seconds measured at each rate")
+    group.add_argument("--warmup", type=not_negative, default=3.0, help="seconds at the same rate before, not counted")
+    group.add_argument("--rows", type=at_least(1), default=1, help="records in one request")
+    group.add_argument(
+        "--deadline-ms", type=above_zero, default=100.0, help="an answer 200 within this time counts as goodput"
+    )
+    check = parser.add_argument_group("checks")
+    check.add_argument(
+        "--verify",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="ask some requests alone first, and compare every answer to them under load (on unless --no-verify)",
+    )
+    check.add_argument("--verify-records", type=at_least(1), default=64, help="requests that --verify asks alone")
+    check.add_argument(
+        "--allow-lag", action="store_true", help="exit 0 although a rate is void by lag; it stays marked as void"
+    )
+    check.add_argument(
+        "--ceiling", action="store_true", help="first measure the load generator itself on a server that does nothing"
+    )
 
-        plot(run, given.plot)
+
+def finish(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
+    """Measure, write, draw and print; the exit status."""
+    if given.knee_factor <= 1:
+        parser.error("--knee-factor must be above 1")
+    run = run_command(parser, given, KIND, lambda: run_load(given))
     print(table(run))
     return exit_status(run, given.allow_lag)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = command_parser("benchmarks.online.load", __doc__)
+    add_load_options(parser)
+    add_server_options(parser)
+    add_generator_options(parser, timeout_s=30.0, nice=None)
+    add_run_options(parser)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = make_parser()
+    return finish(parser, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""MLPerf's LoadGen as a second, independent judge: `python -m benchmarks.online.mlperf --help`.
+"""MLPerf's LoadGen as a second, independent judge of a running server.
 
-LoadGen draws the Poisson schedule, issues the queries, takes the times, from the scheduled one on, and gives the
-verdict, with its own early-stopping statistic (scenario Server). Ours is what it calls the system under test: an HTTP
-client that posts one query's record and reports its answer. A query that was not answered 200, or wrongly, is counted
-here and makes the run invalid, since LoadGen judges times only.
+LoadGen draws the Poisson schedule, issues the queries, takes the times from the scheduled moments on, and gives the
+verdict with its own early-stopping statistic (scenario Server). What LoadGen calls the system under test is here an
+HTTP client that posts one query's record and reports its answer. LoadGen judges times only, so this command counts the
+queries that were refused, not answered or answered wrongly; one of them makes the run invalid.
 
-The package is `mlcommons-loadgen`. Its log files are written to `--logs`; the summary is read from its detail log.
+The package is `mlcommons-loadgen`. Its log files are written to --logs; the results are read from its detail log.
 """
 
 from __future__ import annotations
@@ -22,17 +22,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import mlperf_loadgen
 import uvloop
 
-from benchmarks.machine import envelope, write_json
+from benchmarks.command_line import command_parser
+from benchmarks.machine import envelope
 from benchmarks.online.client import Client, Exchange
-from benchmarks.online.generator import Target
-from benchmarks.online.probe import WrongAnswers
-from benchmarks.online.target import make_ready, model_records
-from benchmarks.online.verify import Refused
+from benchmarks.online.command import (
+    Run,
+    above_zero,
+    add_run_options,
+    add_server_options,
+    at_least,
+    run_command,
+)
+from benchmarks.online.errors import UnusableInput
+from benchmarks.online.records import model_records
+from benchmarks.online.target import Target, describe_model, make_ready
 from benchmarks.online.wire import difference, native_wire, read_numbers
+from benchmarks.progress import Progress
 
+KIND = "online-mlperf"
 _PERCENTILE = 0.99
 _LOG = "mlperf_log_detail.txt"
 _KEYS = {
@@ -48,12 +57,39 @@ _KEYS = {
 }
 
 
+async def run_mlperf(given: argparse.Namespace) -> Run:
+    """One run of LoadGen at each rate, as JSON has it. Raises BenchmarkError, OSError."""
+    _loadgen()
+    run = envelope(KIND, vars(given), [])
+    model = await describe_model(given.url, given.model)
+    records = model_records(model, given.records, given.num_records, given.seed)
+    ready = await make_ready(given.url, native_wire(given.model), records, given.tolerance)
+    progress = Progress(len(given.rate), "rates")
+    for rate in given.rate:
+        progress.say(f"{rate:g} requests/s: LoadGen runs for {given.duration:g} to {given.max_duration:g} s")
+        with tempfile.TemporaryDirectory() as folder:
+            logs = given.logs / f"{rate:g}" if given.logs else Path(folder)
+            logs.mkdir(parents=True, exist_ok=True)
+            run["results"].append(await asyncio.to_thread(judge, ready.target, rate, given, logs))
+        progress.step(_line(run["results"][-1]))
+    return run
+
+
+def _loadgen() -> Any:
+    try:
+        import mlperf_loadgen
+    except ImportError as error:
+        raise UnusableInput("the package mlcommons-loadgen is missing: install it, or the extra `dev`") from error
+    return mlperf_loadgen
+
+
 class SystemUnderTest:
-    """Posts queries from a loop in a thread of its own; LoadGen calls `issue` from its own thread."""
+    """Posts queries from an event loop in a thread of its own; LoadGen calls `issue` from its own thread."""
 
     def __init__(self, target: Target, connections: int, timeout_s: float) -> None:
         self.by_outcome: Counter[str] = Counter()
         self.mismatches = 0
+        self._loadgen = _loadgen()
         self._target, self._connections, self._timeout_s = target, connections, timeout_s
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="system under test", daemon=True)
@@ -70,6 +106,7 @@ class SystemUnderTest:
         return client
 
     def stop(self) -> None:
+        """Disconnect and end the thread."""
         if self._client is not None:
             asyncio.run_coroutine_threadsafe(self._client.close(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -77,11 +114,11 @@ class SystemUnderTest:
         self._loop.close()
 
     def issue(self, samples: Sequence[Any]) -> None:
-        """Called by LoadGen at the scheduled time; must not wait."""
+        """Called by LoadGen at the scheduled time; returns at once."""
         self._loop.call_soon_threadsafe(self._send, [(sample.id, sample.index) for sample in samples])
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Called by LoadGen at the end of the schedule; nothing is held back."""
 
     def _send(self, samples: Sequence[tuple[int, int]]) -> None:
         assert self._client is not None
@@ -96,36 +133,22 @@ class SystemUnderTest:
         expected = self._target.alone.get(exchange.record)
         if exchange.status == 200 and expected is not None:
             self.mismatches += not difference(read_numbers(exchange.body), expected) <= self._target.tolerance
-        mlperf_loadgen.QuerySamplesComplete([mlperf_loadgen.QuerySampleResponse(identity, 0, 0)])
-
-
-def loadgen_settings(rate: float, given: argparse.Namespace) -> Any:
-    """LoadGen's settings for one rate."""
-    settings = mlperf_loadgen.TestSettings()
-    settings.scenario = mlperf_loadgen.TestScenario.Server
-    settings.mode = mlperf_loadgen.TestMode.PerformanceOnly
-    settings.server_target_qps = rate
-    settings.server_target_latency_ns = int(given.bound_ms * 1e6)
-    settings.server_target_latency_percentile = _PERCENTILE
-    settings.min_duration_ms = int(given.duration * 1000)
-    settings.max_duration_ms = int(given.max_duration * 1000)
-    settings.min_query_count = given.min_queries
-    settings.schedule_rng_seed = settings.sample_index_rng_seed = settings.qsl_rng_seed = given.seed
-    return settings
+        self._loadgen.QuerySamplesComplete([self._loadgen.QuerySampleResponse(identity, 0, 0)])
 
 
 def judge(target: Target, rate: float, given: argparse.Namespace, logs: Path) -> dict[str, Any]:
-    """One run of LoadGen at one rate, as JSON has it. Blocks for its duration."""
+    """One run of LoadGen at one rate, as JSON has it. Blocks for its duration. Raises OSError."""
+    loadgen = _loadgen()
     system = SystemUnderTest(target, given.connections, given.timeout)
     system.start()
-    sut = mlperf_loadgen.ConstructSUT(system.issue, system.flush)
-    # the samples are in memory from the beginning: nothing to load
-    qsl = mlperf_loadgen.ConstructQSL(len(target.requests), len(target.requests), lambda _: None, lambda _: None)
+    sut = loadgen.ConstructSUT(system.issue, system.flush)
+    # all samples are in memory from the beginning, so loading and unloading do nothing
+    qsl = loadgen.ConstructQSL(len(target.requests), len(target.requests), lambda _: None, lambda _: None)
     try:
-        mlperf_loadgen.StartTestWithLogSettings(sut, qsl, loadgen_settings(rate, given), _log_settings(logs))
+        loadgen.StartTestWithLogSettings(sut, qsl, _test_settings(rate, given), _log_settings(logs))
     finally:
-        mlperf_loadgen.DestroyQSL(qsl)
-        mlperf_loadgen.DestroySUT(sut)
+        loadgen.DestroyQSL(qsl)
+        loadgen.DestroySUT(sut)
         system.stop()
     found = read_log(logs / _LOG)
     failed = sum(count for outcome, count in system.by_outcome.items() if outcome != "200")
@@ -138,18 +161,34 @@ def judge(target: Target, rate: float, given: argparse.Namespace, logs: Path) ->
     }
 
 
+def _test_settings(rate: float, given: argparse.Namespace) -> Any:
+    loadgen = _loadgen()
+    settings = loadgen.TestSettings()
+    settings.scenario = loadgen.TestScenario.Server
+    settings.mode = loadgen.TestMode.PerformanceOnly
+    settings.server_target_qps = rate
+    settings.server_target_latency_ns = int(given.bound_ms * 1e6)
+    settings.server_target_latency_percentile = _PERCENTILE
+    settings.min_duration_ms = int(given.duration * 1000)
+    settings.max_duration_ms = int(given.max_duration * 1000)
+    settings.min_query_count = given.min_queries
+    settings.schedule_rng_seed = settings.sample_index_rng_seed = settings.qsl_rng_seed = given.seed
+    return settings
+
+
 def _log_settings(logs: Path) -> Any:
-    output = mlperf_loadgen.LogOutputSettings()
+    loadgen = _loadgen()
+    output = loadgen.LogOutputSettings()
     output.outdir = str(logs)
     output.copy_summary_to_stdout = False
-    settings = mlperf_loadgen.LogSettings()
+    settings = loadgen.LogSettings()
     settings.log_output = output
     settings.enable_trace = False
     return settings
 
 
 def read_log(path: Path) -> dict[str, Any]:
-    """What LoadGen's detail log (JSON after `:::MLLOG `) says of the result; latencies in ms."""
+    """The results in LoadGen's detail log (JSON after `:::MLLOG `); latencies in ms, None for what it does not say."""
     said: dict[str, Any] = dict.fromkeys(_KEYS.values())
     for line in path.read_text(encoding="utf-8").splitlines():
         mark, _, content = line.partition(":::MLLOG ")
@@ -163,51 +202,46 @@ def read_log(path: Path) -> dict[str, Any]:
     return said
 
 
-async def _target(given: argparse.Namespace) -> Target:
-    records = await model_records(given.url, given.model, given.records, given.num_records, given.seed)
-    ready = await make_ready(given.url, native_wire(given.model), records, given.tolerance)
-    return ready.target
+def _line(result: Mapping[str, Any]) -> str:
+    verdict = "VALID" if result["valid"] else "INVALID"
+    return (
+        f"{result['rate']:g} requests/s {verdict}: LoadGen says {result['validity']}, p99 {result['p99_ms']} ms, "
+        f"early stopping met: {result['early_stopping_met']}; outcomes {result['by_outcome']}, "
+        f"{result['mismatches']} wrong answers"
+    )
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = command_parser("benchmarks.online.mlperf", __doc__)
+    group = parser.add_argument_group("load")
+    group.add_argument(
+        "--rate", type=above_zero, nargs="+", default=[20.0], metavar="PER_S",
+        help="requests per second, LoadGen's target_qps; several rates are judged in turn",
+    )  # fmt: skip
+    group.add_argument("--bound-ms", type=above_zero, default=100.0, help="LoadGen's target latency, at p99")
+    group.add_argument(
+        "--duration", type=above_zero, default=60.0, help="least seconds at a rate (MLPerf's own rules: 600)"
+    )
+    group.add_argument("--max-duration", type=above_zero, default=300.0, help="most seconds at a rate")
+    group.add_argument("--min-queries", type=at_least(1), default=2000, help="least queries at a rate")
+    group.add_argument("--connections", type=at_least(1), default=64, help="connections that are opened beforehand")
+    group.add_argument(
+        "--timeout", type=above_zero, default=10.0, help="seconds after which an unanswered query is given up"
+    )
+    group.add_argument("--seed", type=at_least(0), default=1, help="LoadGen's seed, of schedule and samples")
+    group.add_argument("--logs", type=Path, metavar="FOLDER", help="keep LoadGen's own log files in this folder")
+    add_server_options(parser)
+    add_run_options(parser)
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.online.mlperf", description=__doc__)
-    parser.add_argument("--url", default="http://127.0.0.1:8080", help="the server, http://HOST:PORT")
-    parser.add_argument("--model", default="fraud")
-    parser.add_argument("--rate", type=float, nargs="+", required=True, metavar="PER_S", help="LoadGen's target_qps")
-    parser.add_argument("--bound-ms", type=float, default=100.0, help="LoadGen's target latency, at p99")
-    parser.add_argument("--duration", type=float, default=60.0, help="least seconds (MLPerf itself: 600)")
-    parser.add_argument("--max-duration", type=float, default=300.0, help="most seconds")
-    parser.add_argument("--min-queries", type=int, default=2000, help="least queries")
-    parser.add_argument("--records", type=Path, help="JSON Lines or Parquet; else the model's example varied")
-    parser.add_argument("--num-records", type=int, default=256)
-    parser.add_argument("--tolerance", type=float, default=1e-6, help="largest difference from the answer given alone")
-    parser.add_argument("--connections", type=int, default=64)
-    parser.add_argument("--timeout", type=float, default=10.0, help="seconds after which a query is given up")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--logs", type=Path, help="keep LoadGen's own log files here")
-    parser.add_argument("--json", type=Path, help="write the run here")
+    parser = make_parser()
     given = parser.parse_args(arguments)
-    run = envelope("online-mlperf", vars(given), [])
-    try:
-        target = asyncio.run(_target(given))
-        for rate in given.rate:
-            with tempfile.TemporaryDirectory() as folder:
-                logs = given.logs / f"{rate:g}" if given.logs else Path(folder)
-                logs.mkdir(parents=True, exist_ok=True)
-                run["results"].append(judge(target, rate, given, logs))
-            print(_line(run["results"][-1]), flush=True)
-    except (Refused, WrongAnswers, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    if given.json:
-        write_json(run, given.json)
+    run = run_command(parser, given, KIND, lambda: run_mlperf(given))
+    for result in run["results"]:
+        print(_line(result))
     return 0 if all(result["valid"] for result in run["results"]) else 1
-
-
-def _line(result: Mapping[str, Any]) -> str:
-    return (
-        f"{result['rate']:8.1f}/s  {'VALID' if result['valid'] else 'INVALID'}  LoadGen: {result['validity']}, "
-        f"p99 {result['p99_ms']} ms, early stopping met: {result['early_stopping_met']}, {result['by_outcome']}"
-    )
 
 
 if __name__ == "__main__":

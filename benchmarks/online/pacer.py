@@ -1,8 +1,8 @@
 """Sleep until an absolute time, to about a tenth of a millisecond.
 
-Event loops sleep in whole milliseconds, and uvloop may wake up to half of one early. At a latency of a few milliseconds
-that is an error of many per cent, so the due time is given to the kernel (timerfd, absolute, CLOCK_MONOTONIC: the
-clock of `time.monotonic`) and the loop only watches the descriptor. Linux only; `os.timerfd_create` needs Python 3.13.
+An event loop sleeps in whole milliseconds, and uvloop may wake half a millisecond early. At a latency of a few
+milliseconds that is an error of many per cent. So the kernel gets the due time (timerfd, absolute, CLOCK_MONOTONIC: the
+clock of `time.monotonic`), and the loop only watches the descriptor. Linux only; `os.timerfd_create` needs Python 3.13.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _TimerSpec(ctypes.Structure):
 
 
 class Pacer:
-    """One timer of the running loop; one waiter at a time."""
+    """One timer of the running loop, for one waiter at a time. Raises OSError where the kernel gives no timer."""
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -56,5 +56,6 @@ class Pacer:
             self._waiter.set_result(None)
 
     def close(self) -> None:
+        """Give the timer back."""
         self._loop.remove_reader(self._timer)
         os.close(self._timer)

@@ -1,37 +1,38 @@
-"""One rate tried: are 99 of 100 requests answered in time? With how many requests, and with what certainty.
+"""One rate tried: are 99 of 100 requests answered in time, and how sure is that?
 
-A probe passes if no more requests are late than `evidence.allowed_late` of its number. Late is what was not answered
-200 within the bound: slow answers, refusals, errors. A probe that cannot pass any more is broken off, so that a server
-is not buried under seconds of backlog; the next begins only when it answers again as quickly as an idle one.
+A probe passes if no more requests are late than `evidence.allowed_late` allows for their number. Late is every request
+that is not answered 200 within the bound: slow answers, refusals, errors. A probe that cannot pass any more ends early,
+so that the server is not buried under seconds of backlog. The next probe begins once the server answers a lone request
+as quickly as an idle server does.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.online.errors import Unsettled, WrongAnswers
 from benchmarks.online.evidence import allowed_late, confidence
-from benchmarks.online.generator import Generator, Offer, Target
-from benchmarks.online.summary import lag_reason
+from benchmarks.online.generator import Generator, Offer
+from benchmarks.online.summary import summarise_offer
 from benchmarks.online.tally import Tally
+from benchmarks.online.target import Target, told
 from benchmarks.percentiles import rounded, summarise
 
 _SETTLED_ANSWERS = 3
 
 
-class WrongAnswers(Exception):
-    """Under load the system answered otherwise than alone: no number of it is worth anything."""
-
-
-class Unsettled(Exception):
-    """The system did not come to rest between two probes."""
-
-
 @dataclass(frozen=True)
 class ProbeSettings:
-    """How each rate is tried. `max_s` bounds a probe of a slow system, `min_s` one of a fast system."""
+    """How each rate is tried. `max_s` bounds a probe of a slow system, `min_s` one of a fast system.
+
+    Attributes:
+        settle_s: longest wait for the system to come to rest before a probe.
+        void_retries: further tries of a probe whose generator lagged.
+    """
 
     bound_ms: float = 100.0
     min_requests: int = 1000
@@ -51,8 +52,8 @@ class ProbeSettings:
         """Long enough for `min_requests`, within `min_s` and `max_s`."""
         return min(self.max_s, max(self.min_s, self.min_requests / rate))
 
-    def offer(self, rate: float, number: int, *, gives_up: bool) -> Offer:
-        """The `number`-th probe's offer; every number has arrivals of its own."""
+    def offer(self, rate: float, number: int, *, ends_early: bool) -> Offer:
+        """The offer of probe `number`; each number has arrivals of its own."""
         offer = Offer(
             rate=rate,
             duration_s=self.duration_s(rate),
@@ -64,45 +65,48 @@ class ProbeSettings:
             max_connections=self.max_connections,
             timeout_s=self.timeout_s,
         )
-        if not gives_up:
+        if not ends_early:
             return offer
         measured = sum(at >= self.warmup_s for at in offer.draw())
-        return Offer(**{**vars(offer), "allowed_late": allowed_late(measured)})
+        return dataclasses.replace(offer, allowed_late=allowed_late(measured))
 
 
 @dataclass
 class Prober:
-    """Tries rates on one system and remembers every try in `probes`, as JSON has them."""
+    """Tries rates on one system and keeps every try in `probes`, as JSON has them.
+
+    Attributes:
+        cpu_s: CPU time of the whole system so far, where it runs on this machine.
+    """
 
     generator: Generator
     target: Target
     settings: ProbeSettings
     idle_ms: float
     cpu_s: Callable[[], float] | None = None
-    """CPU time of the whole system so far, where it runs on this machine."""
     probes: list[dict[str, Any]] = field(default_factory=list)
 
     async def passes(self, rate: float) -> bool:
-        """Whether the system keeps the bound at this rate. Raises WrongAnswers, Unsettled.
+        """Whether the system keeps the bound at this rate. Raises WrongAnswers, Unsettled, OSError.
 
-        A probe whose generator lagged is void and tried again. If that one is void too its failure stands, since lag
-        never makes a latency look shorter, but a pass does not: the load was not the one that was meant.
+        A probe whose generator lagged is void and tried again. If the second try is void too, its failure counts, since
+        lag never makes a latency look shorter. Its pass does not count: the load was not the one that was meant.
         """
         for _ in range(1 + self.settings.void_retries):
-            probe = await self.measure(rate, gives_up=True)
+            probe = await self.measure(rate, ends_early=True)
             if not probe["void"]:
                 break
         return bool(probe["passed"] and not probe["void"])
 
-    async def measure(self, rate: float, *, gives_up: bool = False) -> dict[str, Any]:
-        """One probe, from a settled system."""
+    async def measure(self, rate: float, *, ends_early: bool = False) -> dict[str, Any]:
+        """One probe, from a settled system. Raises WrongAnswers, Unsettled, OSError."""
         await self.settle()
-        offer = self.settings.offer(rate, len(self.probes), gives_up=gives_up)
+        offer = self.settings.offer(rate, len(self.probes), ends_early=ends_early)
         cpu_before = self.cpu_s() if self.cpu_s else 0.0
         seen = await self.generator.offer(self.target, offer)
         probe = judge(seen, offer, self.settings.max_lag_ms)
-        if self.cpu_s and seen.answered:
-            probe["cpu_ms_per_request"] = rounded(1000 * (self.cpu_s() - cpu_before) / seen.answered)
+        if self.cpu_s and seen.answered_with_warmup:
+            probe["cpu_ms_per_request"] = rounded(1000 * (self.cpu_s() - cpu_before) / seen.answered_with_warmup)
         self.probes.append(probe)
         if seen.mismatches:
             raise WrongAnswers(
@@ -123,42 +127,26 @@ class Prober:
                 is_quick = exchange.status == 200 and exchange.latency_ms <= 2 * self.idle_ms + 5
                 quick = quick + 1 if is_quick else 0
                 if time.monotonic() > deadline:
-                    raise Unsettled(f"{self.settings.settle_s:g} s after a probe: {exchange.status} {exchange.error}")
+                    raise Unsettled(
+                        f"{self.settings.settle_s:g} s after a probe a lone request was answered {told(exchange)} "
+                        f"({exchange.latency_ms:.1f} ms; {self.idle_ms:.1f} ms on the idle system)"
+                    )
         finally:
             await client.close()
 
 
 def judge(seen: Tally, offer: Offer, max_lag_ms: float) -> dict[str, Any]:
-    """A probe as JSON has it."""
+    """A probe as JSON has it: the numbers of its offer and the verdict.
+
+    `confidence` is None for a probe that ended early: its requests are no sample of the whole.
+    """
     allowed = allowed_late(seen.scheduled)
-    latency, lag = summarise(seen.latencies_ms), summarise(seen.lags_ms)
-    reason = lag_reason(lag["p99_ms"], latency["p50_ms"], max_lag_ms)
     return {
-        "rate": rounded(offer.rate),
-        "duration_s": rounded(offer.duration_s),
-        "scheduled": seen.scheduled,
-        "offered": seen.offered,
+        **summarise_offer(seen, offer, max_lag_ms),
         "late": seen.late,
         "allowed_late": allowed,
         "confidence": None if seen.stopped_early else rounded(confidence(seen.late, seen.scheduled), 4),
         "passed": not seen.stopped_early and seen.scheduled > 0 and seen.late <= allowed,
         "stopped_early": seen.stopped_early,
-        "ok": seen.ok,
-        "goodput_per_s": None if seen.stopped_early else rounded((seen.scheduled - seen.late) / offer.duration_s),
-        "by_status": dict(sorted(seen.by_status.items())),
-        "errors": dict(sorted(seen.errors.items())),
-        "latency": latency,
         "refusal": summarise(seen.refusals_ms),
-        "send_lag": lag,
-        "verified": _verified(seen),
-        "void": reason is not None,
-        "void_reasons": [reason] if reason else [],
-    }
-
-
-def _verified(seen: Tally) -> Mapping[str, Any]:
-    return {
-        "compared": seen.compared,
-        "mismatches": seen.mismatches,
-        "max_abs_diff": seen.max_abs_diff if seen.max_abs_diff < float("inf") else None,
     }

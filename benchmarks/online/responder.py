@@ -1,6 +1,6 @@
 """A server that does nothing but answer: `python -m benchmarks.online.responder` prints its port and serves on.
 
-The answer has the documented shape and never changes.
+Every answer has the shape of the native protocol and is the same.
 """
 
 from __future__ import annotations
@@ -38,17 +38,19 @@ class Responder(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one by duck, not by class
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transport has the methods, not the base class
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)
 
     def on_message_complete(self) -> None:
+        """Called by the parser at the end of each request."""
         assert self._transport is not None
         self._transport.write(self._answer)
 
 
 async def serve() -> None:
+    """Listen on a free port of the loopback, print the port, and answer until the process is stopped."""
     answer = _answer()
     server = await asyncio.get_running_loop().create_server(lambda: Responder(answer), "127.0.0.1", 0, backlog=2048)
     print(server.sockets[0].getsockname()[1], flush=True)

@@ -1,4 +1,4 @@
-"""A run as lines for a terminal."""
+"""An `online-load` run as a table for the terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _HEAD = (
 
 
 def table(run: Mapping[str, Any]) -> str:
-    """One line per rate, and a line for each reason to distrust one. `~`: too few answers to carry the percentile."""
+    """A line for each rate, and one for each reason to distrust a rate. `~`: too few answers for this percentile."""
     rows = [_HEAD, *(_row(result) for result in run["results"])]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]

@@ -1,22 +1,32 @@
-"""What one generator process saw of a probe, small enough to be sent to another: numbers, no bodies."""
+"""What became of an offer's requests, as numbers without bodies: small enough to be sent between processes."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from benchmarks.online.answers import AnswerTimes
 from benchmarks.online.client import Exchange
-from benchmarks.online.wire import difference, read_numbers
+from benchmarks.online.wire import difference, numbers
 
 
 @dataclass
 class Tally:
-    """Of the measured exchanges, without the warm-up. `late`: not answered 200 within the bound, whatever the cause."""
+    """Counts of the measured requests, without the warm-up.
+
+    Attributes:
+        late: requests that were not answered 200 within the bound, whatever the cause.
+        latencies_ms: of the answers 200, and the wait so far of the requests that were given up: to leave those out
+            would hide the worst. Refusals are fast and would flatter, so they are kept apart.
+        lags_ms: from the due time to the write on the socket. A request that was given up unsent counts with its wait.
+    """
 
     scheduled: int = 0
-    answered: int = 0
-    """The warm-up's too: what the server worked for."""
+    sent: int = 0
+    answered_with_warmup: int = 0
     ok: int = 0
     late: int = 0
     latencies_ms: list[float] = field(default_factory=list)
@@ -27,12 +37,19 @@ class Tally:
     compared: int = 0
     mismatches: int = 0
     max_abs_diff: float = 0.0
+    answer_times: AnswerTimes = field(default_factory=AnswerTimes)
     connections: int = 0
     stopped_early: bool = False
 
     @property
+    def answered(self) -> int:
+        """Requests with an answer of any status."""
+        return sum(self.by_status.values())
+
+    @property
     def offered(self) -> int:
-        return sum(self.by_status.values()) + sum(self.errors.values())
+        """Requests that were submitted; fewer than `scheduled` where the offer ended early."""
+        return self.answered + sum(self.errors.values())
 
 
 def tally(
@@ -43,18 +60,24 @@ def tally(
     alone: Mapping[int, Sequence[float]],
     tolerance: float,
 ) -> Tally:
-    """Count ended exchanges. A latency counts where it was answered 200 or given up (its wait so far)."""
+    """Count exchanges that have ended.
+
+    Args:
+        alone: by record, the numbers that it was answered alone; under load the answer must be the same.
+    """
     seen = Tally(scheduled=scheduled)
     for exchange in exchanges:
         seen.late += is_late(exchange, bound_ms)
-        seen.lags_ms.append(exchange.send_lag_ms if exchange.is_sent else exchange.latency_ms)
+        seen.sent += exchange.is_sent
+        if exchange.is_sent or exchange.error == "timeout":
+            seen.lags_ms.append(exchange.send_lag_ms if exchange.is_sent else exchange.latency_ms)
         if exchange.error is not None:
             seen.errors[exchange.error] += 1
         else:
             seen.by_status[str(exchange.status)] += 1
         if exchange.status == 200:
             seen.ok += 1
-            _compare(seen, exchange, alone, tolerance)
+            _read(seen, exchange, alone, tolerance)
         if exchange.status == 200 or exchange.error == "timeout":
             seen.latencies_ms.append(exchange.latency_ms)
         elif exchange.status == 429:
@@ -67,22 +90,29 @@ def is_late(exchange: Exchange, bound_ms: float) -> bool:
     return exchange.status != 200 or exchange.latency_ms > bound_ms
 
 
-def _compare(seen: Tally, exchange: Exchange, alone: Mapping[int, Sequence[float]], tolerance: float) -> None:
+def _read(seen: Tally, exchange: Exchange, alone: Mapping[int, Sequence[float]], tolerance: float) -> None:
+    """Read an answer 200: the times that it states, and whether it is the right one."""
+    try:
+        answer: Any = json.loads(exchange.body)
+    except ValueError:
+        answer = None
+    seen.answer_times.add(answer, exchange.latency_ms)
     expected = alone.get(exchange.record)
     if expected is None:
         return
-    differs = difference(read_numbers(exchange.body), expected)
+    differs = difference(numbers(answer), expected)
     seen.compared += 1
     seen.mismatches += not differs <= tolerance  # also counts NaN
     seen.max_abs_diff = max(seen.max_abs_diff, differs)
 
 
-def merge(tallies: Iterable[Tally]) -> Tally:
-    """Several processes' shares of one probe."""
+def merge(shares: Iterable[Tally]) -> Tally:
+    """The shares of several processes as one."""
     whole = Tally()
-    for share in tallies:
+    for share in shares:
         whole.scheduled += share.scheduled
-        whole.answered += share.answered
+        whole.sent += share.sent
+        whole.answered_with_warmup += share.answered_with_warmup
         whole.ok += share.ok
         whole.late += share.late
         whole.latencies_ms += share.latencies_ms
@@ -93,13 +123,14 @@ def merge(tallies: Iterable[Tally]) -> Tally:
         whole.compared += share.compared
         whole.mismatches += share.mismatches
         whole.max_abs_diff = max(whole.max_abs_diff, share.max_abs_diff)
+        whole.answer_times.merge(share.answer_times)
         whole.connections += share.connections
         whole.stopped_early |= share.stopped_early
     return whole
 
 
 class LateWatch:
-    """Sees while sending that a probe cannot pass any more, so that an overloaded server is not buried first.
+    """Sees while the load is sent that it cannot pass any more, so that an overloaded server is not buried first.
 
     Exchanges are judged in the order of their due times, each once: when it has ended, or when its bound has passed.
     """
@@ -112,7 +143,7 @@ class LateWatch:
         self._open: deque[Exchange] = deque()
 
     def __call__(self, exchange: Exchange) -> bool:
-        """Told of an exchange that was just submitted; whether the probe has failed."""
+        """Take note of an exchange that was just submitted; returns whether more are late than allowed."""
         now = exchange.due
         if now >= self._measured_from:
             self._open.append(exchange)

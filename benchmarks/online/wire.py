@@ -1,4 +1,4 @@
-"""How a system is asked and how it answers: where its requests go, and the numbers in its JSON."""
+"""How a system is asked and how it answers: the bytes of a request, and the numbers in an answer's JSON."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 
 from benchmarks.online.records import Record
 
+_USER_AGENT = "User-Agent: tabpfn-serve-load"
+
 
 @dataclass(frozen=True)
 class Wire:
-    """Where `{"records": [...]}` is posted, and with which headers beside the usual ones."""
+    """The path to which `{"records": [...]}` is posted, and the headers beside the usual ones."""
 
     path: str = "/predict"
     headers: tuple[tuple[str, str], ...] = ()
@@ -25,7 +27,7 @@ class Wire:
             [
                 f"POST {self.path} HTTP/1.1",
                 f"Host: {host}",
-                "User-Agent: tabpfn-serve-load",
+                _USER_AGENT,
                 "Accept: application/json",
                 "Content-Type: application/json",
                 *lines,
@@ -36,17 +38,17 @@ class Wire:
 
 
 def native_wire(model: str) -> Wire:
-    """Our own native door."""
+    """The native protocol of tabpfn-serve: `POST /v1/models/{model}/predict`."""
     return Wire(f"/v1/models/{model}/predict")
 
 
-def predict_request(host: str, model: str, rows: Sequence[Record]) -> bytes:
-    """`POST /v1/models/{model}/predict` as the bytes on the wire."""
-    return native_wire(model).request(host, rows)
+def get_request(host: str, path: str) -> bytes:
+    """A GET as bytes."""
+    return f"GET {path} HTTP/1.1\r\nHost: {host}\r\n{_USER_AGENT}\r\n\r\n".encode("ascii")
 
 
 def numbers(answer: Any) -> list[float]:
-    """Every number that was predicted, in order; of a native answer the predictions only, of others all there is."""
+    """Every predicted number in order: of a native answer those of `predictions`, of any other answer all numbers."""
     if isinstance(answer, Mapping) and "predictions" in answer:
         answer = answer["predictions"]
     return list(_numbers(answer))
@@ -61,7 +63,7 @@ def _numbers(value: Any) -> list[float]:
 
 
 def read_numbers(body: bytes) -> list[float] | None:
-    """`numbers` of an answer's body; None where it is no JSON."""
+    """`numbers` of an answer's body; None where the body is no JSON."""
     try:
         return numbers(json.loads(body))
     except ValueError:
@@ -69,7 +71,7 @@ def read_numbers(body: bytes) -> list[float] | None:
 
 
 def difference(found: Sequence[float] | None, expected: Sequence[float]) -> float:
-    """Largest difference of two answers; infinite where they are not even of one length."""
+    """Largest difference of two answers; infinite where there is nothing to compare or the lengths differ."""
     if found is None or len(found) != len(expected):
         return float("inf")
     return max((abs(a - b) for a, b in zip(found, expected, strict=True)), default=float("inf"))

@@ -1,14 +1,13 @@
-"""tabpfn-serve beside its peers, in one run: `python -m benchmarks.peers --help`.
+"""tabpfn-serve and other servers with the same model, in one run.
 
 Installs each peer in an environment of its own, starts all systems on 127.0.0.1, checks their answers, and measures
-them in interleaved rounds (`rounds.py`): the highest Poisson rate with p99 within 100 ms, latency and CPU at half of
+them in interleaved rounds: the highest Poisson rate whose p99 stays within 100 ms, then latency and CPU time at half of
 the best peer's highest rate.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import dataclasses
 import json
 import signal
@@ -19,65 +18,99 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import uvloop
-
+from benchmarks.command_line import command_parser
 from benchmarks.machine import ROOT, envelope, write_json
+from benchmarks.online.arrivals import ARRIVALS
 from benchmarks.online.bisection import SearchSettings
+from benchmarks.online.command import Run, above_zero, add_run_options, at_least, run_command
+from benchmarks.online.errors import StartFailed
 from benchmarks.online.probe import ProbeSettings
+from benchmarks.online.search import add_probe_options
 from benchmarks.peers import environments
 from benchmarks.peers.contender import Contender
 from benchmarks.peers.rounds import Plan, run_rounds, summarise_systems
-from benchmarks.peers.systems import SYSTEMS, System
+from benchmarks.peers.systems import SYSTEMS
 
+KIND = "online-peers"
 _EXPECTED_S = 120
+_PROBE = ProbeSettings(min_requests=800, min_s=3.0, max_s=8.0)
 
 
-def run_peers(plan: Plan, systems: Sequence[System], logs: Path, to_json: Path | None) -> dict[str, Any]:
-    """The whole run as JSON; written after every round, too."""
+async def run_peers(given: argparse.Namespace) -> Run:
+    """The whole run, as JSON has it; written after every round, too. Raises BenchmarkError, OSError."""
+    plan, systems = _plan(given), [SYSTEMS[name] for name in given.systems]
+    run = envelope(KIND, dataclasses.asdict(plan), [], rates={}, systems={})
     for name in dict.fromkeys(system.environment for system in systems if system.environment is not None):
+        print(f"installing the environment of {name}, unless it is there", file=sys.stderr, flush=True)
         environments.install(name)
     records, answers = _records_and_answers(plan.threads)
-    run = envelope("online-peers", dataclasses.asdict(plan), [])
 
     def keep(contenders: Sequence[Contender], rates: Mapping[str, float]) -> None:
         results = [probe for contender in contenders for probe in contender.probes]
         run.update(rates=dict(rates), systems=summarise_systems(contenders), results=results)
-        if to_json is not None:
-            write_json(run, to_json)
+        if given.json is not None:
+            write_json(run, given.json)
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        keep(*runner.run(run_rounds(plan, systems, records, answers, logs, keep)))
+    with tempfile.TemporaryDirectory() as folder:
+        logs = given.logs or Path(folder)
+        logs.mkdir(parents=True, exist_ok=True)
+        keep(*await run_rounds(plan, systems, records, answers, logs, keep))
     return run
 
 
 def _records_and_answers(threads: int) -> tuple[list[dict[str, Any]], list[list[float]]]:
+    """The requests' records and the right answers, from another process, so that this one holds no torch."""
     command = [sys.executable, "-m", "benchmarks.peers.records", "--threads", str(threads)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, timeout=_EXPECTED_S, check=True)
+    try:
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, timeout=_EXPECTED_S, check=True)
+    except subprocess.SubprocessError as error:
+        raise StartFailed(f"the expected answers could not be computed: {error}") from error
     drawn = json.loads(done.stdout)
     return drawn["records"], drawn["answers"]
 
 
 def table(systems: Mapping[str, Mapping[str, Any]]) -> str:
     """A line for each system."""
-    head = ("system", "engine", "max rate/s", "p50 half", "p99 half", "p50 half*", "p99 half*", "CPU ms", "idle ms")
-    keys = (
-        "engine", "max_rate_p99_100ms", "p50_ms_half_load", "p99_ms_half_load", "p50_ms_half_load_compiled_engine",
-        "p99_ms_half_load_compiled_engine", "cpu_ms_per_request", "idle_p50_ms",
-    )  # fmt: skip
-    rows = [head, *((name, *(_cell(found.get(key)) for key in keys)) for name, found in systems.items())]
+    head = (
+        "system",
+        "engine",
+        "rate/s",
+        "of rounds",
+        "p50 half",
+        "p99 half",
+        "p50 half*",
+        "p99 half*",
+        "CPU ms",
+        "idle ms",
+    )
+    rows = [head, *(_row(name, found) for name, found in systems.items())]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    lines.append("half: half of the best peer's highest rate with tabpfn's engine; half*: with the compiled engine")
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.append("rate/s: highest rate whose p99 stays within 100 ms, median of the rounds; p50, p99, CPU, idle: ms")
+    lines.append("half: at half of the best peer's highest rate with tabpfn's engine; half*: with the compiled engine")
     lines += [f"{name} FAILED: {failure}" for name, found in systems.items() for failure in found["failures"]]
     return "\n".join(lines)
 
 
-def _cell(value: Any) -> str:
-    return "-" if value is None else value if isinstance(value, str) else f"{value:.1f}"
+def _row(name: str, found: Mapping[str, Any]) -> tuple[str, ...]:
+    keys = (
+        "p50_ms_half_load", "p99_ms_half_load", "p50_ms_half_load_compiled_engine", "p99_ms_half_load_compiled_engine",
+        "cpu_ms_per_request", "idle_p50_ms",
+    )  # fmt: skip
+    rates = found["max_rates"]
+    spread = f"{min(rates):.0f} to {max(rates):.0f}" if rates else "-"
+    return (
+        name, found["engine"], _cell(found["max_rate_p99_100ms"]), spread, *(_cell(found.get(key)) for key in keys)
+    )  # fmt: skip
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
 
 
 def _plan(given: argparse.Namespace) -> Plan:
-    probe = ProbeSettings(
+    probe = dataclasses.replace(
+        _PROBE,
         min_requests=given.min_requests,
         min_s=given.min_s,
         max_s=given.max_s,
@@ -99,48 +132,50 @@ def _plan(given: argparse.Namespace) -> Plan:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
-    parser.add_argument("--systems", nargs="+", choices=tuple(SYSTEMS), default=list(SYSTEMS), metavar="NAME")
-    parser.add_argument("--rounds", type=int, default=5, help="of everything, interleaved; medians are reported")
+def make_parser() -> argparse.ArgumentParser:
+    parser = command_parser("benchmarks.peers", __doc__)
     parser.add_argument(
-        "--budget-s", type=float, default=3000, help="no round of searches begins that would end after this"
+        "--systems", nargs="+", choices=tuple(SYSTEMS), default=list(SYSTEMS), metavar="NAME",
+        help=f"systems to compare, of: {', '.join(SYSTEMS)}",
+    )  # fmt: skip
+    parser.add_argument("--rounds", type=at_least(1), default=5, help="interleaved rounds; medians are reported")
+    parser.add_argument(
+        "--budget-s", type=above_zero, default=3000.0, help="no round of searches begins that would end after this time"
     )
-    parser.add_argument("--threads", type=int, default=1, help="of torch, the same in every system")
-    parser.add_argument("--processes", type=int, default=1, help="generator processes")
-    parser.add_argument("--nice", type=int, default=-10, help="of the generator, where it may be set")
-    parser.add_argument("--min-requests", type=int, default=800, help="of a probe, unless --max-s ends it before")
-    parser.add_argument("--min-s", type=float, default=3.0, help="shortest probe")
-    parser.add_argument("--max-s", type=float, default=8.0, help="longest probe")
-    parser.add_argument("--load-s", type=float, default=4.0, help="shortest measurement at half load")
-    parser.add_argument("--warmup-s", type=float, default=1.0)
-    parser.add_argument("--resolution", type=float, default=0.1, help="of the search, as a share of the rate")
-    parser.add_argument("--low", type=float, default=5.0, help="a system that fails even at this rate has 0")
-    parser.add_argument("--arrivals", choices=("poisson", "bursty"), default="poisson")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write the run here")
-    parser.add_argument("--plot", type=Path, help="draw it here (PNG)")
-    parser.add_argument("--logs", type=Path, help="keep the systems' own output in this folder")
+    parser.add_argument("--threads", type=at_least(1), default=1, help="torch threads, the same in every system")
+    add_probe_options(parser, _PROBE)
+    parser.add_argument("--load-s", type=above_zero, default=4.0, help="shortest measurement at half load, in seconds")
+    parser.add_argument(
+        "--resolution", type=above_zero, default=0.1, help="fineness of the search, as a share of the rate"
+    )
+    parser.add_argument(
+        "--low", type=above_zero, default=5.0, help="lowest rate to try; a system that fails even there has 0"
+    )
+    parser.add_argument(
+        "--arrivals", choices=tuple(ARRIVALS), default="poisson",
+        help="bursty offers four times the rate a tenth of the time, and the same rate on average",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=at_least(0), default=1, help="seed of the arrivals; each probe adds its number")
+    parser.add_argument("--processes", type=at_least(1), default=1, help="generator processes that share the load")
+    parser.add_argument(
+        "--nice", type=int, default=-10, help="nice value of the generator, where the system lets it be set"
+    )
+    parser.add_argument("--logs", type=Path, metavar="FOLDER", help="keep the systems' own output in this folder")
+    add_run_options(parser, "after every round")
     return parser
 
 
 def _end_once(*_: object) -> None:
-    """What was started is stopped on the way out; a second signal must not cut that short."""
+    """At SIGTERM the systems are stopped on the way out; a second signal must not cut that short."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(143)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    given = _parser().parse_args(arguments)
+    parser = make_parser()
+    given = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _end_once)
-    with tempfile.TemporaryDirectory() as folder:
-        logs = given.logs or Path(folder)
-        logs.mkdir(parents=True, exist_ok=True)
-        run = run_peers(_plan(given), [SYSTEMS[name] for name in given.systems], logs, given.json)
-    if given.plot:
-        from benchmarks.report import plot
-
-        plot(run, given.plot)
+    run = run_command(parser, given, KIND, lambda: run_peers(given))
     print(table(run["systems"]))
     return 1 if any(found["failure"] for found in run["systems"].values()) else 0
 

@@ -1,4 +1,4 @@
-"""One system in the run: its processes, what is posted to it, and what was found about it so far."""
+"""One system in the run: its processes, its requests, and what was found about it so far."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.online.bisection import SearchSettings, find_max_rate
+from benchmarks.online.closed_loop import answers_per_s
+from benchmarks.online.errors import BenchmarkError, Refused, WrongAnswers
 from benchmarks.online.generator import Generator
-from benchmarks.online.probe import Prober, ProbeSettings, Unsettled, WrongAnswers
-from benchmarks.online.target import Ready, closed_loop, make_ready
-from benchmarks.online.verify import Refused
+from benchmarks.online.probe import Prober, ProbeSettings
+from benchmarks.online.target import Ready, make_ready
 from benchmarks.online.wire import difference
-from benchmarks.peers.process import Process, StartFailed
+from benchmarks.peers.process import Process
 from benchmarks.peers.records import Record
 from benchmarks.peers.systems import System
 from benchmarks.percentiles import rounded
@@ -23,24 +24,28 @@ from benchmarks.percentiles import rounded
 _CLOSED_LOOP_CONNECTIONS, _CLOSED_LOOP_S = 32, 3.0
 _START_SHARE = 0.5
 _MAX_REVIVALS = 2
-_FAILURES = (StartFailed, Refused, Unsettled, WrongAnswers, OSError)
+_FAILURES = (BenchmarkError, OSError)
 
 
 class Contender:
-    """Started once, frozen whenever another is measured. A failure ends its part in the run, nobody else's."""
+    """Started once and frozen while others are measured. A failure ends this contender's part in the run, no other's.
+
+    Attributes:
+        failure: why it takes no further part, or waits to be started again; None: it runs.
+        max_rates: highest rate of each round.
+        confidences: of each round's highest rate, the confidence that p99 keeps the bound there.
+        num_killed: processes that outlived a stop and were killed.
+    """
 
     def __init__(self, system: System, threads: int, log_folder: Path) -> None:
         self.system = system
         self.failure: str | None = None
-        """Why it has no further part, or waits to be started again."""
         self.failures: list[str] = []
         self.max_rates: list[float] = []
         self.confidences: list[float | None] = []
-        """Of each round's highest rate, that p99 keeps the bound there."""
         self.probes: list[dict[str, Any]] = []
         self.facts: dict[str, Any] = {}
         self.num_killed = 0
-        """Processes that outlived a stop and were killed."""
         self.process = self._new_process(threads, log_folder)
         self._new = lambda: self._new_process(threads, log_folder)
         self._ready: Ready | None = None
@@ -51,21 +56,27 @@ class Contender:
 
     @property
     def can_be_revived(self) -> bool:
-        """It ran well, then wedged or died: it is started again for the next round, and the failure is told."""
+        """Whether it ran well, then hung or died. It is then started again for the next round, and the failure is
+        kept."""
         return self.failure is not None and self._ready is not None and len(self.failures) <= _MAX_REVIVALS
 
     @property
     def is_running(self) -> bool:
+        """Whether it can be measured."""
         return self.failure is None and self._ready is not None
+
+    def keeps(self, rate: float) -> bool:
+        """Whether it can be measured at this rate: above its own highest rate there is nothing to learn."""
+        return self.is_running and rate <= self.max_rate
 
     @property
     def max_rate(self) -> float:
-        """The median of the rounds so far."""
+        """The median of the rounds so far, 0 before the first."""
         return statistics.median(self.max_rates) if self.max_rates else 0.0
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        """Its turn: thawed, then frozen again; a failure is kept and stops it."""
+        """Its turn: it is thawed, then frozen again. A failure is kept and stops it."""
         self.process.thaw()
         try:
             yield
@@ -75,18 +86,18 @@ class Contender:
             self.process.stop()
             self.num_killed += self.process.num_killed
             if isinstance(error, WrongAnswers | Refused):
-                self._ready = None  # no accident: it is not started again
+                self._ready = None  # a fault of the system, not an accident: it is not started again
         else:
             self.process.freeze()
 
     def stop(self) -> None:
-        """The end of its part."""
+        """Stop its processes."""
         if self.failure is None:
             self.process.stop()
             self.num_killed += self.process.num_killed
 
     async def start(self, records: Sequence[Record], expected: Sequence[Sequence[float]]) -> None:
-        """Start it, or start it again; compare what it answers to each record alone with what is expected."""
+        """Start it, or start it again, and compare its answers to the records alone with the expected ones."""
         if self.failure is not None:
             self.process = self._new()
             self.failure = None
@@ -106,9 +117,9 @@ class Contender:
             }
             if not worst <= self.system.tolerance:
                 raise WrongAnswers(
-                    f"alone it answers {worst:.3g} beside the expected, {self.system.tolerance:g} allowed"
+                    f"alone its answers are {worst:.3g} away from the expected ones, {self.system.tolerance:g} allowed"
                 )
-            # a slow system was not asked every record alone; under load every answer is checked all the same
+            # A slow system was not asked every record alone. Under load every answer is checked all the same.
             alone = {**dict(enumerate(expected)), **ready.target.alone}
             self._ready = dataclasses.replace(ready, target=dataclasses.replace(ready.target, alone=alone))
 
@@ -121,7 +132,7 @@ class Contender:
     async def search(
         self, generator: Generator, probing: ProbeSettings, first: SearchSettings, again: SearchSettings, round_: int
     ) -> None:
-        """One round's highest rate: a wide search the first time, then one around what was found."""
+        """One round's highest rate: a wide search the first time, then one around the median so far."""
         assert self._ready is not None
         if self._ready.idle_ms > probing.bound_ms:
             await self._measure_capacity(connections=2)
@@ -150,16 +161,14 @@ class Contender:
     async def _capacity(self, connections: int) -> float:
         assert self._ready is not None
         seconds = max(_CLOSED_LOOP_S, 4 * self._ready.idle_ms / 1000)
-        capacity = await closed_loop(self._ready.target, connections, seconds)
+        capacity = await answers_per_s(self._ready.target, connections, seconds)
         self.facts |= {"capacity_per_s": rounded(capacity, 1), "capacity_connections": connections}
         return capacity
 
     async def measure_at(
         self, generator: Generator, probing: ProbeSettings, rate: float, purpose: str, round_: int
     ) -> None:
-        """Latency and CPU at a rate that it keeps; above its own highest rate there is nothing to be learned."""
-        if rate > self.max_rate:
-            return
+        """Latency and CPU time at a rate that the system keeps."""
         async with self._turn():
             prober = self._prober(generator, probing)
             try:
@@ -173,7 +182,7 @@ class Contender:
         self.probes += [{**origin, **probe} for probe in prober.probes]
 
     def values(self, purpose: str, *path: str) -> float | None:
-        """The median over the rounds of a number of the probes made for `purpose`, void ones left out."""
+        """The median, over the rounds, of one number of the probes made for `purpose`; void probes are left out."""
         found: list[float] = []
         for probe in self.probes:
             value: Any = probe
@@ -185,6 +194,6 @@ class Contender:
 
 
 def _confidence_at(rate: float, probes: Sequence[Mapping[str, Any]]) -> float | None:
-    """Of the probe that passed at this rate; None where none did."""
+    """The confidence of the probe that passed at this rate; None where none did."""
     passed = [probe["confidence"] for probe in probes if probe["passed"] and probe["rate"] == rounded(rate)]
     return passed[-1] if passed else None

@@ -1,7 +1,8 @@
-"""One environment per peer, under `.venv/peers/` (git-ignored, and `make clean` removes it with the rest).
+"""One virtual environment per peer, under `.venv/peers/`; `python -m benchmarks.peers.environments` makes them all.
 
-It sees the project's own packages (torch, tabpfn, numpy: the same for every system), and its own pins lie on top, from
-`requirements/NAME.txt`. `python -m benchmarks.peers.environments` makes them all.
+An environment sees the project's own packages (torch, tabpfn, numpy), so that these are the same for every system. The
+peer's own packages are installed on top, by the pins in `requirements/NAME.txt`. The folder is git-ignored; `make
+clean` removes it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import venv
 from pathlib import Path
 
 from benchmarks.machine import ROOT
+from benchmarks.online.errors import StartFailed
 
 FOLDER = ROOT / ".venv" / "peers"
 REQUIREMENTS = Path(__file__).parent / "requirements"
@@ -29,7 +31,8 @@ def python_of(name: str) -> Path:
 
 
 def install(name: str, folder: Path = FOLDER) -> Path:
-    """Make the environment, unless these very pins are installed already; its interpreter. Raises RuntimeError."""
+    """Make the environment, unless these very pins are installed already. Returns its interpreter. Raises
+    StartFailed."""
     requirements = REQUIREMENTS / f"{name}.txt"
     place = folder / name
     digest = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()
@@ -37,26 +40,31 @@ def install(name: str, folder: Path = FOLDER) -> Path:
     python = place / "bin" / "python"
     if stamp.exists() and stamp.read_text() == digest:
         return python
-    venv.create(place, clear=True, with_pip=False, symlinks=True)  # pip is the project's own, seen like the rest
+    venv.create(place, clear=True, with_pip=False, symlinks=True)  # it sees the project's pip
     packages = Path(sysconfig.get_path("purelib"))
     own = place / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
     (own / "project.pth").write_text(f"{packages}\n")
     command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", str(requirements)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_S, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise StartFailed(f"pip took longer than {_PIP_S} s to install {requirements.name}") from error
     if done.returncode != 0:
-        raise RuntimeError(f"pip could not install {requirements.name}: {done.stderr.strip()[-500:]}")
+        said = done.stderr.strip().replace("\n", " | ")[-500:]
+        raise StartFailed(f"pip could not install {requirements.name}: {said}")
     stamp.write_text(digest)
     return python
 
 
 def pins(name: str) -> dict[str, str]:
-    """Package to version, as the requirements file has them."""
+    """The version of each package that the requirements file pins."""
     lines = (REQUIREMENTS / f"{name}.txt").read_text().splitlines()
     pinned = (line.partition("==") for line in lines if line and not line.startswith("#"))
     return {package: version for package, _, version in pinned}
 
 
 def main() -> None:
+    """Make every environment."""
     for name in NAMES:
         print(f"{name}: {install(name)}")
 

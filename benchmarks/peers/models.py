@@ -1,8 +1,9 @@
-"""The demo model as a peer's server holds it: by the library as its users do, or by our engine, lent.
+"""The demo model as a peer's server holds it: by the tabpfn package, as its users do, or by the compiled engine.
 
-`tabpfn-uncached` and `library` are the library's own classifier with its own defaults, fed a DataFrame; `ours` is
-TabPFNEngine behind the same call. `library.TabPFNClassifier` is tabpfn's own, with the internet shut. All answer the
-same question: probabilities corrected to the true share of fraud.
+`tabpfn-uncached` and `tabpfn` are tabpfn's classifier with its own defaults, fed a DataFrame, without and with its KV
+cache. `tabpfn-float32` is the cached one in float32: the reference. `compiled` is TabPFNEngine behind the same call.
+All answer the same question: probabilities, corrected to the true share of fraud. `library.TabPFNClassifier` is the
+class of the tabpfn package; the module only keeps it from the internet.
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ _WARM_UP_ROWS = (64, 8, 1)
 
 
 def load_from_environment() -> Predict:
-    """The model that this process was told to hold."""
+    """The model that the environment of this process names."""
     return load(os.environ[ENGINE_VARIABLE], int(os.environ[THREADS_VARIABLE]))
 
 
 def load_batched() -> PredictAll:
-    """The same, for several requests by one call."""
+    """The same, to answer several requests by one call."""
     return functools.partial(predict_all, load_from_environment())
 
 
 def load(kind: str, num_threads: int) -> Predict:
-    """Fit the demo model and answer a few rows, so that no caller pays for a first time."""
+    """Fit the demo model and answer a few rows, so that no caller waits for a warm-up."""
     definition = FolderStore(StoreSettings()).load("fraud")
     predict = _compiled(definition, num_threads) if kind == "compiled" else _tabpfn(definition, kind, num_threads)
     for rows in _WARM_UP_ROWS if kind != "tabpfn-uncached" else (1,):
@@ -54,7 +55,7 @@ def load(kind: str, num_threads: int) -> Predict:
 
 
 def predict_all(predict: Predict, requests: Sequence[Records]) -> list[Probabilities]:
-    """Answer several requests by one call."""
+    """Answer several requests by one call of the model."""
     answers = iter(predict([record for records in requests for record in records]))
     return [list(itertools.islice(answers, len(records))) for records in requests]
 
@@ -72,7 +73,7 @@ def _tabpfn(definition: ModelDefinition, kind: str, num_threads: int) -> Predict
         random_state=definition.options.random_state,
         categorical_features_indices=[i for i, c in enumerate(context.columns) if c.kind != "number"],
         inference_precision=torch.float32 if kind == "tabpfn-float32" else "auto",
-        kv_cache_precision="auto",  # of the forward; faster than the int8 that is the default
+        kv_cache_precision="auto",  # the forward's precision: faster than the default, int8
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Running on CPU with more than")
@@ -81,7 +82,7 @@ def _tabpfn(definition: ModelDefinition, kind: str, num_threads: int) -> Predict
     weights = np.array([priors[label] / np.mean(target == label) for label in classifier.classes_])
 
     def predict(records: Records) -> Probabilities:
-        # the types of the context, since one row alone does not tell them
+        # with the context's column types, which one row alone does not determine
         rows = pd.DataFrame(records, columns=frame.columns).astype(frame.dtypes)
         weighted = classifier.predict_proba(rows) * weights
         answers: Probabilities = (weighted / weighted.sum(axis=1, keepdims=True)).tolist()

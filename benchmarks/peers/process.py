@@ -1,7 +1,7 @@
 """A system's processes: started, waited for, frozen while others are measured, counted, and none left behind.
 
-All processes of a system carry a mark in their environment, which children inherit whoever their parent becomes: that
-is how they are found (/proc), also those that detached themselves. Nothing else is ever signalled.
+All processes of a system carry a mark in their environment, which their children inherit. By this mark they are found
+in /proc, also those that detached themselves from their parent. No other process is ever signalled.
 """
 
 from __future__ import annotations
@@ -21,21 +21,25 @@ import psutil
 
 from benchmarks.machine import ROOT
 from benchmarks.online.client import Client
+from benchmarks.online.errors import StartFailed
 
 _MARK = "BENCHMARK_OF_TABPFN_SERVE"
 _POLL_S = 0.2
 _KILL_WAIT_S = 5.0
 _SIGNAL_S, _SIGNAL_POLL_S = 3.0, 0.01
 _NICE = os.getpriority(os.PRIO_PROCESS, 0)
-"""Of every system, also if the generator has raised its own priority since."""
-
-
-class StartFailed(Exception):
-    """A system did not become ready, or ended."""
+"""Nice value of every system, also after the generator has changed its own."""
 
 
 class Process:
-    """One system; whoever starts it stops it."""
+    """One system. Whoever starts it must stop it.
+
+    Args:
+        variables: added to the environment.
+        log: file for the output of all its processes.
+        start_s: longest wait for the first answer.
+        stop_s: longest wait for the main process to end after `stop_signal`.
+    """
 
     def __init__(
         self,
@@ -60,10 +64,11 @@ class Process:
 
     @property
     def url(self) -> str:
+        """Where it listens, on the loopback."""
         return f"http://127.0.0.1:{self.port}"
 
     async def start(self, request: bytes) -> float:
-        """Start and wait until `request` is answered 200; the seconds that took. Raises StartFailed."""
+        """Start, and wait until `request` is answered 200. Returns the seconds that this took. Raises StartFailed."""
         began = time.monotonic()
         variables = {**os.environ, "PYTHONPATH": str(ROOT), **self._variables, _MARK: self._mark}
         self._main = self._spawn(variables)
@@ -117,7 +122,7 @@ class Process:
         return total
 
     def rss_bytes(self) -> int:
-        """Resident memory of all its processes together; what they share is counted in each."""
+        """Resident memory of all its processes together; shared pages count in each process."""
         total = 0
         for process in self.members():
             with contextlib.suppress(psutil.Error):
@@ -125,17 +130,19 @@ class Process:
         return total
 
     def freeze(self) -> None:
-        """Stop the clock of every process of the system (SIGSTOP), so that it costs the others nothing."""
+        """Suspend every process of the system (SIGSTOP), so that it costs the others nothing."""
         self._is_frozen = True
         self._signal_until(signal.SIGSTOP, lambda status: status == psutil.STATUS_STOPPED)
 
     def thaw(self) -> None:
+        """Let the processes go on (SIGCONT)."""
         if self._is_frozen:
             self._is_frozen = False
             self._signal_until(signal.SIGCONT, lambda status: status != psutil.STATUS_STOPPED)
 
     def _signal_until(self, signum: signal.Signals, is_done: Callable[[str], bool]) -> None:
-        """Signals take effect a moment later, and a process may have started another meanwhile: so again, if needed."""
+        """Signal again and again: a signal takes effect a moment later, and a process may have started another
+        meanwhile."""
         deadline = time.monotonic() + _SIGNAL_S
         while time.monotonic() < deadline:
             left = []
@@ -169,7 +176,7 @@ class Process:
 
 
 def free_port() -> int:
-    """A port that nobody has now; the next moment somebody may."""
+    """A port that is free now; another process may take it in the next moment."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return int(taken.getsockname()[1])

@@ -1,4 +1,4 @@
-"""What the systems are asked, and the answers that they must give."""
+"""The records that the systems are asked, and the answers that they must give."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from training.cards import FEATURES, simulate
 
 SEED = 1_001
 NUM_FRAUD, NUM_HONEST = 48, 80
-"""More fraud than in life, so that answers differ and one that went to the wrong caller is seen."""
+"""More fraud than in reality, so that answers differ and an answer given to the wrong caller is seen."""
 
 Record = dict[str, Any]
 
 
 def draw_transactions() -> list[Record]:
-    """Unseen card transactions of the demo model, in an order that does not tell which are fraud."""
+    """Card transactions that the demo model has not seen, in an order that does not tell which are fraud."""
     rows = simulate(SEED, num_customers=500)
     parts = [
         rows[rows["is_fraud"] == is_fraud].sample(most, random_state=SEED)
@@ -31,7 +31,7 @@ def draw_transactions() -> list[Record]:
 
 
 def expected_answers(records: Sequence[Record], num_threads: int) -> list[list[float]]:
-    """By the library's cached predict in float32, every record alone: probabilities, as every system answers them."""
+    """The probabilities of each record alone, by tabpfn's cached predict in float32."""
     from benchmarks.peers.models import load
 
     predict = load("tabpfn-float32", num_threads)
@@ -39,9 +39,9 @@ def expected_answers(records: Sequence[Record], num_threads: int) -> list[list[f
 
 
 def main() -> None:
-    """Print records and answers as JSON: in a process of its own, the generator stays small."""
+    """Print records and answers as JSON. Run as a process of its own, so that the load generator holds no torch."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     given = parser.parse_args()
     records = draw_transactions()
     print(json.dumps({"records": records, "answers": expected_answers(records, given.threads)}))

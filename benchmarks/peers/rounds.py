@@ -1,14 +1,15 @@
-"""The run: all systems started, then measured in rounds, A B C A B C, so that the machine's moods meet all alike.
+"""The run: all systems are started, then measured in rounds, A B C A B C, so that a disturbance meets all alike.
 
-First every system's highest rate is searched, in all rounds; then half of the best peer's highest rate is known, and
-in as many rounds every system that can keep that rate is measured at it. There are two such rates: `half_load`, of the
+First every system's highest rate is searched, in all rounds. Then half of the best peer's highest rate is known, and in
+as many rounds every system that can keep that rate is measured at it. There are two such rates: `half_load`, of the
 best peer with tabpfn's engine, which most can keep, and `half_load_compiled_engine`, of the best peer with the compiled
-engine. Systems that have no turn are frozen (SIGSTOP): an idle Ray would cost the others a tenth of a core.
+engine.
+
+Systems that have no turn are frozen (SIGSTOP): an idle Ray would cost the others a tenth of a core.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,9 +24,10 @@ from benchmarks.peers.contender import Contender
 from benchmarks.peers.records import Record
 from benchmarks.peers.systems import COMPILED, TABPFN, System
 from benchmarks.percentiles import rounded
+from benchmarks.progress import Progress
 
 LOADS = {"half_load": TABPFN, "half_load_compiled_engine": COMPILED}
-"""By the engine of the peers whose best sets the rate."""
+"""Each load, and the engine of the peers whose best one sets its rate."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,9 @@ class Plan:
     """How the run goes. No round of searches begins that would, at the last one's pace, end after `budget_s`.
 
     Attributes:
-        nice: the generator's, below 0 so that it need not queue for a core behind the servers that it measures.
+        nice: nice value of the generator, below 0 so that it need not queue for a core behind the servers.
+        first: the search of a system whose highest rate is not known yet.
+        again: the search around the rate that was found before.
     """
 
     rounds: int
@@ -58,71 +62,92 @@ async def run_rounds(
     logs: Path,
     keep: Keep = lambda *_: None,
 ) -> tuple[list[Contender], dict[str, float]]:
-    """Measure and stop everything; the contenders with what was found, and the two rates.
+    """Measure and stop everything. Returns the contenders with what was found, and the two rates.
 
     Args:
-        keep: given both after every round, so that a run that is broken off leaves what it has.
+        expected: the right answer to each record.
+        logs: folder of the systems' own output.
+        keep: called with both results after every round, so that a run that is cut short leaves what it has.
     """
-    began = time.monotonic()
-    contenders: list[Contender] = []
-    rates: dict[str, float] = {}
+    rounds = _Rounds(plan, records, expected, keep)
     try:
-        for system in systems:
-            contender = Contender(system, plan.threads, logs)
-            contenders.append(contender)
-            await contender.start(records, expected)
-            _tell(system.name, contender.failure or f"ready after {contender.facts['start_s']:g} s")
+        await rounds.start(systems, logs)
         raise_priority(plan.nice)
         async with Generator(plan.processes) as generator:
-            num_rounds = 0
-            while num_rounds < plan.rounds:
-                num_rounds += 1
-                round_began = time.monotonic()
-                await _search(plan, contenders, generator, num_rounds, records, expected)
-                rates = half_loads(contenders)
-                keep(contenders, rates)
-                took = time.monotonic() - round_began
-                _tell("round", f"{num_rounds} of {plan.rounds} took {took:.0f} s")
-                if num_rounds > 1 and time.monotonic() - began + took > plan.budget_s:
-                    break
-            for number in range(1, num_rounds + 1):
-                await _measure_loads(plan, contenders, generator, rates, number)
-                keep(contenders, rates)
+            num_rounds = await rounds.search(generator)
+            await rounds.measure_loads(generator, num_rounds)
     finally:
         # side by side, since Ray takes ten seconds; the pool waits for all of them whatever interrupts this thread
-        with ThreadPoolExecutor(len(contenders) or 1) as pool:
-            list(pool.map(Contender.stop, contenders))
-    return contenders, rates
+        with ThreadPoolExecutor(len(systems) or 1) as pool:
+            list(pool.map(Contender.stop, rounds.contenders))
+    return rounds.contenders, rounds.rates
 
 
-async def _search(
-    plan: Plan,
-    contenders: Sequence[Contender],
-    generator: Generator,
-    number: int,
-    records: Sequence[Record],
-    expected: Sequence[Sequence[float]],
-) -> None:
-    for contender in contenders:
+class _Rounds:
+    """The contenders of one run, and the rates that were found so far."""
+
+    def __init__(self, plan: Plan, records: Sequence[Record], expected: Sequence[Sequence[float]], keep: Keep) -> None:
+        self.contenders: list[Contender] = []
+        self.rates: dict[str, float] = {}
+        self._plan, self._records, self._expected, self._keep = plan, records, expected, keep
+        self._began = time.monotonic()
+
+    async def start(self, systems: Sequence[System], logs: Path) -> None:
+        """One system after the other."""
+        progress = Progress(len(systems), "systems started")
+        for system in systems:
+            contender = Contender(system, self._plan.threads, logs)
+            self.contenders.append(contender)
+            await contender.start(self._records, self._expected)
+            progress.step(f"{system.name}: {contender.failure or 'ready'}")
+
+    async def search(self, generator: Generator) -> int:
+        """Every system's highest rate, in rounds; the number of rounds that the budget allowed."""
+        plan = self._plan
+        progress = Progress(plan.rounds * len(self.contenders), "searches")
+        for number in range(1, plan.rounds + 1):
+            round_began = time.monotonic()
+            for contender in self.contenders:
+                found = await self._search_one(contender, generator, number)
+                progress.step(f"round {number}, {contender.system.name}: {found}")
+            self.rates = half_loads(self.contenders)
+            self._keep(self.contenders, self.rates)
+            now = time.monotonic()
+            if 1 < number < plan.rounds and now - self._began + (now - round_began) > plan.budget_s:
+                progress.say(f"another round would take longer than --budget-s {plan.budget_s:g}; no further searches")
+                return number
+        return plan.rounds
+
+    async def _search_one(self, contender: Contender, generator: Generator, number: int) -> str:
+        plan = self._plan
         if contender.can_be_revived:
-            await contender.start(records, expected)
+            await contender.start(self._records, self._expected)
         if contender.is_running:
             await contender.search(generator, plan.search_probe, plan.first, plan.again, number)
-            _tell(contender.system.name, contender.failure or f"{contender.max_rates[-1]:.1f}/s")
+        return contender.failure or f"{contender.max_rates[-1]:.1f} requests/s"
 
-
-async def _measure_loads(
-    plan: Plan, contenders: Sequence[Contender], generator: Generator, rates: dict[str, float], number: int
-) -> None:
-    for purpose, rate in rates.items():
-        for contender in contenders:
-            # at the higher load only those that have the faster engine are of interest
-            if contender.is_running and (purpose == "half_load" or contender.system.engine == COMPILED):
-                await contender.measure_at(generator, plan.load_probe, rate, purpose, number)
+    async def measure_loads(self, generator: Generator, num_rounds: int) -> None:
+        """Latency and CPU at the two rates, of the systems that can keep them."""
+        turns = [
+            (purpose, rate, contender)
+            for purpose, rate in self.rates.items()
+            for contender in self.contenders
+            # at the higher load only systems with the faster engine are of interest
+            if contender.keeps(rate) and (purpose == "half_load" or contender.system.engine == COMPILED)
+        ]
+        progress = Progress(num_rounds * len(turns), "measurements at half load")
+        for number in range(1, num_rounds + 1):
+            for purpose, rate, contender in turns:
+                if contender.is_running:
+                    await contender.measure_at(generator, self._plan.load_probe, rate, purpose, number)
+                p99 = contender.probes[-1]["latency"]["p99_ms"]
+                found = contender.failure or (f"p99 {p99:.1f} ms" if p99 is not None else "no answer")
+                progress.step(f"round {number}, {contender.system.name} at {rate:.0f} requests/s: {found}")
+            self._keep(self.contenders, self.rates)
 
 
 def half_loads(contenders: Sequence[Contender]) -> dict[str, float]:
-    """Half of the best peer's highest rate, by the peers' engine; of ours where there is no peer at all."""
+    """Half of the best peer's highest rate, by the peers' engine. Without any peer, half of the best system's."""
     found = {}
     for purpose, engine in LOADS.items():
         peers = [each.max_rate for each in contenders if each.system.is_peer and each.system.engine == engine]
@@ -135,7 +160,7 @@ def half_loads(contenders: Sequence[Contender]) -> dict[str, float]:
 
 
 def summarise_systems(contenders: Sequence[Contender]) -> dict[str, Any]:
-    """The table, as JSON has it. None: not measured, and `failure` or `note` or the highest rate say why."""
+    """The table, as JSON has it. None: not measured; `failure`, `note` or the highest rate say why."""
     return {contender.system.name: _row(contender) for contender in contenders}
 
 
@@ -165,7 +190,3 @@ def _row(contender: Contender) -> dict[str, Any]:
         "failures": contender.failures,
     }
     return row
-
-
-def _tell(who: str, what: str) -> None:
-    print(f"{who}: {what}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What is compared: every system, how it is started, asked and stopped, and the settings that it was given."""
+"""The systems that are compared: how each is started, asked and stopped, and the settings that it was given."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from benchmarks.peers.environments import pins, python_of
 from benchmarks.peers.process import Process, free_port
 
 COMPILED, TABPFN = "compiled", "tabpfn"
-"""Whose engine answers."""
+"""The engines: `compiled` is the engine of this project, `tabpfn` the classifier of the tabpfn package."""
 
 TOLERANCES = {COMPILED: 1e-5, TABPFN: 0.03}
-"""Of a probability against the library's float32 answer. The library's own choice of precision is bfloat16 on a CPU
-that multiplies it, and its answers then also move with their batch."""
+"""Largest difference of a probability from tabpfn's float32 answer. On a CPU that multiplies bfloat16, tabpfn chooses
+this precision itself, and its answers then also depend on the other rows of their batch."""
 
 _SERVERS = "benchmarks.peers.servers"
 
@@ -28,10 +28,11 @@ class System:
     """One row of the table.
 
     Attributes:
+        engine: `compiled` or `tabpfn`.
         command: what follows the interpreter, with `{port}` and `{threads}`.
-        variables: of the environment, with `{threads}` too.
-        environment: the peer's; None for the project's own.
-        settings: what it was given, in words.
+        variables: added to the process's environment, with `{threads}`.
+        environment: name of the peer's virtual environment; None for the project's own.
+        settings: the settings that it was given, in words.
     """
 
     name: str
@@ -45,22 +46,26 @@ class System:
 
     @property
     def is_peer(self) -> bool:
+        """Whether another server than tabpfn-serve answers."""
         return self.environment is not None
 
     @property
     def tolerance(self) -> float:
+        """Largest difference of a probability that is still the right answer."""
         return TOLERANCES[self.engine]
 
     @property
     def versions(self) -> dict[str, str]:
-        """What its own environment pins."""
+        """The versions that its own environment pins."""
         return {} if self.environment is None else pins(self.environment)
 
     def arguments(self, port: int, threads: int) -> list[str]:
+        """The whole command, interpreter first."""
         python = sys.executable if self.environment is None else str(python_of(self.environment))
         return [python, *(part.format(port=port, threads=threads) for part in self.command)]
 
     def environment_variables(self, threads: int) -> dict[str, str]:
+        """Variables that are added to the process's environment."""
         return {name: value.format(threads=threads) for name, value in self.variables.items()}
 
     def process(self, threads: int, log: Path) -> Process:
@@ -74,7 +79,7 @@ class System:
 
 def _tabpfn_serve(name: str, edge: str, engine: str) -> System:
     flags: tuple[str, ...] = ()
-    if engine == TABPFN:  # in the precision that the peers' library chooses too
+    if engine == TABPFN:  # in the precision that tabpfn chooses behind the peers too
         flags = ("--backend", "tabpfn", "--inference-precision", "auto", "--parity-tolerance", "0.03")
     return System(
         name,
@@ -86,7 +91,7 @@ def _tabpfn_serve(name: str, edge: str, engine: str) -> System:
 
 
 def _peers(name: str, settings: str, module: str, environment: str, **more: object) -> Iterator[System]:
-    """A peer's server with the library's engine and with ours."""
+    """A peer's server, once with tabpfn's engine and once with the compiled engine."""
     flags = more.pop("flags", ())
     for engine in (TABPFN, COMPILED):
         command = ("-m", f"{_SERVERS}.{module}", "--port", "{port}", "--engine", engine, "--threads", "{threads}")
@@ -96,7 +101,7 @@ def _peers(name: str, settings: str, module: str, environment: str, **more: obje
 
 
 def _bentoml() -> Iterator[System]:
-    """By the framework's own command, which takes no arguments of ours."""
+    """Started by the framework's own command, which takes none of our options: variables carry them."""
     server = ("-m", "bentoml", "serve", f"{_SERVERS}.bentoml_server:Fraud")
     place = ("--host", "127.0.0.1", "--port", "{port}", "--working-dir", str(ROOT))
     for engine in (TABPFN, COMPILED):

@@ -1,4 +1,4 @@
-"""The contract of every source of models."""
+"""The contract of a model repository."""
 
 from __future__ import annotations
 
@@ -8,20 +8,16 @@ from serve.core import ModelDefinition
 
 
 class ModelStore(Protocol):
-    """Names the models that are to be served, and loads one version of each, verified. May wait for the network."""
+    """Names the models to be served and hands over one version of each, verified. May block, on the network too."""
 
     def names(self) -> list[str]:
-        """Return the names of the models, sorted.
-
-        Raises:
-            InvalidModel: the repository cannot be read, or holds no model.
-        """
+        """The models, sorted. Raises InvalidModel if the repository cannot be read or is empty."""
 
     def load(self, name: str) -> ModelDefinition:
-        """Return the version of a model that is to be served.
+        """The version of a model that is to be served.
 
         Raises:
-            UnknownModel: no model has this name.
-            InvalidModel: a file is absent, damaged or inconsistent; the message names the file.
-            StartupError: the model cannot be fetched from where it is kept.
+            UnknownModel
+            InvalidModel: names the file at fault.
+            StartupError: it cannot be had from where it is kept.
         """

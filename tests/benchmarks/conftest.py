@@ -27,4 +27,4 @@ async def start_server() -> AsyncIterator[StartServer]:
 @pytest.fixture
 def never_lags(monkeypatch: pytest.MonkeyPatch) -> None:
     """Probes are not void by lag: generator and scripted server share an event loop, on a busy machine."""
-    monkeypatch.setattr("benchmarks.online.probe.lag_reason", lambda *_: None)
+    monkeypatch.setattr("benchmarks.online.summary.lag_reason", lambda *_: None)

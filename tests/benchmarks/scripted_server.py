@@ -111,7 +111,8 @@ def documented_answer(body: bytes, batch_rows: int = 4) -> dict[str, Any]:
 async def fraud_model(request: Request) -> Answer:
     """A model server without faults."""
     if request.method == "GET":
-        return (200, MODEL) if request.path == "/v1/models/fraud" else (404, {"code": "unknown_model"})
+        known = {"/v1/models/fraud": MODEL, "/v1/models": {"models": [{"name": "fraud"}]}}
+        return (200, known[request.path]) if request.path in known else (404, {"code": "unknown_model"})
     return 200, documented_answer(request.body)
 
 

@@ -1,7 +1,7 @@
 """BentoML with adaptive batching (docs.bentoml.com, Adaptive batching), started by its own command, `bentoml serve`.
 
-`max_latency_ms` is what the dispatcher plans for and beyond which it sheds (503): here the benchmark's own bound.
-Access log and the tracking of usage are off. One worker: one model process.
+`max_latency_ms` is the latency that the dispatcher plans for and beyond which it refuses requests (503): here it is the
+bound of the benchmark. Access log and usage tracking are off. One worker means one model process.
 """
 
 from typing import Any
@@ -15,6 +15,8 @@ MAX_LATENCY_MS = 100
 
 @bentoml.service(name="fraud", workers=1, logging={"access": {"enabled": False}}, metrics={"enabled": False})
 class Fraud:
+    """The service."""
+
     def __init__(self) -> None:
         from benchmarks.peers.models import load_from_environment  # torch in the worker alone
 

@@ -1,8 +1,8 @@
-"""FastAPI and `predict_proba`, the way it is usually written: no batching.
+"""FastAPI and `predict_proba`, the way it is usually written: without batching.
 
-A plain `def` endpoint, which FastAPI runs in its thread pool, so that the server answers others meanwhile; a lock,
-since the library's predict is not thread-safe. One worker process, as every system here has one model process. uvicorn
-with uvloop and httptools, no access log.
+The endpoint is a plain `def`, which FastAPI runs in its thread pool, so that the server reads other requests meanwhile.
+A lock guards tabpfn's predict, which is not thread-safe. There is one worker process, as every system here has one
+model process. uvicorn runs with uvloop and httptools and without access log.
 """
 
 import threading
@@ -29,6 +29,7 @@ class Answer(BaseModel):
 
 
 def create_app(predict: Predict) -> FastAPI:
+    """The application around one model."""
     app = FastAPI()
     lock = threading.Lock()
 

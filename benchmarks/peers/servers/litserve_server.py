@@ -1,8 +1,9 @@
 """LitServe with its dynamic batching (lightning.ai/docs/litserve/features/batching).
 
-`batch_timeout` 2 ms: the worker collects that long after it became free, and what arrived while it computed is there at
-once. 0 would spin on the queue with a whole core, which the HTTP server and the load generator need here. The ZeroMQ
-queue (`fast_queue`) is the documented choice for high rates. One worker: one model process, as everywhere here.
+`batch_timeout` is 2 ms: the worker collects that long after it became free, and requests that arrived while it computed
+are there at once. 0 would spin on the queue with a whole core, which the HTTP server and the load generator need here.
+The ZeroMQ queue (`fast_queue`) is the documented choice for high rates. One worker means one model process, as
+everywhere here.
 """
 
 from typing import Any
@@ -15,6 +16,8 @@ Records = list[dict[str, Any]]
 
 
 class FraudAPI(ls.LitAPI):
+    """The hooks that LitServe calls."""
+
     def setup(self, device: str) -> None:  # noqa: ARG002 - the framework's own signature
         from benchmarks.peers.models import load_batched  # torch in the worker alone
 

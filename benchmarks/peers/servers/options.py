@@ -1,4 +1,4 @@
-"""What every server is told. Imports nothing heavy: torch belongs into the one process that holds the model."""
+"""The options of every server. Imports nothing heavy: only the one process that holds the model loads torch."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import argparse
 import os
 
 ENGINE_VARIABLE, THREADS_VARIABLE = "PEER_ENGINE", "PEER_THREADS"
-"""How the process that holds the model is told, whoever starts it."""
+"""Variables that tell the process that holds the model its engine and its threads, whatever process starts it."""
 
 MAX_BATCH_ROWS = 256
-"""As tabpfn-serve's default, for every peer that can be told."""
+"""The default of tabpfn-serve, for every peer that has such a setting."""
 
 
 def read_options() -> argparse.Namespace:
-    """`port`, `engine`, `threads`, `tuned`; engine and threads also go into the environment of later processes."""
+    """`port`, `engine`, `threads`, `tuned`. Engine and threads also go into the environment of later processes."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--engine", required=True)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--tuned", action="store_true")
+    parser.add_argument("--port", type=int, required=True, help="port on 127.0.0.1")
+    parser.add_argument("--engine", required=True, help="a kind of benchmarks.peers.models, such as compiled or tabpfn")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
+    parser.add_argument("--tuned", action="store_true", help="Ray Serve only: its settings for throughput")
     options = parser.parse_args()
     os.environ[ENGINE_VARIABLE], os.environ[THREADS_VARIABLE] = options.engine, str(options.threads)
     return options

@@ -1,15 +1,15 @@
 """Ray Serve with `@serve.batch`: its defaults, as in the tutorial, and well tuned (`--tuned`).
 
-Defaults (docs.ray.io, Dynamic request batching): 10 requests, 10 ms, five ongoing, Python proxy; the batched method
-calls the model, as the tutorial's does.
+Defaults (docs.ray.io, Dynamic request batching): 10 requests, 10 ms, five ongoing requests, Python proxy. The batched
+method calls the model, as in the tutorial.
 
 Tuned: HAProxy in front of the replica and the throughput flags (docs.ray.io, Performance tuning), room for every
-request, no access log. The model is still called in the replica's loop, on purpose: `@serve.batch` closes a batch by
-timer and lets it wait while another runs, so that batches stay small however busy the model is; with the loop held by
-the model no timer runs out meanwhile, and the next batch takes all that came. The timer is 5 ms, for requests to be
-read.
+request, no access log. The model is still called in the replica's event loop, on purpose. `@serve.batch` closes a batch
+by timer and lets it wait while another runs, so that batches stay small however busy the model is. While the model
+holds the event loop, no timer runs out, and the next batch takes all requests that came. The timer is 5 ms, so that
+requests can be read.
 
-Ray's own ports stay on the loopback as tabpfn-serve's do (`serve/ray_environment.py`, `serve/ingress.py`).
+Ray's own ports stay on the loopback, as those of tabpfn-serve do (`serve/edges/ray/environment.py`, `haproxy.py`).
 """
 
 # No `from __future__ import annotations`: Ray reads the signatures.
@@ -36,7 +36,7 @@ _LOOPBACK = "127.0.0.1"
 
 
 def _environment(folder: Path, port: int, tuned: bool) -> dict[str, str]:
-    """What Ray reads while it is imported."""
+    """Variables that Ray reads while it is imported."""
     if not tuned:
         return {
             name: ray_environment.RAY_ENVIRONMENT[name]
@@ -47,7 +47,7 @@ def _environment(folder: Path, port: int, tuned: bool) -> dict[str, str]:
     with socket.socket() as free:
         free.bind((_LOOPBACK, 0))
         fallback_port = free.getsockname()[1]
-    program = folder / "haproxy-of-ours"  # tabpfn-serve itself is not installed in this environment
+    program = folder / "haproxy-program"  # tabpfn-serve itself is not installed in this environment
     program.write_text(f"#!{sys.executable}\nfrom serve.edges.ray.haproxy_exec import main\n\nmain()\n")
     program.chmod(0o700)
     return {
@@ -60,7 +60,7 @@ def _environment(folder: Path, port: int, tuned: bool) -> dict[str, str]:
 
 
 def _keep_to_loopback() -> None:
-    """The replica's port for calls by handle, which Ray 2.60 binds to all interfaces, as in `serve/app.py`."""
+    """Bind the replica's port for calls by handle to the loopback, where Ray 2.60 binds it to all interfaces."""
     module = importlib.import_module("ray.serve._private.replica")
     bind = module.add_port_to_grpc_server
     module.add_port_to_grpc_server = lambda server, address: bind(server, address.replace("[::]", _LOOPBACK))
@@ -91,6 +91,7 @@ def _deployment(engine: str, threads: int, tuned: bool) -> Any:
 
 
 def main() -> None:
+    """Serve until SIGTERM or SIGINT."""
     options = read_options()
     stop = threading.Event()
     with tempfile.TemporaryDirectory(prefix="peer-ray-", ignore_cleanup_errors=True) as folder:

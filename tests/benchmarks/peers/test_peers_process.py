@@ -9,8 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.online.errors import StartFailed
 from benchmarks.online.wire import Wire
-from benchmarks.peers.process import Process, StartFailed, free_port
+from benchmarks.peers.process import Process, free_port
 
 STUB = str(Path(__file__).parent / "stub_peer.py")
 REQUEST = Wire().request("h", [{"amount": 2.0}])

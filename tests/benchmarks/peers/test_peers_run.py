@@ -81,7 +81,7 @@ async def test_a_run_of_stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert older.get_xlabel().endswith("at 12 to 30/s")
     printed = table(found)
     assert "liar FAILED: WrongAnswers" in printed
-    assert len(printed.splitlines()) == 1 + len(systems) + 1 + 2
+    assert len(printed.splitlines()) == 1 + len(systems) + 2 + 2
 
 
 @pytest.mark.usefixtures("never_lags")

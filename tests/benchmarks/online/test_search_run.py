@@ -60,7 +60,12 @@ async def test_a_system_that_refuses_under_load_has_no_rate(start_server: StartS
 
 async def test_what_is_wrong_is_said_in_one_line(start_server: StartServer, capsys: pytest.CaptureFixture[str]) -> None:
     server = await start_server(fraud_model)
-    for arguments, told in (("--model other", "404"), ("--step 1", "step above 1")):
+    for arguments, told in (
+        ("--model other", "has no model 'other' (404): pass --model with one of fraud"),
+        ("--step 1", "--step above 1"),
+        ("--records absent.csv", "--records absent.csv: there is no such file"),
+        ("--arrivals even", "choose from 'poisson', 'bursty'"),
+    ):
         with pytest.raises(SystemExit) as stop:
             await asyncio.to_thread(main, ["--url", server.url, *arguments.split()])
         assert stop.value.code == 2

@@ -13,9 +13,10 @@ from scripted_server import Answer, Request, ScriptedServer, StartServer, fraud_
 
 from benchmarks.online.bulk import BulkLoad
 from benchmarks.online.client import Exchange
-from benchmarks.online.mixed import main, summarise_mixed, summarise_overload
+from benchmarks.online.errors import Refused
+from benchmarks.online.mixed import main
+from benchmarks.online.mixed_summary import summarise_mixed, summarise_overload
 from benchmarks.online.target import make_ready
-from benchmarks.online.verify import Refused
 from benchmarks.online.wire import native_wire
 
 RECORDS = [{"amount": float(amount)} for amount in (10, 90, 400)]

@@ -7,11 +7,12 @@ import json
 import pytest
 from scripted_server import Answer, Request, ScriptedServer, StartServer, documented_answer, fraud_model
 
+from benchmarks.online.closed_loop import answers_per_s
+from benchmarks.online.errors import Refused, Unsettled, WrongAnswers
 from benchmarks.online.generator import Generator, Offer
-from benchmarks.online.probe import Prober, ProbeSettings, Unsettled, WrongAnswers, judge
+from benchmarks.online.probe import Prober, ProbeSettings, judge
 from benchmarks.online.tally import Tally
-from benchmarks.online.target import closed_loop, make_ready
-from benchmarks.online.verify import Refused
+from benchmarks.online.target import make_ready
 from benchmarks.online.wire import native_wire
 
 RECORDS = [{"amount": float(amount)} for amount in (10, 90, 400)]
@@ -57,7 +58,7 @@ def test_a_lagging_generator_and_a_broken_off_probe_are_told() -> None:
 def test_a_probe_is_as_long_as_its_requests_take_within_limits() -> None:
     settings = ProbeSettings(min_requests=1000, min_s=4, max_s=12)
     assert [settings.duration_s(rate) for rate in (10, 100, 1000)] == [12, 10, 4]
-    first, second = settings.offer(50, 0, gives_up=True), settings.offer(50, 1, gives_up=False)
+    first, second = settings.offer(50, 0, ends_early=True), settings.offer(50, 1, ends_early=False)
     assert first.allowed_late is not None
     assert second.allowed_late is None
     assert first.draw() != second.draw()
@@ -81,7 +82,7 @@ async def test_cpu_time_is_divided_by_what_was_answered(start_server: StartServe
     clock = iter([1.0, 3.0])
     prober.cpu_s = lambda: next(clock)
     probe = await prober.measure(80)
-    warm_up_and_measured = len(PATIENT.offer(80, 0, gives_up=False).draw())
+    warm_up_and_measured = len(PATIENT.offer(80, 0, ends_early=False).draw())
     assert probe["cpu_ms_per_request"] == pytest.approx(2000 / warm_up_and_measured, abs=1e-3)
 
 
@@ -90,7 +91,7 @@ async def test_a_void_pass_does_not_count_and_is_tried_again(
 ) -> None:
     server = await start_server(fraud_model)
     prober = await prober_of(server)
-    monkeypatch.setattr("benchmarks.online.probe.lag_reason", lambda *_: "it lagged")
+    monkeypatch.setattr("benchmarks.online.summary.lag_reason", lambda *_: "it lagged")
     assert not await prober.passes(80)
     assert [probe["passed"] for probe in prober.probes] == [True, True]
 
@@ -133,7 +134,7 @@ async def test_making_ready_asks_each_record_alone(start_server: StartServer) ->
     assert ready.distinct_answers == 3
     assert ready.idle_ms > 0
     assert server.num_requests == 3
-    assert await closed_loop(ready.target, 2, 0.1) > 0
+    assert await answers_per_s(ready.target, 2, 0.1) > 0
 
     async def refuse(_: Request) -> Answer:
         return 422, {"code": "invalid_input"}

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.online.bisection import SearchSettings, find_max_rate
+from benchmarks.online.errors import UnusableInput
 
 
 def system_that_keeps(threshold: float, tried: list[float]) -> Callable[[float], Awaitable[bool]]:
@@ -57,5 +58,5 @@ async def test_the_edges() -> None:
 
 @pytest.mark.parametrize("wrong", [{"step": 1.0}, {"resolution": 0.0}, {"low": 0.0}, {"low": 10.0, "high": 5.0}])
 def test_senseless_settings_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="step above 1"):
+    with pytest.raises(UnusableInput, match="step above 1"):
         SearchSettings(**wrong)

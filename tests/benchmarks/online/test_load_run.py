@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +15,27 @@ import pytest
 from scripted_server import Answer, Request, ScriptedServer, StartServer, documented_answer, fraud_model
 
 from benchmarks.online.client import Client
-from benchmarks.online.load import exit_status, main, run_load
-from benchmarks.online.offer import offer_rate, send_on_time
-from benchmarks.online.options import HELP, LoadOptions
-from benchmarks.online.summary import summarise_rate
+from benchmarks.online.errors import Refused
+from benchmarks.online.generator import Offer, send_share
+from benchmarks.online.knee import MAX_RAISED, knee, rising_rates
+from benchmarks.online.load import exit_status, main, make_parser, run_load
+from benchmarks.online.open_loop import send_on_time
+from benchmarks.online.summary import summarise_offer
 from benchmarks.online.table import table
-from benchmarks.online.verify import Refused
-from benchmarks.online.wire import predict_request
+from benchmarks.online.tally import tally
+from benchmarks.online.target import Target
+from benchmarks.online.wire import native_wire
+
+FAST = "--duration 0.5 --warmup 0.1 --rate 60 --verify-records 8 --num-records 16 --connections 4"
 
 
-def options_for(server: ScriptedServer, **changes: Any) -> LoadOptions:
-    fast: dict[str, Any] = {"duration": 0.5, "warmup": 0.1, "rate": (60.0,), "verify_records": 8, "num_records": 16}
-    return LoadOptions(**{"url": server.url, "connections": 4, **fast, **changes})
+def options_for(server: ScriptedServer, *changes: str) -> argparse.Namespace:
+    return make_parser().parse_args(["--url", server.url, *FAST.split(), *changes])
 
 
 async def test_the_run_says_everything_that_it_was(start_server: StartServer) -> None:
     server = await start_server(fraud_model)
-    run = await run_load(options_for(server, rate=(40.0, 80.0)))
+    run = await run_load(options_for(server, "--rate", "40", "80"))
     json.dumps(run, allow_nan=False)
     assert list(run) == [
         "kind", "started_at", "machine", "versions", "commit", "dirty", "config", "server", "ceiling", "results",
@@ -37,7 +43,8 @@ async def test_the_run_says_everything_that_it_was(start_server: StartServer) ->
     assert run["kind"] == "online-load"
     assert {"cpu", "cores", "memory_bytes", "os", "gpus"} <= set(run["machine"])
     assert {"python", "torch", "tabpfn", "ray", "tabpfn-serve"} <= set(run["versions"])
-    assert set(run["config"]) == set(HELP)
+    outputs = {"json", "plot", "from_json"}
+    assert set(run["config"]) == set(vars(options_for(server))) - outputs
     assert run["server"]["version"] == "1"
     assert "example" not in run["server"]
     assert [result["rate"] for result in run["results"]] == [40, 80]
@@ -54,7 +61,7 @@ async def test_the_run_says_everything_that_it_was(start_server: StartServer) ->
 
 async def test_warm_up_requests_are_sent_and_not_counted(start_server: StartServer) -> None:
     server = await start_server(fraud_model)
-    run = await run_load(options_for(server, warmup=0.5, verify_records=3))
+    run = await run_load(options_for(server, "--warmup", "0.5", "--verify-records", "3"))
     (result,) = run["results"]
     num_warm_up = server.num_requests - result["sent"] - 1 - 3  # GET of the model, three records alone
     assert num_warm_up > 5
@@ -72,7 +79,7 @@ async def test_refusals_are_part_of_the_result(start_server: StartServer) -> Non
         return await fraud_model(request)
 
     server = await start_server(refuses_every_second)
-    (result,) = (await run_load(options_for(server, verify=False)))["results"]
+    (result,) = (await run_load(options_for(server, "--no-verify")))["results"]
     assert result["by_status"]["429"] + result["by_status"]["200"] == result["scheduled"]
     assert result["by_status"]["429"] > 0
     assert result["latency"]["n"] == result["ok"]
@@ -114,13 +121,13 @@ async def test_a_generator_that_is_held_up_is_void(start_server: StartServer) ->
     client = Client("127.0.0.1", server.port, connections=2)
     await client.open()
     due = [0.0, *(0.04 + 0.001 * step for step in range(20))]
-    exchanges = await send_on_time(client, due, [0] * 21, [predict_request("h", "fraud", [{"amount": 1.0}])])
+    exchanges = await send_on_time(client, due, [0] * 21, [native_wire("fraud").request("h", [{"amount": 1.0}])])
     await client.drain()
     await client.close()
-    result = summarise_rate(exchanges, rate=20, duration_s=1, deadline_ms=100, max_lag_ms=10)
-    assert result["lagged"]
+    seen = tally(exchanges, scheduled=len(exchanges), bound_ms=100, alone={}, tolerance=0)
+    result = summarise_offer(seen, Offer(rate=20, duration_s=1), max_lag_ms=10)
     assert result["void"]
-    run = {"results": [result]}
+    run = {"results": [{**result, "lagged": True}]}
     assert exit_status(run, allow_lag=False) == 1
     assert exit_status(run, allow_lag=True) == 0
 
@@ -128,10 +135,11 @@ async def test_a_generator_that_is_held_up_is_void(start_server: StartServer) ->
 async def test_a_server_that_went_away_is_a_result() -> None:
     with socket.socket() as taken:  # bound but not listening
         taken.bind(("127.0.0.1", 0))
-        options = LoadOptions(url=f"http://127.0.0.1:{taken.getsockname()[1]}", duration=0.2, warmup=0.0)
-        exchanges, num_connections = await offer_rate(options, 50.0, [b"GET / HTTP/1.1\r\n\r\n"])
-    result = summarise_rate(exchanges, rate=50, duration_s=0.2, deadline_ms=100, max_lag_ms=10)
-    assert num_connections == result["sent"] == result["answered"] == 0
+        target = Target("127.0.0.1", taken.getsockname()[1], [b"GET / HTTP/1.1\r\n\r\n"], {}, 0)
+        offer = Offer(rate=50, duration_s=0.2, warmup_s=0)
+        seen = await send_share(target, offer)
+    result = summarise_offer(seen, offer, max_lag_ms=10)
+    assert seen.connections == seen.sent == seen.answered == 0
     assert sum(result["errors"].values()) == result["scheduled"] > 0
     assert result["void_reasons"] == ["nothing was sent"]
 
@@ -143,24 +151,92 @@ async def test_a_server_that_cannot_be_measured_is_said_before_any_load(start_se
     server = await start_server(refuses_records)
     with pytest.raises(Refused, match=r"answered 422: .*invalid_input"):
         await run_load(options_for(server))
-    with pytest.raises(Refused, match="GET /v1/models/other: 404"):
-        await run_load(options_for(server, model="other"))
-    assert server.num_requests == 3
+    with pytest.raises(Refused, match=r"no model 'other' \(404\): pass --model with one of fraud"):
+        await run_load(options_for(server, "--model", "other"))
+    assert server.num_requests == 4
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"url": "https://example.org"}, "http://HOST"),
-        ({"url": "127.0.0.1:8080"}, "http://HOST"),
-        ({"rate": ()}, "rate"),
-        ({"rate": (0.0,)}, "rate"),
-        ({"connections": 0}, "connections"),
+        ("--url https://example.org", "http://HOST"),
+        ("--url 127.0.0.1:8080", "http://HOST"),
+        ("--url http://h:port", "http://HOST"),
+        ("--rate", "--rate"),
+        ("--rate 0", "--rate: 0 is not a number above 0"),
+        ("--connections 0", "--connections: 0 is too small: at least 1"),
+        ("--warmup -1", "--warmup: -1 is not a number of at least 0"),
+        ("--knee-factor 1", "--knee-factor must be above 1"),
+        ("--records absent.jsonl --url http://127.0.0.1:9", "no server answers at http://127.0.0.1:9"),
+        ("--from-json absent.json", "there is no file absent.json"),
     ],
 )
-def test_senseless_options_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        LoadOptions(**changes)
+def test_what_is_wrong_is_said_in_one_line(changes: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(changes.split())
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.usefixtures("never_lags")
+async def test_rates_rise_until_goodput_falls(start_server: StartServer) -> None:
+    async def slow_when_crowded(request: Request) -> Answer:
+        nonlocal asked
+        asked += request.method == "POST"
+        if asked > 60:
+            return 429, {}
+        return await fraud_model(request)
+
+    asked = 0
+    server = await start_server(slow_when_crowded)
+    arguments = "--rate 40 --until-knee --knee-factor 2 --deadline-ms 60000 --timeout 60"
+    run = await run_load(options_for(server, *arguments.split()))
+    rates = [result["rate"] for result in run["results"]]
+    assert rates[:2] == [40, 80]
+    assert run["knee"]["highest_good_rate"] == 40
+    assert "goodput fell" in run["knee"]["ended"] or "two rates in a row" in run["knee"]["ended"]
+    json.dumps(run, allow_nan=False)
+
+
+def result_at(rate: float, goodput_per_s: float, **more: Any) -> dict[str, Any]:
+    return {
+        "rate": rate, "scheduled": round(10 * rate), "duration_s": 10.0, "goodput_per_s": goodput_per_s,
+        "lagged": False, "void": False, **more,
+    }  # fmt: skip
+
+
+def rise(given: list[float], factor: float, result_of: Callable[[float], dict[str, Any]]) -> list[dict[str, Any]]:
+    results: list[dict[str, Any]] = []
+    for rate in rising_rates(given, factor, results):
+        results.append(result_of(rate))  # noqa: PERF401 - the next rate depends on the results so far
+    return results
+
+
+@pytest.mark.parametrize(
+    ("goodput", "best"),
+    [
+        ({10: 10, 20: 20, 40: 40, 80: 30}, 40),  # it falls
+        ({10: 10, 20: 20, 40: 30, 80: 31}, 20),  # it levels out
+    ],
+)
+def test_the_rise_ends_past_the_knee(goodput: dict[float, float], best: float) -> None:
+    results = rise([10, 20], 2, lambda rate: result_at(rate, goodput[rate]))
+    assert [result["rate"] for result in results] == list(goodput)
+    assert knee(results)["highest_good_rate"] == best
+
+
+def test_the_rise_ends_where_the_generator_lags_and_after_enough_rates() -> None:
+    results = rise([10], 2, lambda rate: result_at(rate, rate, lagged=rate > 20, void=rate > 20))
+    assert [result["rate"] for result in results] == [10, 20, 40]
+    assert knee(results) == {
+        "highest_good_rate": 20,
+        "ended": "at 40/s the generator lagged: this machine cannot offer more",
+    }
+    endless = rise([10], 1.1, lambda rate: result_at(rate, rate))
+    assert len(endless) == 1 + MAX_RAISED
+    assert "still rises" in knee(endless)["ended"]
 
 
 async def test_the_command_writes_json_and_plot(
@@ -177,19 +253,18 @@ async def test_the_command_writes_json_and_plot(
     assert run["config"]["rate"] == [50]
     assert run["config"]["verify"] is False
     assert to_plot.read_bytes().startswith(b"\x89PNG")
-    assert "goodput/s" in capsys.readouterr().out
-
-
-def test_the_command_says_what_is_wrong_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["--url", "ftp://nowhere"])
-    assert stop.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    said = capsys.readouterr()
+    assert "goodput/s" in said.out
+    assert "1 of 1 rates: 50 requests/s: goodput" in said.err
+    to_plot.unlink()
+    assert main(["--from-json", str(to_json), "--plot", str(to_plot), "--allow-lag"]) == 0
+    assert to_plot.read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out == said.out
 
 
 async def test_the_generators_own_ceiling(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.online.ceiling._SECONDS", 0.2)
     server = await start_server(fraud_model)
-    run = await run_load(options_for(server, ceiling=True, warmup=0.0))
+    run = await run_load(options_for(server, "--ceiling", "--warmup", "0"))
     assert run["ceiling"]["requests_per_s"] > 0
     assert run["ceiling"]["floor"]["latency"]["n"] > 0

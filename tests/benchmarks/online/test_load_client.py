@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 from scripted_server import Answer, Request, ScriptedServer, StartServer, fraud_model
 
-from benchmarks.online.client import Client, Exchange
-from benchmarks.online.offer import send_on_time
-from benchmarks.online.records import get_request
-from benchmarks.online.wire import predict_request
+from benchmarks.online.client import Client, Connection, Exchange
+from benchmarks.online.open_loop import send_on_time
+from benchmarks.online.wire import get_request, native_wire
 
-REQUEST = predict_request("localhost", "fraud", [{"amount": 1.0}])
+REQUEST = native_wire("fraud").request("localhost", [{"amount": 1.0}])
 
 
 def client_of(server: ScriptedServer, **options: Any) -> Client:
@@ -107,6 +106,40 @@ async def test_no_more_connections_than_allowed(start_server: StartServer) -> No
     await client.close()
     assert [exchange.status for exchange in exchanges] == [200] * 50
     assert server.num_connections <= 3
+
+
+async def test_a_connection_that_has_just_opened_is_counted_once(start_server: StartServer) -> None:
+    """A request that comes while the connecting task of an open connection still runs gets the last connection."""
+    all_here = asyncio.Event()
+    received = 0
+
+    async def answer_when_three_are_here(_: Request) -> Answer:
+        nonlocal received
+        received += 1
+        if received == 3:
+            all_here.set()
+        await all_here.wait()
+        return 200, {}
+
+    server = await start_server(answer_when_three_are_here)
+    client = client_of(server, connections=1, max_connections=3)
+    await client.open()
+    exchanges = [Exchange(time.monotonic(), REQUEST) for _ in range(3)]
+    attach = client.attach
+
+    def attach_and_submit(connection: Connection) -> None:
+        attach(connection)
+        if client.num_opened == 2:
+            client.submit(exchanges[2])
+
+    client.attach = attach_and_submit  # type: ignore[method-assign]
+    client.submit(exchanges[0])
+    client.submit(exchanges[1])
+    await asyncio.wait_for(all_here.wait(), 10)
+    await client.drain()
+    await client.close()
+    assert [exchange.status for exchange in exchanges] == [200] * 3
+    assert client.num_opened == 3
 
 
 async def test_a_lost_connection_is_an_error_and_not_sent_again(start_server: StartServer) -> None:

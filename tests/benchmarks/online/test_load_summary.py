@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -12,8 +13,12 @@ from hypothesis import strategies as st
 from scripted_server import documented_answer
 
 from benchmarks.online.client import Exchange
-from benchmarks.online.summary import lag_reason, summarise_rate
-from benchmarks.online.verify import compare, numbers
+from benchmarks.online.generator import Offer
+from benchmarks.online.load import summarise_load
+from benchmarks.online.summary import lag_reason
+from benchmarks.online.tally import merge, tally
+from benchmarks.online.target import Ready, Target
+from benchmarks.online.wire import numbers
 
 BODY = json.dumps({"records": [{"amount": 50.0}]}).encode()
 
@@ -34,10 +39,23 @@ def failed(due: float, waited_s: float, error: str, *, is_sent: bool = True) -> 
     return exchange
 
 
-def summary(exchanges: list[Exchange], **options: Any) -> dict[str, Any]:
-    return summarise_rate(
-        exchanges, **{"rate": 10.0, "duration_s": 2.0, "deadline_ms": 100.0, "max_lag_ms": 10.0, **options}
-    )
+OFFER = Offer(rate=10.0, duration_s=2.0, bound_ms=100.0)
+
+
+def summary(exchanges: list[Exchange], alone: Mapping[int, Sequence[float]] | None = None) -> dict[str, Any]:
+    """As `benchmarks.online.load` reports these exchanges; two generator processes saw them."""
+    expected = alone or {}
+    ready = Ready(Target("h", 1, [], expected, 1e-6), 1.0, len({tuple(values) for values in expected.values()}))
+    shares = [
+        tally(share, scheduled=len(share), bound_ms=OFFER.bound_ms, alone=expected, tolerance=1e-6)
+        for share in (exchanges[::2], exchanges[1::2])
+    ]
+    return summarise_load(merge(shares), OFFER, ready, 10.0, is_verified=alone is not None)
+
+
+def verified(exchanges: list[Exchange], alone: Mapping[int, Sequence[float]]) -> dict[str, Any]:
+    found: dict[str, Any] = summary(exchanges, alone)["verified"]
+    return found
 
 
 def test_each_request_is_counted_once_and_only_answers_in_time_are_goodput() -> None:
@@ -132,21 +150,21 @@ def test_answers_are_compared_with_those_given_alone() -> None:
     alone = {0: numbers(documented_answer(BODY))}
     right, refused, other = answered(0, 0.01), answered(1, 0.01, status=429), answered(2, 0.01)
     other.record = 7  # not asked alone
-    found = compare([right, refused, other], alone, 1e-6)
+    found = verified([right, refused, other], alone)
     assert found == {"compared": 1, "mismatches": 0, "max_abs_diff": 0.0, "records": 1, "distinct_answers": 1}
 
 
 @given(st.floats(2e-6, 1), st.sampled_from([-1, 1]))
 def test_any_difference_beyond_the_tolerance_is_a_mismatch(difference: float, sign: int) -> None:
     expected = [value + sign * difference for value in numbers(documented_answer(BODY))]
-    found = compare([answered(0, 0.01)], {0: expected}, 1e-6)
+    found = verified([answered(0, 0.01)], {0: expected})
     assert found["mismatches"] == 1
     assert found["max_abs_diff"] == pytest.approx(difference)
 
 
 @pytest.mark.parametrize("expected", [[0.5], [math.nan, math.nan], []])
 def test_a_missing_or_undefined_number_is_a_mismatch(expected: list[float]) -> None:
-    assert compare([answered(0, 0.01)], {0: expected}, 1e-6)["mismatches"] == 1
+    assert verified([answered(0, 0.01)], {0: expected})["mismatches"] == 1
 
 
 def test_numbers_of_a_regressor_are_found_in_order_of_their_names() -> None:

@@ -8,15 +8,16 @@ from typing import Any
 from scripted_server import Answer, Request, ScriptedServer, StartServer, fraud_model
 
 from benchmarks.online.client import Exchange
-from benchmarks.online.generator import Generator, Offer, Target, send_share
+from benchmarks.online.generator import Generator, Offer, send_share
 from benchmarks.online.tally import LateWatch, merge
-from benchmarks.online.wire import predict_request
+from benchmarks.online.target import Target
+from benchmarks.online.wire import native_wire
 
 AMOUNTS = (10.0, 200.0, 3000.0)
 
 
 def target_of(server: ScriptedServer, **changes: Any) -> Target:
-    requests = [predict_request("h", "fraud", [{"amount": amount}]) for amount in AMOUNTS]
+    requests = [native_wire("fraud").request("h", [{"amount": amount}]) for amount in AMOUNTS]
     return Target(
         **{"host": "127.0.0.1", "port": server.port, "requests": requests, "alone": {}, "tolerance": 0, **changes}
     )
@@ -32,7 +33,7 @@ async def test_processes_share_one_schedule(start_server: StartServer) -> None:
     whole = merge(shares)
     due = PATIENT.draw()
     assert whole.scheduled == sum(at >= 0.2 for at in due) == whole.ok == whole.offered
-    assert server.num_requests == len(due) == whole.answered
+    assert server.num_requests == len(due) == whole.answered_with_warmup
     assert max(share.scheduled for share in shares) - min(share.scheduled for share in shares) <= 1 + 1
     assert len(whole.latencies_ms) == len(whole.lags_ms) == whole.ok
     assert whole.late == 0

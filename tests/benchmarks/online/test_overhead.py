@@ -1,4 +1,4 @@
-"""A server beside its engine: what is made of the answers, and the command against a server of our own."""
+"""A server beside its engine: what is made of the answers, and the command with a server that it starts."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from scripted_server import Answer, Request, StartServer, fraud_model
 
-from benchmarks.online.overhead import Answered, ask_repeatedly, idle_round, main, medians, saturated_round
+from benchmarks.online.closed_loop import ask_repeatedly
+from benchmarks.online.errors import Refused
+from benchmarks.online.overhead import main
+from benchmarks.online.saturation import Answered, idle_round, medians, read_answers, saturated_round
 from benchmarks.online.target import make_ready
-from benchmarks.online.verify import Refused
 from benchmarks.online.wire import native_wire
 
 RECORDS = [{"amount": float(amount)} for amount in (10, 90, 400)]
@@ -60,7 +62,7 @@ async def test_a_wrong_answer_or_none_ends_the_run(start_server: StartServer, st
     server = await start_server(later_otherwise)
     target = (await make_ready(server.url, native_wire("fraud"), RECORDS, 1e-9)).target
     with pytest.raises(Refused, match=told):
-        await ask_repeatedly(target, 2, 0.1)
+        read_answers(target, await ask_repeatedly(target, 2, 0.1), 0.1)
 
 
 def test_the_command_measures_the_server_beside_its_engine(tmp_path: Path) -> None:
