@@ -5,7 +5,7 @@ PORT ?= 8080
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: install serve up test test-images lint bench bench-peers bench-policy lock clean
+.PHONY: install serve up test test-images lint bench bench-peers bench-policy results lock clean
 
 install: $(STAMP)
 
@@ -51,17 +51,24 @@ synth: install-deploy  ## the CloudFormation templates of every stage, linted; o
 	$(VENV)/bin/cfn-lint --config-file deployment/cfnlint.yaml -- deployment/templates/*/*.json
 	$(VENV)/bin/python -m deployment.policies deployment/templates/*/*.json
 
-RESULTS := benchmarks/results
+# Benchmarks write into a folder that git ignores; only `make results` publishes.
+OUT := benchmarks/out
 
-bench: install  ## the numbers in the README: the engine in process, then load over HTTP on a server of its own
-	$(VENV)/bin/python -m benchmarks.offline.engine --precision float32 auto --threads 2 --json $(RESULTS)/offline-engine.json --plot $(RESULTS)/offline-engine.png
-	$(VENV)/bin/python -m benchmarks.online.demo --edge serve --rate 20 40 80 160 240 480 --duration 20 --json $(RESULTS)/online-load.json --plot $(RESULTS)/online-load.png
+bench: install  ## the engine in one process, then the demo server under load; about four minutes
+	$(VENV)/bin/python -m benchmarks.offline.engine --precision float32 auto --threads 2 --json $(OUT)/offline-engine.json --plot $(OUT)/offline-engine.png
+	$(VENV)/bin/python -m benchmarks.online.demo --edge serve --rate 20 40 80 160 240 480 --duration 20 --json $(OUT)/online-load.json --plot $(OUT)/online-load.png
 
-bench-peers: install  ## the same model behind other servers, about 45 minutes on an otherwise quiet machine
-	$(VENV)/bin/python -m benchmarks.peers --json $(RESULTS)/peers.json --plot $(RESULTS)/peers.png
+bench-peers: install  ## the same model behind other servers; about 45 minutes on an otherwise quiet machine
+	$(VENV)/bin/python -m benchmarks.peers --json $(OUT)/peers.json --plot $(OUT)/peers.png
 
-bench-policy: install  ## the batching policy beside its peers' under a virtual clock, about three minutes
-	$(VENV)/bin/python -m benchmarks.simulation --json $(RESULTS)/simulation.json --plot $(RESULTS)/simulation.png
+bench-policy: install  ## the batching policy and its peers' under a virtual clock; about three minutes
+	$(VENV)/bin/python -m benchmarks.simulation --json $(OUT)/simulation.json --plot $(OUT)/simulation.png
+
+# Runs to publish, by name: make results PUBLISH="offline-engine online-load"
+PUBLISH :=
+
+results: install  ## copy the runs named in PUBLISH from benchmarks/out, then write all plots and pages of results
+	$(VENV)/bin/python -m benchmarks.publish $(PUBLISH)
 
 lock: install-deploy  ## pin what is installed now; run it in a fresh environment after changing pyproject.toml
 	$(VENV)/bin/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt

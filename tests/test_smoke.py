@@ -1,7 +1,7 @@
-"""`scripts/smoke` against a server of its own kind; the answers that it knows are the engine's.
+"""`scripts/smoke` against a small HTTP server, and its known answers against the engine.
 
-`.venv/bin/python tests/test_smoke.py` asks the engine anew and writes scripts/smoke-expected.json: after a change of
-the demo model or its checkpoint.
+`.venv/bin/python tests/test_smoke.py` writes scripts/smoke-expected.json from the engine's answers. Run it after a
+change of the demo model or its checkpoint.
 """
 
 import asyncio
@@ -47,8 +47,8 @@ async def test_known_answers_are_the_engines() -> None:
         assert row == pytest.approx(known, abs=1e-4), "run: .venv/bin/python tests/test_smoke.py"
 
 
-def test_known_answers_tell_a_wrong_model() -> None:
-    """One that always answers the same, or the classes' shares, does not pass."""
+def test_known_answers_expose_a_wrong_model() -> None:
+    """A model that gives every row the same answer does not pass."""
     first, second = json.loads(EXPECTED.read_text())["probabilities"]
     assert abs(first[0] - second[0]) > 0.2
 
@@ -57,7 +57,7 @@ def test_known_answers_tell_a_wrong_model() -> None:
 
 
 class FakeService:
-    """Answers as the service would; a test spoils one answer."""
+    """Gives the server's answers; a test changes one of them."""
 
     def __init__(self) -> None:
         expected = json.loads(EXPECTED.read_text())
@@ -118,7 +118,7 @@ def smoke(*arguments: str) -> tuple[int, list[str]]:
     return done.returncode, done.stdout.splitlines()
 
 
-def test_a_well_service_passes(url: str) -> None:
+def test_a_correct_server_passes(url: str) -> None:
     code, lines = smoke(url)
     assert code == 0
     assert [line.split(":")[0] for line in lines] == [
@@ -135,7 +135,7 @@ def failed(lines: list[str]) -> list[str]:
     return [line for line in lines if line.startswith("FAIL")]
 
 
-def test_a_wrong_answer_is_told(service: FakeService, url: str) -> None:
+def test_a_wrong_answer_fails(service: FakeService, url: str) -> None:
     service.prediction["predictions"][1]["probabilities"] = [0.5, 0.5]
     code, lines = smoke(url)
     assert code == 1
@@ -156,7 +156,7 @@ def test_each_fault_fails(service: FakeService, url: str) -> None:
     assert [line.split(":")[0] for line in failed(lines)] == ["FAIL  ready", "FAIL  models", "FAIL  bad input"]
 
 
-def test_another_shape_is_a_failure_and_no_traceback(service: FakeService, url: str) -> None:
+def test_an_answer_of_another_shape_fails_without_a_traceback(service: FakeService, url: str) -> None:
     service.models, service.prediction = [], {"predictions": []}
     code, lines = smoke(url)
     assert code == 1
@@ -171,13 +171,13 @@ def test_another_model_has_no_known_answer(service: FakeService, url: str) -> No
     assert "/v1/models/churn/predict" in service.asked
 
 
-def test_latency_has_a_limit_if_asked(url: str) -> None:
+def test_latency_above_the_limit_fails(url: str) -> None:
     code, lines = smoke(url, "--max-p99-ms", "0.0001")
     assert code == 1
     assert "the limit of p99" in failed(lines)[0]
 
 
-def test_nobody_there_is_one_line_per_check() -> None:
+def test_without_a_server_every_check_fails_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     code, lines = smoke(f"http://127.0.0.1:{port}")

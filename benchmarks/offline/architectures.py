@@ -1,8 +1,8 @@
-"""What is measured beside the demo model: TabPFN's architectures, full size, random weights, on synthetic tables.
+"""TabPFN's architectures at full size with random weights, on synthetic tables.
 
-Random weights cost what trained ones cost, and need no download and no licence; of quality they say nothing. What the
-library's constructors set to zero (the last projection of every block) is drawn too: a network of zeros answers
-everyone the same, and a comparison of its answers could not fail.
+Random weights cost as much time as trained ones and need no download and no licence; they say nothing of quality.
+tabpfn's constructors set the last projection of every block to zero. Here those weights are drawn too: a network of
+zeros gives every row the same answer, and a comparison of such answers could not fail.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from tabpfn.architectures import ARCHITECTURES as LIBRARY_ARCHITECTURES
+from tabpfn.architectures import ARCHITECTURES as TABPFN_ARCHITECTURES
 from tabpfn.checkpoint import save_as_safetensors
 from tabpfn.constants import ModelVersion
 from tabpfn.inference_config import InferenceConfig
-from tabpfn.settings import settings as library_settings
+from tabpfn.settings import settings as tabpfn_settings
 
 from serve.core import Column, ColumnKind, Context, EnsembleOptions, ModelDefinition, Scalar, Task
 
 UNNORMED_GAIN = 4
-"""Of v3's queries and cells: it norms neither queries nor keys, and scores near zero answer all rows alike."""
+"""For the weights of v3's queries and cells. v3 norms neither queries nor keys, and with attention scores near zero all
+rows get the same answer."""
 NUM_LEVELS = 6
 MISSING_SHARE = 0.05
 
@@ -34,9 +35,9 @@ class Architecture:
     """One of tabpfn's architectures at the size that its own defaults give it.
 
     Attributes:
-        name: its key in tabpfn's table of architectures.
-        version: how the file must be named, since tabpfn reads the version there.
-        config: what has no default.
+        name: key in tabpfn's table of architectures.
+        version: part of the checkpoint's file name, from which tabpfn reads the version.
+        config: the settings that have no default.
     """
 
     name: str
@@ -55,22 +56,24 @@ ARCHITECTURES = {
 
 
 def inference_config(version: ModelVersion) -> InferenceConfig:
-    """What tabpfn gives a checkpoint that states none of its own: v2's presets to v2, those of v2.5 to everything newer
-    (`model_loading._get_inference_config_from_checkpoint`)."""
+    """tabpfn's choice for a checkpoint that states none: v2's presets for v2, those of v2.5 for everything newer.
+
+    Source: `model_loading._get_inference_config_from_checkpoint`.
+    """
     known = version if version is ModelVersion.V2 else ModelVersion.V2_5
     return InferenceConfig.get_default("multiclass", known)
 
 
 def draw_network(architecture: Architecture, seed: int, config: Mapping[str, Any] | None = None) -> torch.nn.Module:
     """A network of random weights, none of them zero; the same for the same seed. `config` replaces the full size."""
-    module = LIBRARY_ARCHITECTURES[architecture.name]
+    module = TABPFN_ARCHITECTURES[architecture.name]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         network: torch.nn.Module = module.get_architecture(_parse(architecture, config))
         for name, parameter in network.named_parameters():
             if parameter.requires_grad and not parameter.any():
-                # Half as large as torch draws a linear layer: tried on v2, where answers differ most from row to row
-                # at this size; larger ones even the rows out, with smaller ones the context hardly counts.
+                # Half the size of torch's own linear layers. Tried on v2: at this size answers differ most from row to
+                # row. Larger weights even the rows out; with smaller ones the context hardly matters.
                 parameter.normal_(0, (10 * parameter.shape[-1]) ** -0.5)
             if architecture.name == "tabpfn_v3" and (name == "x_embed.weight" or "q_projection.weight" in name):
                 parameter.mul_(UNNORMED_GAIN)
@@ -93,9 +96,9 @@ def write_checkpoint(arch: str, folder: Path, seed: int = 0, config: Mapping[str
 
 def _parse(architecture: Architecture, config: Mapping[str, Any] | None) -> Any:
     given = dict(architecture.config if config is None else config)
-    parsed, unused = LIBRARY_ARCHITECTURES[architecture.name].parse_config(given)
+    parsed, unused = TABPFN_ARCHITECTURES[architecture.name].parse_config(given)
     if unused:
-        raise ValueError(f"{architecture.name} does not know these settings: {sorted(unused)}")
+        raise ValueError(f"{architecture.name} does not know these settings: {', '.join(sorted(unused))}")
     return parsed
 
 
@@ -104,8 +107,8 @@ def synthetic_model(
 ) -> ModelDefinition:
     """A model of two classes on a synthetic context.
 
-    One column in ten is a category of six levels, at least one of three columns or more; the rest are numbers of very
-    different scale. One cell in twenty is missing.
+    One column in ten is a category of six levels, and at least one column if there are three or more. The others are
+    numbers of very different scales. One cell in twenty is missing.
     """
     rng = np.random.default_rng(seed)
     num_categories = max(features // 10, 1) if features >= 3 else 0
@@ -141,10 +144,10 @@ def _cells(column: Column, standard: np.ndarray[Any, Any], rng: np.random.Genera
 
 @contextmanager
 def large_contexts_on_cpu() -> Iterator[None]:
-    """Let tabpfn take more context rows on a CPU than the 1,000 (v2) or 5,000 that it refuses above."""
-    before = library_settings.tabpfn.allow_cpu_large_dataset
-    library_settings.tabpfn.allow_cpu_large_dataset = True
+    """Inside the block tabpfn takes any number of context rows on a CPU; its own limit is 1,000 (v2) or 5,000."""
+    before = tabpfn_settings.tabpfn.allow_cpu_large_dataset
+    tabpfn_settings.tabpfn.allow_cpu_large_dataset = True
     try:
         yield
     finally:
-        library_settings.tabpfn.allow_cpu_large_dataset = before
+        tabpfn_settings.tabpfn.allow_cpu_large_dataset = before

@@ -1,4 +1,4 @@
-"""How much memory things take: tensors by their storages, this process by what the kernel saw."""
+"""Memory in bytes: of tensors, by their storages, and of this process, by the kernel's count."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _tensors(root: Any) -> Iterator[torch.Tensor]:
 
 
 def reset_peaks() -> bool:
-    """Let the peaks count from now. False where the kernel refuses: that of the process then counts from its start."""
+    """Let the peaks start from now. False if the kernel refuses: the process's peak then counts from its start."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     try:
@@ -49,7 +49,7 @@ def reset_peaks() -> bool:
 
 
 def peak_rss_bytes() -> int:
-    """Most resident memory of this process since `reset_peaks`."""
+    """Peak of this process's resident memory since `reset_peaks`."""
     try:
         lines = _STATUS.read_text(encoding="utf-8").splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
@@ -58,5 +58,5 @@ def peak_rss_bytes() -> int:
 
 
 def peak_device_bytes(device: str) -> int | None:
-    """Most memory that torch held on a GPU since `reset_peaks`; None on a CPU."""
+    """Peak of torch's memory on a GPU since `reset_peaks`; None on a CPU."""
     return int(torch.cuda.max_memory_allocated(device)) if device.startswith("cuda") else None

@@ -1,9 +1,9 @@
-"""Two ways of the same work, timed side by side.
+"""Times two functions that do the same work, side by side.
 
-Rounds of A and B in turn, the order swapped in every other round, in one process: a clock that drops, a neighbour that
-wakes up or a cache that fills hits both alike. The ratio is taken within each round and then the median of the ratios,
-so that one bad round moves nothing. Between the two a pause: for some milliseconds after its last operation torch's
-threads wait by spinning, on the cores that the other would use. It is spent awake, as a server under load is.
+Each round runs A and B in one process, and every other round swaps their order. So a slower clock, other load on the
+machine or a filling cache affects both alike. The speed-up is the median of the rounds' ratios, so one bad round does
+not move it. A pause stands before each call: torch's threads spin for some milliseconds after their last operation, on
+cores that the other function needs. The pause is spent awake, like a server under load.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Pairs:
 
     @property
     def speedup(self) -> float:
-        """How many times faster the first is: median of second / first."""
+        """How many times faster the first function is: the median of second / first."""
         return statistics.median(b / a for a, b in zip(self.first_ms, self.second_ms, strict=True))
 
 
 def measure_pairs(
     first: Work, second: Work, pairs: int, *, warmups: int = 2, clock: Clock = time.perf_counter
 ) -> Pairs:
-    """Run both `warmups` times uncounted, then `pairs` rounds. The work must be done when it returns (no async GPU)."""
+    """Run both `warmups` times uncounted, then `pairs` rounds. A function must return only when its work is done."""
     for _ in range(warmups):
         first()
         second()

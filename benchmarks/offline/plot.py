@@ -35,7 +35,7 @@ def draw_engine(run: Mapping[str, Any]) -> Figure:
         time.set_title(f"{_NAMES.get(arch, arch)}: time of one predict call (median)", loc="left")
         time.set_ylabel("milliseconds")
         ratio.set_title("compiled: times faster than tabpfn", loc="left")
-    figure.suptitle(title(run, "One predict call: the compiled backend and the tabpfn package, measured in pairs"))
+    figure.suptitle(title(run, "One predict call: the compiled backend and the tabpfn package, timed in pairs"))
     return figure
 
 
@@ -43,17 +43,17 @@ def _draw_predicts(time: Axes, ratio: Axes, results: Sequence[Result]) -> None:
     """Colours show which backend answers, line styles show the context."""
     by_way = _grouped(results, _way)
     colours = dict(zip(by_way, itertools.cycle(_COMPILED_COLOURS)))
-    by_case = _grouped(results, lambda result: str(result["case"]))
+    by_case = _grouped(results, _context)
     styles = dict(zip(by_case, itertools.cycle(_STYLES)))
     for case, of_case in by_case.items():
         ways = _grouped(of_case, _way)
         for way, points in ways.items():
-            _curve(time, points, "ours_ms", colours[way], styles[case])
+            _curve(time, points, "compiled_ms", colours[way], styles[case])
             _curve(ratio, points, "speedup", colours[way], styles[case])
             _curve(ratio, points, "speedup_uncached", RED, styles[case])
         # tabpfn is timed beside every way of compiled; one of these series is enough
         beside = next(iter(ways.values()))
-        _curve(time, beside, "library_ms", TABPFN, styles[case])
+        _curve(time, beside, "tabpfn_ms", TABPFN, styles[case])
         _curve(time, beside, "uncached_ms", RED, styles[case])
     ratio.axhline(1, color=GREY, linestyle=":")
     _label_rows(time, ratio, sorted({result["rows"] for result in results}))
@@ -84,6 +84,14 @@ def _way(result: Result) -> str:
     """Backend, precision and device of the server's engine."""
     backend, precision = result.get("backend", "compiled"), result.get("precision", "float32")
     return f"{backend}, {precision}, {str(result.get('device', 'cpu')).upper()}"
+
+
+def _context(result: Result) -> str:
+    """Size of the context, or the case's name in a run that does not state the size."""
+    if "context_rows" not in result:
+        return str(result["case"])
+    size = f"{result['context_rows']:,} rows x {result['features']} columns"
+    return f"context of {size},\n{result['members']} ensemble members"
 
 
 def _curve(axes: Axes, results: Sequence[Result], key: str, colour: str, style: str) -> None:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, PercentFormatter
 
 from benchmarks.figures import AMBER, BLUE, GREY, RED, plain_log, title
+from benchmarks.simulation.summary import bulk_points
 
 Result = Mapping[str, Any]
 Value = Callable[[Result], float | None]
@@ -95,19 +96,6 @@ def _draw_contexts(share: Axes, fairness: Axes, results: Sequence[Result]) -> No
     _share(share)
     fairness.set_ylabel("Jain's index of the contexts' mean latency (1: equal)")
     fairness.grid(alpha=0.3)
-
-
-def bulk_points(results: Sequence[Result], devices: Mapping[str, Any]) -> dict[tuple[str, str], tuple[float, float]]:
-    """By (device, policy): bulk rows as a share of the room that interactive leaves, and p99 with over without bulk."""
-    chosen = [r for r in results if r["experiment"] == "bulk" and r["load"] is not None]
-    by = {(r["device"], r["policy"], r["num_bulk_clients"] > 0): r for r in chosen}
-    points = {}
-    for (device, policy, has_bulk), result in by.items():
-        if has_bulk:
-            room = devices[device]["capacity_rows_per_s"] * (1 - result["load"])
-            ratio = result["interactive"]["p99_ms"] / by[device, policy, False]["interactive"]["p99_ms"]
-            points[device, policy] = (result["bulk_clients"]["rows_per_s"] / room, ratio)
-    return points
 
 
 def _draw_bulk(axes: Axes, results: Sequence[Result], devices: Mapping[str, Any]) -> None:

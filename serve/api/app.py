@@ -2,7 +2,7 @@
 
 The same app runs under uvicorn and inside the Ray replica. Layers, from the outside: `Edge` (request id, last resort),
 `BodyLimit`, then for a prediction the native door itself, for all else FastAPI's router. FastAPI's own layers are a
-fifth of what a prediction costs here (benchmarks/README.md, "The front's own cost"), and it needs none of them.
+fifth of what a prediction costs here (docs/decisions/001-cost-of-the-front.md), and it needs none of them.
 The lifespan is the replica's life: the app serves nothing before the predictor has started, and when the server stops,
 what was admitted is answered first.
 """

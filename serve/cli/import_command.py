@@ -1,4 +1,4 @@
-"""`tabpfn-serve import`: a fitted estimator (pickle, joblib, `.tabpfn_fit`) into a model folder, ahead of a start."""
+"""`tabpfn-serve import`: makes a model folder from a fitted estimator that was saved as a pickle."""
 
 from __future__ import annotations
 
@@ -13,15 +13,21 @@ from serve.store.pickles import import_pickle
 
 def add_parser(commands: Any) -> None:
     """Add the command to the subparsers of `tabpfn-serve`."""
-    parser = commands.add_parser("import", help="make a model folder of a pickled, fitted TabPFN estimator")
-    parser.add_argument("file", type=Path, help="a pickle, joblib file or .tabpfn_fit archive")
-    parser.add_argument("--sha256", required=True, help="the file's SHA-256, from whoever made it; it can run code")
-    parser.add_argument("--name", required=True, help="the model's name")
+    parser = commands.add_parser("import", help="make a model folder from a pickled, fitted TabPFN estimator")
+    parser.add_argument("file", type=Path, help="a pickle, a joblib file or a .tabpfn_fit archive")
+    parser.add_argument(
+        "--sha256", required=True, help="SHA-256 of the file, as its maker states it: opening a pickle can run code"
+    )
+    parser.add_argument("--name", required=True, help="name of the model")
     parser.add_argument("--out", type=Path, required=True, help="folder in which NAME/1/ is made")
     parser.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the folder made, and how it is served. Raises InvalidModel."""
+    """Import the file, and print the folder and the option that serves it.
+
+    Raises:
+        InvalidModel: the file cannot be imported.
+    """
     folder = import_pickle(options.file, name=options.name, sha256=options.sha256, work_dir=options.out)
-    print(f"{folder} is made; serve it with --model {options.name}={folder}@sha256:{sha256_of(folder / MANIFEST)}")
+    print(f"made {folder}; serve it with --model {options.name}={folder}@sha256:{sha256_of(folder / MANIFEST)}")

@@ -1,7 +1,7 @@
 """One caller's connection: uvicorn's, which also answers a refusal that is made at the headers.
 
 uvicorn builds a scope, a cycle and a task for each request before anything of ours is asked. In an overload that is
-most of what a refusal costs (benchmarks/README.md, "The front's own cost"), so here the question comes first. A request
+most of what a refusal costs (docs/decisions/001-cost-of-the-front.md), so here the question comes first. A request
 that is refused by its headers never exists for uvicorn: its body is thrown away as it comes, and when it has come whole
 the answer is written and the connection goes on as after any other.
 

@@ -1,57 +1,74 @@
-"""A model repository in a local folder: `NAME/VERSION/manifest.json` with a Parquet context beside it.
+"""A model repository in a local folder: `NAME/VERSION/manifest.json`, with a Parquet context beside it.
 
-Nothing is trusted: digests are compared before a byte is parsed, weights are safetensors (no pickle), a licence that
-forbids commercial use needs the operator's word, and whatever is wrong names the file.
+What is always true:
+- every file is compared with its SHA-256 before a byte of it is parsed;
+- weights are safetensors, never a pickle;
+- a checkpoint whose licence forbids commercial use is served only if the operator allows it;
+- an error names the file at fault.
 """
 
 from __future__ import annotations
 
-import datetime
-import decimal
 import hashlib
-import math
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from serve.core import Column, Context, EnsembleOptions, ModelDefinition, Scalar, Task
+from serve.core import Column, Context, EnsembleOptions, ModelDefinition
 from serve.core.errors import InvalidModel, UnknownModel
 from serve.settings import StoreSettings
+from serve.store.context_table import read_context
 from serve.store.manifest import MANIFEST, FileEntry, Manifest
 
 EMBEDDED = Path(__file__).parent / "embedded"
+"""The model repository inside the package, with the demo model."""
 
 
 class FolderStore:
-    """`ModelStore` on a folder; the demo model inside the package where no folder is set."""
+    """A `ModelStore` that serves a folder, by default the demo model inside the package.
+
+    Args:
+        settings: `model_repository` and `allow_non_commercial` are used.
+    """
 
     def __init__(self, settings: StoreSettings) -> None:
         self._settings = settings
         self._root = (settings.model_repository or EMBEDDED).resolve()
 
     def names(self) -> list[str]:
+        """Return the names of the models in the folder, sorted.
+
+        Raises:
+            InvalidModel: the folder does not exist, or holds no model.
+        """
         if not self._root.is_dir():
-            raise InvalidModel(f"model repository {self._root} is not a folder")
+            raise InvalidModel(f"model repository {self._root} is not a folder; correct store.model_repository")
         names = sorted({path.parent.parent.name for path in self._root.glob(f"*/*/{MANIFEST}")})
         if not names:
-            raise InvalidModel(f"model repository {self._root} holds no model (NAME/VERSION/{MANIFEST})")
+            raise InvalidModel(
+                f"model repository {self._root} holds no model: no file in it has a path NAME/VERSION/{MANIFEST}"
+            )
         return names
 
     def load(self, name: str) -> ModelDefinition:
+        """Return the highest version of a model.
+
+        Raises:
+            UnknownModel: the folder holds no model of this name.
+            InvalidModel: a file is absent, damaged or inconsistent, or its licence forbids commercial use.
+        """
         folder = self._newest(name)
         manifest = read_manifest(folder)
         if (manifest.name, manifest.version) != (name, folder.name):
             raise InvalidModel(
-                f"{folder / MANIFEST} says {manifest.name!r} version {manifest.version!r}, "
-                f"but lies in {name}/{folder.name}"
+                f"{folder / MANIFEST} is of model {manifest.name!r}, version {manifest.version!r}, "
+                f"but lies in {name}/{folder.name}; rename the folder or correct the manifest"
             )
         if manifest.estimator is not None:
             raise InvalidModel(
-                f"{folder / MANIFEST} holds a fitted estimator, a pickle, which is served by its pinned digest only: "
-                f"add {name}={folder}@sha256:DIGEST to store.models, with the digest of the {MANIFEST} that you trust"
+                f"{folder / MANIFEST} holds a fitted estimator, which is a pickle and is served by its pinned digest "
+                f"only: add {name}={folder}@sha256:DIGEST to store.models, with the SHA-256 of the {MANIFEST} that "
+                "you trust as DIGEST"
             )
         return read_model(folder, manifest, allow_non_commercial=self._settings.allow_non_commercial)
 
@@ -63,13 +80,21 @@ class FolderStore:
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file."""
+    """Return the SHA-256 of a file, in hexadecimal digits.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a model folder. Raises InvalidModel naming the file."""
+    """Return the manifest of a model folder.
+
+    Raises:
+        InvalidModel: the manifest is absent or wrong; the message names the file and the field.
+    """
     path = folder / MANIFEST
     try:
         return parse_manifest(path.read_bytes(), str(path))
@@ -78,7 +103,14 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def parse_manifest(content: bytes, place: str) -> Manifest:
-    """Raises InvalidModel that begins with `place`."""
+    """Return a manifest from the bytes of its file.
+
+    Args:
+        place: path or address of the file, for the message.
+
+    Raises:
+        InvalidModel: the manifest is wrong; the message names `place` and the field.
+    """
     try:
         return Manifest.model_validate_json(content)
     except ValidationError as error:
@@ -88,14 +120,24 @@ def parse_manifest(content: bytes, place: str) -> Manifest:
 
 
 def read_model(folder: Path, manifest: Manifest, *, allow_non_commercial: bool) -> ModelDefinition:
-    """The model of a folder, every file compared with its digest. Raises InvalidModel naming the file at fault."""
+    """Return the model of a folder, with every file compared with its digest.
+
+    Args:
+        allow_non_commercial: accept a checkpoint whose licence forbids commercial use.
+
+    Raises:
+        InvalidModel: a file is absent, damaged or inconsistent, or the licence is not accepted.
+    """
     checkpoint = _verified(folder, manifest.checkpoint)
     if checkpoint.suffix != ".safetensors":
-        raise InvalidModel(f"{checkpoint}: only safetensors checkpoints are served (a pickle can run code)")
+        raise InvalidModel(
+            f"{checkpoint}: only safetensors checkpoints are served, because a pickle can run code; convert the file "
+            "by tabpfn's save_as_safetensors (docs/models.md)"
+        )
     if manifest.checkpoint.non_commercial and not allow_non_commercial:
         raise InvalidModel(
             f"{folder / MANIFEST}: checkpoint {manifest.checkpoint.name!r} is licensed for non-commercial use "
-            f"({manifest.checkpoint.licence}); set store.allow_non_commercial if yours is such a use"
+            f"({manifest.checkpoint.licence}); set store.allow_non_commercial if your use is non-commercial"
         )
     return ModelDefinition(
         name=manifest.name,
@@ -113,84 +155,31 @@ def read_model(folder: Path, manifest: Manifest, *, allow_non_commercial: bool) 
 
 
 def _verified(folder: Path, entry: FileEntry) -> Path:
-    """The file's absolute path, its digest compared."""
+    """Return the absolute path of a file whose digest was compared."""
     path = (folder / entry.path).resolve()
     if not path.is_file():
-        raise InvalidModel(f"{folder / MANIFEST} names {entry.path}, which is not there ({path})")
+        raise InvalidModel(f"{folder / MANIFEST} names {entry.path}, but there is no file {path}")
     try:
         digest = sha256_of(path)
     except OSError as error:
         raise InvalidModel(f"{path} cannot be read: {error.strerror}") from error
     if digest != entry.sha256:
-        raise InvalidModel(f"{path} has sha256 {digest}, the manifest says {entry.sha256}")
+        raise InvalidModel(
+            f"{path} has sha256 {digest}, but {folder / MANIFEST} says {entry.sha256}; the file was changed or damaged"
+        )
     return path
 
 
 def _context(folder: Path, manifest: Manifest) -> Context:
+    columns = tuple(Column(entry.name, entry.kind, entry.description) for entry in manifest.columns)
     if manifest.context is not None:
-        return _read_context(_verified(folder, manifest.context), manifest)
-    assert manifest.estimator is not None, "this is a bug: a manifest has one of the two"
-    return Context(manifest.task, _columns(manifest), {}, (), num_hidden_rows=manifest.estimator.num_context_rows)
+        return read_context(_verified(folder, manifest.context), manifest, columns)
+    assert manifest.estimator is not None, "this is a bug: a manifest has a context or an estimator"
+    return Context(manifest.task, columns, {}, (), num_hidden_rows=manifest.estimator.num_context_rows)
 
 
 def _options(manifest: Manifest) -> EnsembleOptions:
-    """For an estimator only what is told of it: it was fitted with its own."""
+    """The options of the fit. A fitted estimator has its own, of which only the number of members is shown."""
     if manifest.estimator is not None:
         return EnsembleOptions(num_members=manifest.estimator.num_members)
     return EnsembleOptions(**manifest.options.model_dump())
-
-
-def _columns(manifest: Manifest) -> tuple[Column, ...]:
-    return tuple(Column(entry.name, entry.kind, entry.description) for entry in manifest.columns)
-
-
-def _read_context(path: Path, manifest: Manifest) -> Context:
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise InvalidModel(f"{path} is not a readable Parquet file: {error}") from error
-    wanted = [column.name for column in manifest.columns]
-    absent = [name for name in (*wanted, manifest.target) if name not in table.column_names]
-    if absent:
-        raise InvalidModel(f"{path} lacks the column(s) {', '.join(absent)}")
-    cells = {name: [_scalar(cell) for cell in table.column(name).to_pylist()] for name in wanted}
-    target = _read_target(path, table.column(manifest.target).to_pylist(), manifest)
-    return Context(
-        task=manifest.task,
-        columns=_columns(manifest),
-        cells=cells,
-        target=target,
-        class_priors=manifest.class_priors,
-    )
-
-
-def _read_target(path: Path, values: list[Any], manifest: Manifest) -> list[str] | list[float]:
-    for row, value in enumerate(values):
-        if value is None or (isinstance(value, float) and not math.isfinite(value)):
-            raise InvalidModel(f"{path}: row {row} has no {manifest.target}")
-    if manifest.task is Task.REGRESSION:
-        return [float(value) for value in values]
-    labels = [_label(path, row, value) for row, value in enumerate(values)]
-    if len(set(labels)) < 2:
-        raise InvalidModel(f"{path}: {manifest.target} has a single class; classification needs two or more")
-    return labels
-
-
-def _label(path: Path, row: int, value: Any) -> str:
-    """A class as the answers will name it: a string, or a whole number without its decimals."""
-    if isinstance(value, float) and not value.is_integer():
-        raise InvalidModel(f"{path}: row {row}: {value} is no class; classes are strings or whole numbers")
-    return str(int(value)) if isinstance(value, bool | float) else str(value)
-
-
-def _scalar(cell: Any) -> Scalar:
-    """A Parquet cell as JSON would have brought it."""
-    if isinstance(cell, datetime.datetime):
-        return cell.isoformat()
-    if isinstance(cell, datetime.date):
-        return datetime.datetime.combine(cell, datetime.time()).isoformat()
-    if isinstance(cell, decimal.Decimal):
-        return float(cell)
-    if isinstance(cell, float) and math.isnan(cell):
-        return None
-    return cell  # type: ignore[no-any-return]  # the row encoder judges what is left

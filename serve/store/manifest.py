@@ -1,4 +1,4 @@
-"""`manifest.json`: everything a model is, beside its context table and its checkpoint. Unknown keys are errors."""
+"""`manifest.json`: the description of a model, beside its context and its checkpoint. Unknown keys are errors."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from serve.core import ColumnKind, Scalar, Task
 from serve.settings.model_source import ModelName, Sha256
-
-Name = ModelName
 
 MANIFEST = "manifest.json"
 
@@ -28,14 +26,14 @@ class ColumnEntry(_Part):
 
 
 class FileEntry(_Part):
-    """A file and its digest; `path` is absolute or relative to the manifest's folder."""
+    """A file and its digest; `path` is absolute, or relative to the manifest's folder."""
 
     path: Path
     sha256: Sha256
 
 
 class CheckpointEntry(FileEntry):
-    """Pre-trained weights (safetensors) and what their licence allows."""
+    """Pre-trained weights (safetensors), with the name and the licence that callers are shown."""
 
     name: str = Field(min_length=1)
     licence: str = Field(min_length=1)
@@ -43,11 +41,13 @@ class CheckpointEntry(FileEntry):
 
 
 class EstimatorEntry(FileEntry):
-    """A fitted estimator in the place of a context (`engine/estimator_file.py`), as `import_pickle` made it.
+    """A fitted estimator instead of a context, as `pickles.import_pickle` wrote it.
 
     Attributes:
-        source_sha256: of the pickle that it was imported from, which the operator pinned.
-        made_by: the releases that wrote it; another release imports anew.
+        source_sha256: SHA-256 of the pickle that was imported, as the operator pinned it.
+        made_by: the releases that wrote the file. Another release imports the pickle anew.
+        num_context_rows: rows that the estimator was fitted on.
+        num_members: ensemble members of the estimator.
     """
 
     source_sha256: Sha256
@@ -57,7 +57,7 @@ class EstimatorEntry(FileEntry):
 
 
 class OptionsEntry(_Part):
-    """Passed to the library when the context is fitted."""
+    """Ensemble options, passed to tabpfn when the context is fitted."""
 
     num_members: int = Field(8, ge=1, le=64)
     random_state: int = 0
@@ -65,10 +65,14 @@ class OptionsEntry(_Part):
 
 
 class Manifest(_Part):
-    """The whole file."""
+    """The whole file. `docs/models.md` explains the fields.
+
+    Raises:
+        pydantic.ValidationError: a field is wrong, or two fields contradict each other.
+    """
 
     format: Literal[1] = 1
-    name: Name
+    name: ModelName
     version: Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,8}$")]
     task: Task
     description: str = ""
@@ -88,15 +92,15 @@ class Manifest(_Part):
         if len(set(names)) != len(names):
             raise ValueError("two columns have the same name")
         if (self.context is None) == (self.estimator is None):
-            raise ValueError("a model has a context or an estimator, and not both")
+            raise ValueError("a model has either a context or an estimator; give one of the two, not both")
         if self.estimator is not None and (self.class_priors is not None or self.options != OptionsEntry()):
-            raise ValueError("class_priors and options belong to a context; an estimator has its own")
+            raise ValueError("class_priors and options belong to a context; leave them out for an estimator")
         if self.target in names:
-            raise ValueError(f"the target {self.target!r} is also an input column")
+            raise ValueError(f"the target {self.target!r} is also an input column; take it out of columns")
         if self.class_priors is not None and self.task is Task.REGRESSION:
-            raise ValueError("class_priors belong to classification")
+            raise ValueError("class_priors belong to classification; leave them out for regression")
         if self.class_priors is not None and abs(sum(self.class_priors.values()) - 1) > 1e-6:
             raise ValueError("class_priors do not sum to 1")
         if self.example is not None and set(self.example) != set(names):
-            raise ValueError("the example does not have exactly the input columns")
+            raise ValueError("the example must have every input column and no other")
         return self

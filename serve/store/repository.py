@@ -1,4 +1,4 @@
-"""The contract of a model repository."""
+"""The contract of every source of models."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from serve.core import ModelDefinition
 
 
 class ModelStore(Protocol):
-    """Names the models to be served and hands over one version of each, verified. May block, on the network too."""
+    """Names the models that are to be served, and loads one version of each, verified. May wait for the network."""
 
     def names(self) -> list[str]:
-        """The models, sorted. Raises InvalidModel if the repository cannot be read or is empty."""
-
-    def load(self, name: str) -> ModelDefinition:
-        """The version of a model that is to be served.
+        """Return the names of the models, sorted.
 
         Raises:
-            UnknownModel
-            InvalidModel: names the file at fault.
-            StartupError: it cannot be had from where it is kept.
+            InvalidModel: the repository cannot be read, or holds no model.
+        """
+
+    def load(self, name: str) -> ModelDefinition:
+        """Return the version of a model that is to be served.
+
+        Raises:
+            UnknownModel: no model has this name.
+            InvalidModel: a file is absent, damaged or inconsistent; the message names the file.
+            StartupError: the model cannot be fetched from where it is kept.
         """

@@ -1,4 +1,4 @@
-"""The models of the setting `store.models`: folders and pickles, on this machine or in S3."""
+"""The models of the setting `store.models`: model folders and pickles, on this machine or in S3."""
 
 from __future__ import annotations
 
@@ -19,21 +19,32 @@ from serve.store.manifest import MANIFEST, FileEntry, Manifest
 if TYPE_CHECKING:
     from serve.store.s3 import S3
 
-_HINT = "uri names the folder that holds it, such as .../NAME/VERSION"
+_HINT = f"uri must name the folder that holds {MANIFEST}, such as .../NAME/VERSION"
 
 
 class SourceStore:
-    """`ModelStore` on `store.models`. Nothing is opened or downloaded before `load`."""
+    """A `ModelStore` that serves `store.models`. It opens and downloads nothing before `load`.
+
+    Args:
+        settings: all of them are used but `model_repository`.
+    """
 
     def __init__(self, settings: StoreSettings) -> None:
         self._settings = settings
         self._sources = {source.name: source for source in settings.models}
 
     def names(self) -> list[str]:
+        """Return the names in `store.models`, sorted."""
         return sorted(self._sources)
 
     def load(self, name: str) -> ModelDefinition:
-        """Raises UnknownModel, InvalidModel, or StartupError where a model cannot be had."""
+        """Return a model, downloaded or imported if no verified copy is kept.
+
+        Raises:
+            UnknownModel: `store.models` has no such name.
+            InvalidModel: a file is absent, has another digest, or is inconsistent.
+            StartupError: a file cannot be downloaded or kept.
+        """
         if name not in self._sources:
             raise UnknownModel(f"store.models has no model {name!r}")
         source = self._sources[name]
@@ -55,7 +66,7 @@ class SourceStore:
         return folder, parse_manifest((folder / MANIFEST).read_bytes(), str(folder / MANIFEST))
 
     def _pickle(self, source: ModelSource, sha256: str) -> Path:
-        """The file on this machine, its digest compared."""
+        """Return a file on this machine whose digest was compared."""
         place = source.location
         if isinstance(place, S3Location):
             kept = PurePosixPath(sha256, PurePosixPath(place.key).name)
@@ -95,7 +106,7 @@ class SourceStore:
         return self._downloads.folder / digest, manifest
 
     def _manifest(self, source: ModelSource, place: S3Location) -> bytes:
-        """Kept where it is pinned; else read anew, so that a changed one is seen."""
+        """A pinned manifest is kept. One without a digest is read at each start, so that a change is seen."""
         if source.sha256 is not None:
             digest, download = source.sha256, partial(self._s3_download, place)
         else:
@@ -106,7 +117,7 @@ class SourceStore:
         kept = PurePosixPath(digest, MANIFEST)
         return self._downloads.get(kept, digest, download, str(place), _setting(source)).read_bytes()
 
-    # --- made when first needed: what is kept needs no S3, and a local folder neither
+    # --- made at first use: a kept file needs no S3, and a local folder needs no folder of downloads
 
     def _s3_download(self, place: S3Location, file: BinaryIO) -> None:
         try:
@@ -116,7 +127,7 @@ class SourceStore:
 
     @cached_property
     def _s3(self) -> S3:
-        from serve.store.s3 import S3  # boto3 takes its time
+        from serve.store.s3 import S3  # importing boto3 takes time
 
         return S3(self._settings.s3_endpoint_url)
 
@@ -131,27 +142,33 @@ def _setting(source: ModelSource) -> str:
 
 def _compare(digest: str, source: ModelSource, place: str) -> None:
     if source.sha256 not in (None, digest):
-        raise InvalidModel(f"{place} has sha256 {digest}, but {_setting(source)} says {source.sha256}")
+        raise InvalidModel(
+            f"{place} has sha256 {digest}, but {_setting(source)} says {source.sha256}; "
+            "correct the digest, or put the right file there"
+        )
 
 
 def _parse(content: bytes, source: ModelSource, place: str) -> Manifest:
     manifest = parse_manifest(content, place)
     if manifest.name != source.name:
-        raise InvalidModel(f"{place} is of model {manifest.name!r}, not of {source.name!r} as in store.models")
+        raise InvalidModel(
+            f"{place} is of model {manifest.name!r}, not of {source.name!r} as in store.models; use the same name"
+        )
     if manifest.estimator is not None and source.sha256 is None:
         raise InvalidModel(
-            f"{place} holds a fitted estimator, which is a pickle: add `sha256` of this file to {_setting(source)}, as "
-            f"`sha256sum {MANIFEST}` says it of the one that you trust"
+            f"{place} holds a fitted estimator, which is a pickle: add `sha256` to {_setting(source)}, with the digest "
+            f"that `sha256sum {MANIFEST}` prints for the copy that you trust"
         )
     return manifest
 
 
 def _path_inside(entry: FileEntry, manifest: str) -> PurePosixPath:
-    """Where a downloaded file may lie: in the folder of its manifest."""
+    """Return the path of a downloaded file, which must lie in the folder of its manifest."""
     path = PurePosixPath(entry.path)
     if path.is_absolute() or ".." in path.parts or not path.parts or not str(path).isprintable():
         raise InvalidModel(
-            f"{manifest} names {str(path)!r}, which is not in its folder; only files in there are downloaded"
+            f"{manifest} names {str(path)!r}, which is not in its folder; put the file beside the manifest, because "
+            "other files are not downloaded"
         )
     return path
 

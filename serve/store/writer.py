@@ -1,4 +1,4 @@
-"""Writes a model folder that `FolderStore` serves."""
+"""Writes a model folder that `FolderStore` and `SourceStore` serve."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ CONTEXT = "context.parquet"
 def write_model(
     repository: Path, table: pa.Table, checkpoint: Path, checkpoint_facts: dict[str, Any], **manifest: Any
 ) -> Path:
-    """Write `NAME/VERSION/` into a repository and return the folder.
+    """Write the folder `NAME/VERSION/` into a repository and return its path.
 
     Args:
-        table: the context: input columns and target.
-        checkpoint: safetensors file, referred to by a path relative to the folder, not copied.
-        checkpoint_facts: `name`, `licence`, `non_commercial` of `CheckpointEntry`.
+        table: the context, with the input columns and the target.
+        checkpoint: a safetensors file. The manifest refers to it by a path relative to the folder; it is not copied.
+        checkpoint_facts: `name`, `licence` and `non_commercial` of `CheckpointEntry`.
         manifest: the other fields of `Manifest`.
 
     Raises:
-        pydantic.ValidationError: the fields do not make a manifest.
+        pydantic.ValidationError: the fields do not make a valid manifest.
+        OSError: the folder cannot be written, or the checkpoint cannot be read.
     """
     folder: Path = repository / manifest["name"] / manifest["version"]
     folder.mkdir(parents=True, exist_ok=True)

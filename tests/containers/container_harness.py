@@ -1,7 +1,7 @@
-"""An image, run as strictly as an orchestrator would run it, and a load to stop it under.
+"""Containers of the image under test, with the restrictions of an orchestrator, and load to send while they stop.
 
-`TEST_IMAGE` names the image (`make test-images` builds and sets it), `CONTAINER_ENGINE` podman or docker. The
-host's network is used, on free ports, so that nothing has to be published: Linux only.
+The variable `TEST_IMAGE` names the image (`make test-images` builds it and sets the variable), `CONTAINER_ENGINE` is
+podman or docker. Containers use the host's network on free ports, so that no port has to be published: Linux only.
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ import random
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 from edge_harness import Caller, predict_request
 from ports import free_port
 
+ROOT = Path(__file__).resolve().parents[2]
 IMAGE = os.environ.get("TEST_IMAGE", "")
 ENGINE = os.environ.get("CONTAINER_ENGINE") or ("podman" if shutil.which("podman") else "docker")
 
@@ -32,22 +35,28 @@ SHM = ("--shm-size", "1g")
 
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 60
-"""What docs/containers.md tells to give: `drain_timeout_s` and 20 s, rounded up."""
+"""The stop timeout that docs/containers.md recommends."""
 
 
 def engine(*arguments: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
+    """Run the container engine's command line and return what it printed."""
     return subprocess.run([ENGINE, *arguments], capture_output=True, text=True, timeout=timeout_s)
 
 
+def smoke(url: str) -> subprocess.CompletedProcess[str]:
+    """Run scripts/smoke against a server."""
+    return subprocess.run([sys.executable, "-I", ROOT / "scripts" / "smoke", url], capture_output=True, text=True)
+
+
 def own_address() -> str:
-    """An address of this machine that is not its loopback."""
+    """An address of this machine other than the loopback."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unsent:
         unsent.connect(("192.0.2.1", 9))  # a route is looked up, nothing is sent
         return str(unsent.getsockname()[0])
 
 
 class Container:
-    """Started at once and removed at the end of the `with` block."""
+    """A container that starts at once and is removed at the end of the `with` block."""
 
     def __init__(
         self,
@@ -65,7 +74,7 @@ class Container:
         given = [part for name, value in settings.items() for part in ("--env", f"{name}={value}")]
         self.started_at = time.monotonic()
         run = ["run", "--detach", "--name", self.name, "--network", "host", *hardened, *SHM, *given, *options]
-        # Podman has health checks run by systemd, which may not be there: they are asked for by hand.
+        # Podman runs health checks by systemd, which may be missing here. The tests run the command themselves.
         if ENGINE == "podman":
             run += ["--health-interval", "disable"]
         done = engine(*run, IMAGE, *command)
@@ -78,7 +87,7 @@ class Container:
         engine("rm", "--force", "--volumes", self.name)
 
     def wait_ready(self) -> float:
-        """Seconds from the start to the first 200 of readiness."""
+        """Wait for the first 200 of readiness; the seconds since the start."""
         while time.monotonic() < self.started_at + START_TIMEOUT_S:
             with contextlib.suppress(httpx.HTTPError):
                 if httpx.get(f"{self.url}/v2/health/ready", timeout=2).status_code == 200:
@@ -88,22 +97,25 @@ class Container:
         raise AssertionError(f"not ready in {START_TIMEOUT_S} s: {self.logs()}")
 
     def wait_end(self, timeout_s: float = START_TIMEOUT_S) -> int:
-        """Its exit code, once it has ended by itself."""
+        """Wait until the container ends by itself; its exit code."""
         return int(engine("wait", self.name, timeout_s=timeout_s).stdout)
 
     def state(self) -> dict[str, Any]:
+        """The `State` of the engine's `inspect`."""
         found: dict[str, Any] = json.loads(engine("inspect", "--type", "container", self.name).stdout)[0]["State"]
         return found
 
     def logs(self) -> str:
+        """Everything that the container wrote, standard output first."""
         done = engine("logs", self.name)
         return done.stdout + done.stderr
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command inside the container."""
         return engine("exec", self.name, *command)
 
     def stop(self) -> tuple[int, float]:
-        """(exit code, seconds) of a stop by SIGTERM, as an orchestrator does it."""
+        """Stop it by SIGTERM as an orchestrator does; (exit code, seconds)."""
         start = time.monotonic()
         done = engine("stop", "--time", str(STOP_TIMEOUT_S), self.name, timeout_s=STOP_TIMEOUT_S + 30)
         assert done.returncode == 0, done.stderr
@@ -111,7 +123,7 @@ class Container:
 
 
 class PoissonLoad:
-    """One-row requests at random times, whatever became of those before, each on a connection of its own."""
+    """Requests at random times, independent of the answers, each on a connection of its own (open loop)."""
 
     def __init__(self, container: Container, body: bytes, rate: float) -> None:
         self._container = container
@@ -141,7 +153,7 @@ class PoissonLoad:
         return "cut off" if status is None else str(status)
 
     def finish(self) -> list[tuple[float, str]]:
-        """(when it was sent, what came of it) of every request: a status, `refused` at the door, or `cut off`."""
+        """Stop sending; (time sent, outcome) of every request. The outcome is a status, `refused` or `cut off`."""
         self._over.set()
         self._thread.join()
         outcomes = [(sent_at, outcome.result()) for sent_at, outcome in self._sent]
@@ -150,6 +162,7 @@ class PoissonLoad:
 
 
 def count(outcomes: Sequence[tuple[float, str]], when: Callable[[float], bool]) -> dict[str, int]:
+    """How often each outcome occurred among the requests whose time sent satisfies `when`."""
     counts: dict[str, int] = {}
     for sent_at, outcome in outcomes:
         if when(sent_at):

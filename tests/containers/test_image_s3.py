@@ -1,14 +1,12 @@
-"""A container whose model is in a (real) S3 server: the right digest is served, a wrong one ends the start."""
+"""A container whose model is in an S3 server (Swift): the right digest is served, a wrong one fails the start."""
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from containers.container_harness import IMAGE, Container
+from containers.container_harness import IMAGE, Container, smoke
 from store.source_harness import digest, edit
 from store.swift_harness import Swift, running_swift
 
@@ -19,7 +17,6 @@ pytestmark = [
     pytest.mark.skipif(not IMAGE, reason="no image is named; make test-images builds one and runs this"),
 ]
 
-ROOT = Path(__file__).resolve().parents[2]
 BUCKET = "models"
 
 
@@ -32,7 +29,7 @@ def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swift]:
 
 @pytest.fixture(scope="module")
 def sha256(swift: Swift, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The digest of the demo model, which is put into the bucket as a folder that holds its checkpoint."""
+    """The digest of the demo model, which this uploads as one folder that contains its checkpoint."""
     folder = tmp_path_factory.mktemp("models") / "fraud" / "1"
     shutil.copytree(EMBEDDED / "fraud" / "1", folder)
     checkpoint = json.loads((folder / "manifest.json").read_text())["checkpoint"]
@@ -52,8 +49,7 @@ def environment(swift: Swift, sha256: str) -> dict[str, str]:
 def test_the_right_digest_is_served(command: str, swift: Swift, sha256: str) -> None:
     with Container(command, environment=environment(swift, sha256)) as container:
         print(f"\n{command}: ready after {container.wait_ready():.1f} s")
-        smoke = [sys.executable, "-I", ROOT / "scripts" / "smoke", container.url]
-        done = subprocess.run(smoke, capture_output=True, text=True)
+        done = smoke(container.url)
         assert done.returncode == 0, done.stdout
         kept = container.run("find", "/var/cache/tabpfn-serve/models", "-name", "manifest.json").stdout
         assert kept.strip(), "served, but not from the bucket"

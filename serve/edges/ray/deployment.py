@@ -6,7 +6,7 @@ A replica holds everything: ASGI app, batcher, engine. Ray adds none of its own 
 above our admission limit, which refuses first. A request comes to it in one of two ways:
 
 - a replica that is alone listens itself (`uvicorn_server.EmbeddedServer`): no hop, and none of the work of Ray's
-  own server for each request (benchmarks/README.md, "The front's own cost"). Ray has placement, health and replacement;
+  own server for each request (docs/decisions/001-cost-of-the-front.md). Ray has placement, health and replacement;
 - several share Ray's HAProxy, which gives a request to who has least to do. So too under Ray's own `serve run`.
 
 The start: the replica's constructor starts the predictor, so Ray calls it running only when every model has passed

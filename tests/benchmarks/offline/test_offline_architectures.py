@@ -1,4 +1,4 @@
-"""Random checkpoints that the library loads, and synthetic contexts."""
+"""Random checkpoints that tabpfn loads, and synthetic contexts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.offline.architectures import (
     synthetic_model,
     write_checkpoint,
 )
-from benchmarks.offline.cells import Case, LibrarySide
+from benchmarks.offline.sides import Case, TabPFNSide
 from serve.core import ColumnKind
 
 TINY = {
@@ -34,10 +34,10 @@ TINY = {
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_the_library_loads_a_random_checkpoint_and_every_column_moves_its_answer(arch: str, tmp_path: Path) -> None:
+def test_tabpfn_loads_a_random_checkpoint_and_every_column_moves_its_answer(arch: str, tmp_path: Path) -> None:
     checkpoint = write_checkpoint(arch, tmp_path, config=TINY[arch])
     assert ARCHITECTURES[arch].version.value in checkpoint.name
-    side = LibrarySide(Case("tiny", arch, synthetic_model("tiny", checkpoint, 30, 4, 2)), "cpu")
+    side = TabPFNSide(Case("tiny", arch, synthetic_model("tiny", checkpoint, 30, 4, 2)), "cpu")
     rows = np.repeat(side.context_rows[:1], 5, axis=0)
     for column in range(4):
         other = side.context_rows[:, column]
@@ -59,7 +59,7 @@ def test_weights_are_drawn_from_the_seed_and_none_is_zero(arch: str) -> None:
     assert all(parameter.any() for parameter in first.parameters())
 
 
-def test_the_file_says_what_it_is(tmp_path: Path) -> None:
+def test_the_checkpoint_names_its_architecture(tmp_path: Path) -> None:
     stored = Checkpoint(write_checkpoint("v3_5", tmp_path, config=TINY["v3_5"])).load()
     assert stored["architecture_name"] == "tabpfn_v3_5"
     assert stored["config"]["embed_dim"] == 16
@@ -72,7 +72,7 @@ def test_an_unknown_setting_of_the_network_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("features", "num_categories"), [(1, 0), (2, 0), (3, 1), (30, 3), (100, 10)])
-def test_a_synthetic_context_has_numbers_categories_and_gaps(features: int, num_categories: int) -> None:
+def test_a_synthetic_context_has_numbers_categories_and_missing_values(features: int, num_categories: int) -> None:
     context = synthetic_model("x", Path("x-v2.safetensors"), 200, features, 4, seed=5).context
     kinds = [column.kind for column in context.columns]
     assert (len(kinds), kinds.count(ColumnKind.CATEGORY)) == (features, num_categories)
@@ -84,7 +84,7 @@ def test_a_synthetic_context_has_numbers_categories_and_gaps(features: int, num_
     assert synthetic_model("x", Path("x-v2.safetensors"), 200, features, 4, seed=6).context != context
 
 
-def test_the_library_takes_more_rows_on_a_cpu_only_while_it_is_told_to() -> None:
+def test_tabpfn_takes_more_rows_on_a_cpu_only_inside_the_block() -> None:
     before = settings.tabpfn.allow_cpu_large_dataset
     with large_contexts_on_cpu():
         assert settings.tabpfn.allow_cpu_large_dataset

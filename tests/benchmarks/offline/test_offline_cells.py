@@ -1,4 +1,4 @@
-"""One cell: rounds that can be afforded, differences from the right answer, and the float32 cache that is lent."""
+"""One cell: the number of rounds, differences from the exact answer, and the float32 cache that is lent."""
 
 from __future__ import annotations
 
@@ -6,16 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks.offline.architectures import synthetic_model, write_checkpoint
-from benchmarks.offline.cells import (
-    Case,
-    LibrarySide,
-    OurSide,
-    Rounds,
-    compare_cached,
-    compare_uncached,
-    kv_cache_bytes,
-    mix_rows,
-)
+from benchmarks.offline.cells import Rounds, compare_cached, compare_uncached
+from benchmarks.offline.sides import Case, EngineSide, TabPFNSide, case_facts, kv_cache_bytes, mix_rows
 from serve.engine import library
 from serve.engine.engine import TabPFNEngine
 from serve.settings import EngineSettings
@@ -35,14 +27,14 @@ def test_no_more_pairs_are_run_than_were_asked_for() -> None:
     assert Rounds(pairs=1, warmups=0, cell_seconds=1).affordable(100) == (0, 1)
 
 
-def test_both_answers_are_held_against_the_exact_one() -> None:
+def test_both_answers_are_compared_with_the_exact_one() -> None:
     rows = np.arange(6.0).reshape(3, 2)
     result = compare_cached(lambda x: x + 0.25, lambda x: x - 0.5, rows, rows, ROUNDS)
     assert (result["rows"], result["pairs"]) == (3, 3)
-    assert (result["max_abs_diff"], result["library_abs_diff"]) == (0.25, 0.5)
+    assert (result["max_abs_diff"], result["tabpfn_abs_diff"]) == (0.25, 0.5)
 
 
-def test_without_a_cache_ours_is_held_against_float32_too() -> None:
+def test_the_uncached_answer_is_compared_with_float32_too() -> None:
     rows = np.arange(6.0).reshape(3, 2)
     result = compare_uncached(lambda x: x, lambda x: x + 7, lambda x: x - 0.5, rows, 2)
     assert (result["max_abs_diff_uncached"], result["uncached_pairs"]) == (0.5, 2)
@@ -66,7 +58,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 
 def test_one_float32_cache_serves_the_exact_answer_and_every_engine(case: Case) -> None:
-    side = LibrarySide(case, "cpu")
+    side = TabPFNSide(case, "cpu")
     queries = {4: mix_rows(side.context_rows, 4, seed=0)}
     exact = side.exact_answers(queries)[4]
     settings = EngineSettings()
@@ -75,15 +67,15 @@ def test_one_float32_cache_serves_the_exact_answer_and_every_engine(case: Case) 
     for is_last in (False, True):
         side.was_borrowed = False
         with side.lent(is_last=is_last):
-            ours = OurSide(engine, settings, case.definition)
+            tested = EngineSide(engine, settings, case.definition)
         assert side.was_borrowed
         assert library.build_estimator is build
-        np.testing.assert_allclose(ours.predict(queries[4]), exact, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(tested.predict(queries[4]), exact, rtol=0, atol=1e-5)
     assert kv_cache_bytes(side.default) > 0
 
 
 def test_a_borrower_that_drops_its_caches_drops_only_its_own(case: Case) -> None:
-    side = LibrarySide(case, "cpu")
+    side = TabPFNSide(case, "cpu")
     with side.lent(is_last=False):
         borrowed = library.build_estimator(case.definition, None, "fit_with_cache", "cpu", "float32")
     borrowed.executor_.kv_caches = []
@@ -92,10 +84,19 @@ def test_a_borrower_that_drops_its_caches_drops_only_its_own(case: Case) -> None
     assert kv_cache_bytes(again) == side.exact_kv_cache_bytes > 0
 
 
+def test_bytes_are_stated_of_tabpfn_alone_and_in_both_precisions(case: Case) -> None:
+    side = TabPFNSide(case, "cpu")
+    facts = case_facts(case, side)
+    assert 0 < facts["tabpfn_kv_cache_bytes"] <= facts["tabpfn_float32_kv_cache_bytes"]
+    assert (facts["tabpfn_kv_cache_bytes"] < facts["tabpfn_float32_kv_cache_bytes"]) == side.is_reduced
+    assert facts["tabpfn_weights_bytes"] >= 4 * facts["parameters"]
+    assert not [name for name in facts if "bytes" in name and not name.startswith("tabpfn_")]
+
+
 def test_another_precision_is_not_lent(case: Case) -> None:
-    side = LibrarySide(case, "cpu")
+    side = TabPFNSide(case, "cpu")
     with side.lent(is_last=False):
-        OurSide(TabPFNEngine(EngineSettings(), 1), EngineSettings(), case.definition)
+        EngineSide(TabPFNEngine(EngineSettings(), 1), EngineSettings(), case.definition)
         side.was_borrowed = False
         built, _ = side._fit("fit_preprocessors", "float32")
     assert not side.was_borrowed

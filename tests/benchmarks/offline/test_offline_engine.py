@@ -12,9 +12,11 @@ import pytest
 from benchmarks.machine import write_json
 from benchmarks.offline import engine as offline
 from benchmarks.offline.architectures import ARCHITECTURES
-from benchmarks.offline.cells import Case
-from benchmarks.offline.engine import EngineOptions, cases, demo_case, measure_case, parse, run_engine, table
+from benchmarks.offline.engine import BACKENDS, PRECISIONS, parse, table
+from benchmarks.offline.grid import EngineOptions, cases, demo_case, measure_case, run_engine
+from benchmarks.offline.sides import Case
 from serve.engine.engine import TabPFNEngine
+from serve.settings import EngineSettings
 
 TINY: dict[str, dict[str, Any]] = {
     **{arch: {"max_num_classes": 10, "emsize": 32, "nlayers": 2, "nhead": 2} for arch in ("v2", "v2_5", "v2_6")},
@@ -35,9 +37,8 @@ SMALL = EngineOptions(
 )
 IN_EVERY_CELL = {
     "case", "arch", "context_rows", "features", "members", "rows", "precision", "device", "threads", "backend",
-    "ours_ms", "library_ms", "ours_ms_per_row", "library_ms_per_row", "speedup", "max_abs_diff", "library_abs_diff",
-    "weights_bytes", "kv_cache_bytes", "library_kv_cache_bytes", "peak_rss_bytes", "peak_device_bytes", "pairs",
-    "pairs_ms",
+    "compiled_ms", "tabpfn_ms", "compiled_ms_per_row", "tabpfn_ms_per_row", "speedup", "max_abs_diff",
+    "tabpfn_abs_diff", "peak_rss_bytes", "peak_device_bytes", "pairs", "pairs_ms",
 }  # fmt: skip
 
 
@@ -56,14 +57,16 @@ def test_the_command_line_of_one_cell(tmp_path: Path) -> None:
     assert to_json == tmp_path / "run.json"
 
 
-@pytest.mark.parametrize("line", ["--arch v9", "--rows", "--rows one"])
+@pytest.mark.parametrize(
+    "line", ["--arch v9", "--rows", "--rows one", "--rows 0", "--precision float31", "--backend ours"]
+)
 def test_a_wrong_flag_is_refused(line: str) -> None:
     with pytest.raises(SystemExit):
         parse(line.split())
 
 
 def test_a_precision_that_the_engine_does_not_have_is_refused_before_anything_is_built() -> None:
-    options, _, _ = parse(["--arch", "v2", "--precision", "float32", "float31"])
+    options = dataclasses.replace(SMALL, precision=("float32", "float31"))
     with pytest.raises(ValueError, match="inference_precision"):
         run_engine(options)
 
@@ -99,7 +102,8 @@ def test_a_whole_run_of_tiny_networks(tmp_path: Path) -> None:
             axis: result[axis] for axis in ("arch", "context_rows", "features", "members")
         }
         assert len(facts["widths"]) == facts["members"] == 2
-        assert facts["parameters"] * 4 <= result["weights_bytes"]
+        assert facts["parameters"] * 4 <= facts["tabpfn_weights_bytes"]
+        assert 0 < facts["tabpfn_float32_kv_cache_bytes"] < result["peak_rss_bytes"]
     assert {"machine", "versions", "commit", "config", "torch_threads", "cases", "results"} <= set(run)
     write_json(run, tmp_path / "run.json")
     assert json.loads((tmp_path / "run.json").read_text())["config"]["arch"] == list(ARCHITECTURES)
@@ -109,10 +113,10 @@ def test_a_whole_run_of_tiny_networks(tmp_path: Path) -> None:
 def check_cell(result: dict[str, Any]) -> None:
     assert set(result) >= IN_EVERY_CELL
     assert result["max_abs_diff"] <= 1e-5
-    assert 0 <= result["library_abs_diff"] < 0.2
-    assert [len(result["pairs_ms"][way]) for way in ("ours", "library")] == [3, 3]
-    assert result["ours_ms_per_row"] == pytest.approx(result["ours_ms"] / result["rows"], abs=1e-3)
-    assert 0 < result["kv_cache_bytes"] < result["peak_rss_bytes"]
+    assert 0 <= result["tabpfn_abs_diff"] < 0.2
+    assert [len(result["pairs_ms"][way]) for way in ("compiled", "tabpfn")] == [3, 3]
+    assert result["compiled_ms_per_row"] == pytest.approx(result["compiled_ms"] / result["rows"], abs=1e-3)
+    assert not [name for name in result if "bytes" in name and not name.startswith("peak_")]
     assert result["threads"] == 1
 
 
@@ -151,12 +155,47 @@ def test_the_demo_model_is_measured_without_a_cache_too() -> None:
 
 
 def test_the_table_leaves_out_what_no_cell_has() -> None:
-    names = ("ours_ms", "library_ms", "speedup", "max_abs_diff")
+    names = ("compiled_ms", "tabpfn_ms", "speedup", "max_abs_diff")
     results = [{"case": "fraud", "rows": rows, **dict.fromkeys(names, 1.5)} for rows in (1, 8)]
     lines = table({"results": results}).splitlines()
     assert len(lines) == 3
     assert "uncached_ms" not in lines[0]
     assert "uncached_ms" in table({"results": [*results, {**results[0], "uncached_ms": 2.0}]})
+
+
+def test_help_names_every_choice_and_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        offline.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert all(name in said for name in (*PRECISIONS, *BACKENDS, "(default: 1 8 32 100)", "(default: fraud)"))
+    for name in BACKENDS:
+        EngineSettings(backend=name)
+    for name in PRECISIONS:
+        EngineSettings(inference_precision=name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model", "frodd"], "has no model 'frodd'; --model can be: fraud"),
+        (["--repository", "/nowhere"], "--repository /nowhere: there is no such folder"),
+        (["--device", "cuda:0"], "sees no GPU"),
+    ],
+)
+def test_a_wrong_name_ends_in_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert offline.main(arguments) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("python -m benchmarks.offline.engine: ")
+    assert said in last
+
+
+def test_progress_counts_the_cells(capsys: pytest.CaptureFixture[str]) -> None:
+    options = dataclasses.replace(SMALL, arch=("v2",), rows=(1, 5), pairs=1, warmups=0)
+    assert options.num_cells == 2
+    run_engine(options, TINY)
+    lines = [line.partition(" ")[2] for line in capsys.readouterr().err.splitlines() if "rows" in line]
+    assert [line[:12] for line in lines] == ["1 of 2 cells", "2 of 2 cells"]
+    assert "left" in lines[0]
 
 
 def test_help_needs_no_model(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Bytes of tensors, and the high-water mark of this process."""
+"""Bytes of tensors, and the peak of this process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_storage_that_is_shared_counts_once() -> None:
     assert tensor_bytes(Entry(whole)) == 400
 
 
-def test_the_peak_holds_what_was_held() -> None:
+def test_the_peak_includes_memory_in_use() -> None:
     held = np.ones(2**24)  # 128 MiB, every page written
     assert held.sum() == 2**24
     assert 2**27 < peak_rss_bytes() < 2**40

@@ -1,0 +1,74 @@
+"""Reads the context of a model: a Parquet table of labelled rows."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from serve.core import Column, Context, Scalar, Task
+from serve.core.errors import InvalidModel
+from serve.store.manifest import Manifest
+
+
+def read_context(path: Path, manifest: Manifest, columns: Sequence[Column]) -> Context:
+    """Return the labelled rows of a Parquet file whose digest was compared.
+
+    Timestamps and dates become ISO 8601 strings, decimals become numbers, NaN becomes None. Class labels become
+    strings. Columns that the manifest does not name are ignored.
+
+    Raises:
+        InvalidModel: the file is not Parquet, lacks a column, lacks a label, or has a single class.
+    """
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise InvalidModel(f"{path} is not a readable Parquet file: {error}") from error
+    absent = [name for name in (*(c.name for c in columns), manifest.target) if name not in table.column_names]
+    if absent:
+        raise InvalidModel(f"{path} lacks the column(s) {', '.join(absent)}, which the manifest names")
+    return Context(
+        task=manifest.task,
+        columns=tuple(columns),
+        cells={c.name: [_scalar(cell) for cell in table.column(c.name).to_pylist()] for c in columns},
+        target=_read_target(path, table.column(manifest.target).to_pylist(), manifest),
+        class_priors=manifest.class_priors,
+    )
+
+
+def _read_target(path: Path, values: list[Any], manifest: Manifest) -> list[str] | list[float]:
+    for row, value in enumerate(values):
+        if value is None or (isinstance(value, float) and not math.isfinite(value)):
+            raise InvalidModel(f"{path}: row {row} has no {manifest.target}; give it a label or leave the row out")
+    if manifest.task is Task.REGRESSION:
+        return [float(value) for value in values]
+    labels = [_label(path, row, value) for row, value in enumerate(values)]
+    if len(set(labels)) < 2:
+        raise InvalidModel(f"{path}: {manifest.target} has a single class; classification needs two or more")
+    return labels
+
+
+def _label(path: Path, row: int, value: Any) -> str:
+    """A class as answers name it: a string, or a whole number without decimals."""
+    if isinstance(value, float) and not value.is_integer():
+        raise InvalidModel(f"{path}: row {row}: {value} is not a class; classes are strings or whole numbers")
+    return str(int(value)) if isinstance(value, bool | float) else str(value)
+
+
+def _scalar(cell: Any) -> Scalar:
+    """A Parquet cell in the form in which JSON would bring it."""
+    if isinstance(cell, datetime.datetime):
+        return cell.isoformat()
+    if isinstance(cell, datetime.date):
+        return datetime.datetime.combine(cell, datetime.time()).isoformat()
+    if isinstance(cell, decimal.Decimal):
+        return float(cell)
+    if isinstance(cell, float) and math.isnan(cell):
+        return None
+    return cell  # type: ignore[no-any-return]  # the row encoder checks the other types
