@@ -4,7 +4,7 @@ import hypothesis
 import pytest
 
 from serve.engine.fake import FakeContext
-from serve.telemetry.prometheus import Metrics
+from serve.telemetry.prometheus import PrometheusRecorder
 
 # How long a test takes says nothing of the code on machines like ours.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -20,8 +20,8 @@ def _same_numbers_in_any_order() -> None:
 
 
 @pytest.fixture
-def metrics() -> Metrics:
-    return Metrics()
+def metrics() -> PrometheusRecorder:
+    return PrometheusRecorder()
 
 
 @pytest.fixture

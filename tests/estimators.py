@@ -17,7 +17,7 @@ import torch
 from tabpfn import TabPFNClassifier, TabPFNRegressor
 from tabpfn.model_loading import save_fitted_tabpfn_model
 
-from serve.core import Batch, Column, ColumnKind, Context, ModelDefinition, Task
+from serve.core import Batch, Column, ColumnKind, Context, ModelDefinition, QueryTable, Task
 from serve.engine.engine import TabPFNContext, TabPFNEngine
 from serve.engine.estimators import importer as pickle_import
 from serve.settings import EngineSettings
@@ -140,5 +140,5 @@ def engine(**settings: Any) -> TabPFNEngine:
 
 def served(using: TabPFNEngine, context: TabPFNContext, posted: Sequence[Mapping[str, Any]]) -> np.ndarray[Any, Any]:
     """As `answers`, by the engine, all rows in one batch."""
-    outputs = using.predict(Batch(context, context.encode_records(posted)))
+    outputs = using.predict(Batch(context, context.encode(QueryTable.from_records(posted))))
     return outputs if context.classes else outputs[:, :1]

@@ -1,10 +1,25 @@
-"""A predictor of one model over FakeEngine."""
+"""A predictor of one model over FakeEngine, and requests for it."""
 
-from serve.core import Column, ColumnKind, Context, ModelDefinition, Task
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from serve.core import (
+    Column,
+    ColumnKind,
+    Context,
+    ModelDefinition,
+    ModelReference,
+    Prediction,
+    PredictRequest,
+    Priority,
+    QueryTable,
+    Task,
+)
 from serve.engine.fake import FakeEngine
 from serve.replica.predictor import Predictor
 from serve.settings import BatchingSettings, EngineSettings, ServerSettings
-from serve.telemetry.prometheus import Metrics
+from serve.telemetry.prometheus import PrometheusRecorder
 
 RECORD = {"amount": 3.0}
 
@@ -36,4 +51,22 @@ def make(
         batching=BatchingSettings.model_validate({"max_batch_rows": 8, **(batching or {})}),
         engine=EngineSettings.model_validate(engine_settings),
     )
-    return Predictor(store or OneModel(), engine or FakeEngine(), settings, Metrics())
+    return Predictor(store or OneModel(), engine or FakeEngine(), settings, PrometheusRecorder())
+
+
+def request_of(
+    predictor: Predictor,
+    table: QueryTable,
+    *,
+    timeout_s: float | None = None,
+    priority: Priority = Priority.INTERACTIVE,
+    model: str = "fraud",
+) -> PredictRequest:
+    """A request as a door makes it: without a timeout it has the default of its model."""
+    reference, now = ModelReference(model), time.monotonic()
+    deadline = now + (predictor.model(reference).timeout_s if timeout_s is None else timeout_s)
+    return PredictRequest(reference, table, now, deadline, priority, "r-1")
+
+
+async def predict(predictor: Predictor, records: Sequence[Mapping[str, Any]], **options: Any) -> Prediction:
+    return await predictor.predict(request_of(predictor, QueryTable.from_records(records), **options))

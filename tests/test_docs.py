@@ -15,14 +15,14 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from tabpfn.checkpoint import Checkpoint
 
-from serve.core import Batch, ColumnKind, Task
+from serve.core import Batch, ColumnKind, QueryTable, Task
 from serve.engine.engine import TabPFNEngine
 from serve.settings import EngineSettings, ServerSettings, StoreSettings
 from serve.settings.model_source import PICKLE_SUFFIXES, ModelSource
 from serve.store import FolderStore
 from serve.store.folder import EMBEDDED
 from serve.store.manifest import CheckpointEntry, Manifest, OptionsEntry
-from serve.telemetry.prometheus import Metrics
+from serve.telemetry.prometheus import PrometheusRecorder
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -86,7 +86,7 @@ def test_every_setting_says_how_to_choose_it() -> None:
 
 
 def metrics_of_the_code() -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    for metric in vars(Metrics()).values():
+    for metric in vars(PrometheusRecorder()).values():
         if isinstance(metric, MetricWrapperBase):
             total = "_total" if metric._type == "counter" else ""
             yield metric._name + total, metric._type, metric._labelnames
@@ -120,7 +120,7 @@ def test_the_example_makes_a_model_that_answers(examples: list[str], tmp_path: P
 
     engine = TabPFNEngine(EngineSettings(), max_batch_rows=1)
     fitted = engine.fit(definition)
-    answer = engine.predict(Batch(fitted, fitted.encode_records([definition.example])))
+    answer = engine.predict(Batch(fitted, fitted.encode(QueryTable.from_records([definition.example]))))
     assert fitted.classes == ("no", "yes")
     assert answer.sum() == pytest.approx(1)
     # the context holds three times as many "yes" as the stated prior

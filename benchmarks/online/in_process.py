@@ -15,8 +15,8 @@ import numpy as np
 from benchmarks.peers.records import Record
 from serve.api.native.json_body import decode_query
 from serve.api.native.schemas import encode_answer
-from serve.core import Batch, Prediction, Timing
-from serve.engine.checks.warmup import row_buckets
+from serve.core import Batch, Prediction, QueryTable, Timing
+from serve.core.row_buckets import row_buckets
 from serve.engine.engine import TabPFNEngine
 from serve.replica.predictor import ServedModel
 from serve.settings import BatchingSettings, EngineSettings, StoreSettings
@@ -40,7 +40,7 @@ class InProcess:
         self._context = self._engine.fit(definition)
         self._model = ServedModel(definition, self._context, 1.0)
         self._bodies = bodies
-        self._rows = self._context.encode_records(records)
+        self._rows = self._context.encode(QueryTable.from_records(records))
         for num_rows in row_buckets(max_batch_rows):
             self.compute(num_rows)
 
@@ -57,7 +57,7 @@ class InProcess:
         times = [time.perf_counter()]
         query = decode_query(body)
         times.append(time.perf_counter())
-        rows = self._context.encode_records(query.records)  # type: ignore[arg-type]  # these bodies hold records
+        rows = self._context.encode(QueryTable.from_records(query.records))  # type: ignore[arg-type]  # these bodies hold records
         times.append(time.perf_counter())
         outputs = self._engine.predict(Batch(self._context, rows))
         times.append(time.perf_counter())

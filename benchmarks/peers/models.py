@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 from benchmarks.peers.servers.options import ENGINE_VARIABLE, MAX_BATCH_ROWS, THREADS_VARIABLE
-from serve.core import Batch, ModelDefinition
+from serve.core import Batch, ModelDefinition, QueryTable
 from serve.engine import library
 from serve.engine.engine import TabPFNEngine
 from serve.settings import EngineSettings, StoreSettings
@@ -96,7 +96,7 @@ def _compiled(definition: ModelDefinition, num_threads: int) -> Predict:
     context = engine.fit(definition)
 
     def predict(records: Records) -> Probabilities:
-        rows = context.encode_records(records)
+        rows = context.encode(QueryTable.from_records(records))
         answers: Probabilities = []
         for first in range(0, len(rows), MAX_BATCH_ROWS):
             answers += engine.predict(Batch(context, rows[first : first + MAX_BATCH_ROWS])).tolist()

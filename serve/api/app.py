@@ -72,7 +72,7 @@ def create_app(
     _answer_errors(app)
 
     def count_refused(error: ServeError) -> None:
-        predictor.metrics.requests.labels(UNKNOWN_MODEL_LABEL, error.code).inc()
+        predictor.recorder.answered(UNKNOWN_MODEL_LABEL, error.code, 0.0)
 
     async def take(scope: Scope, receive: Receive, send: Send) -> None:
         name = asked_model(scope["method"], scope["path"])
@@ -110,7 +110,7 @@ def _publishing(predictor: Predictor) -> AbstractAsyncContextManager[None]:
     settings = predictor.settings.metrics
     write = None if settings.emf_namespace is None else line_writer(settings.emf_path)
     return publishing(
-        predictor.metrics, write,
+        predictor.recorder, write,
         namespace=settings.emf_namespace, service=settings.emf_service, interval_s=settings.emf_interval_s,
     )  # fmt: skip
 

@@ -1,16 +1,22 @@
-"""Joins the requests of all callers into batches for one device. Knows no HTTP, no torch, no Ray."""
+"""Joins the requests of all callers into batches for one device. Knows no HTTP, no torch, no Ray.
 
-from serve.batching.admission import AdmissionController
+The policy (`queue`, `fifo`, `cost`, `admission`, `limits`) is pure: time is an argument, and nothing waits. The shell
+(`batcher`, `device`, `outcomes`, `deadlines`) is asyncio and one device thread. Every admitted request gets exactly
+one outcome.
+"""
+
+from serve.batching.admission import AdmissionController, AdmissionPrecheck
 from serve.batching.batcher import Batcher
 from serve.batching.cost import CostModel
+from serve.batching.device import BatchWatchdog
 from serve.batching.fifo import QueuedRequest, Slice
 from serve.batching.limits import AdmissionLimits, QueueLimits
 from serve.batching.queue import BatchQueue
-from serve.batching.watchdog import BatchWatchdog
 
 __all__ = [
     "AdmissionController",
     "AdmissionLimits",
+    "AdmissionPrecheck",
     "BatchQueue",
     "BatchWatchdog",
     "Batcher",

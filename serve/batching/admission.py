@@ -1,75 +1,80 @@
-"""Refusing at the door: a request is admitted or refused at once, before any work is done for it.
+"""Admission control: a request is admitted or refused at once, before any work is done for it.
 
 Theory of operation
 -------------------
-A request is refused when its answer is predicted to come after its deadline: the rest of the batch on the device, the
-rows that will be served first, its own (`BatchQueue.seconds_ahead`, in O(1)). Before a refusal the prediction is made
-once more, exactly and in O(contexts): only contexts whose turn would really come first are ahead. So the queue cannot
-turn an overload into waiting that nobody has use for, and what is admitted has a real chance.
+A request is refused when its answer is predicted to come after its deadline. The prediction adds the remaining time of
+the batch on the device, the rows that will be served first, and the request's own rows (`BatchQueue.seconds_ahead`, in
+O(1)). Before a refusal the prediction is made once more, exactly and in O(contexts): only contexts whose turn would
+really come first count. So overload does not turn into waiting of no use, and admitted requests have a real chance.
 
-Around it stand limits of what may be ongoing, queued and in flight together. By default they follow from the same two
-numbers: the work that waits must fit into the time that the model gives a request by default (`set_timeout`), which
-bounds the rows, whatever deadlines callers ask for. Requests have a fixed limit beside it, for each holds a socket.
+Around the prediction stand limits on ongoing requests, queued and in flight together. By default the work that waits
+must fit into the model's default timeout (`set_max_backlog`), which bounds the rows whatever deadlines callers ask for.
+The number of requests has a fixed limit beside it, because each request holds a socket.
 
-A refusal says when to come back: the time by which the prediction was too late, or in which what waits is served. A
-request whose own rows take longer than it has is told so, since coming back does not help it.
+A refusal says when to try again: after the time by which the prediction was too late, or in which the waiting rows are
+served. A request whose own rows take longer than its deadline is refused with that reason, since a retry cannot help.
 
-An estimate that refuses everybody would never be corrected, because only batches correct it. So one that says "takes
-longer than any caller has" is believed only for `_DOUBT_AFTER` times itself; then one request is let through to measure
-anew.
+An estimate that refuses every request would never be corrected, because only batches correct it. So an estimate
+"longer than any deadline" holds only for `_DOUBT_AFTER` times itself; then one request is let through to measure anew.
 
-What is always true: whoever was acquired is released once, when the request has its outcome, whichever that is; a
-second release is our own bug and raises.
+What is always true: an acquired request is released once, with its outcome. A second release is a bug and raises.
 """
 
 from __future__ import annotations
 
-from typing import Generic
+from typing import Generic, NamedTuple
 
 from serve.batching.cost import CostModel
+from serve.batching.device import BatchWatchdog
 from serve.batching.fifo import QueuedRequest, R
 from serve.batching.limits import AdmissionLimits
 from serve.batching.queue import BatchQueue
-from serve.batching.watchdog import BatchWatchdog
-from serve.core import FittedContext
+from serve.core import FittedContext, Priority
 from serve.core.errors import Draining, Overloaded
+from serve.telemetry.recorder import NullRecorder, Recorder
 
 _WAIT_MARGIN = 1.5
-"""What must be waited for counts as so much longer than it is predicted.
+"""Predicted waiting time counts this many times.
 
-Under overload the queue always reaches as far as admission lets it. Were that the deadline itself, predictions a little
-too hopeful would make many answers late, and their work useless. A shorter queue still fills the batches. Simulated at
-twice the capacity, with a full batch of a quarter of the deadline and times that scatter by 20 %, of the admitted were
-late: 29 % at 1, 5 % at 1.25, 0.5 % at 1.5.
+Under overload the queue always reaches as far as admission lets it. If that were the deadline itself, slightly hopeful
+predictions would make many answers late and their work useless. A shorter queue still fills the batches. Simulated at
+twice the capacity, with a full batch of a quarter of the deadline and times that scatter by 20 %, the share of admitted
+requests that were late was 29 % at 1, 5 % at 1.25 and 0.5 % at 1.5.
 """
 
 _DOUBT_AFTER = 10.0
-"""A tenth of the device's time, at most, goes into asking whether a context is still as slow as it was."""
+"""At most a tenth of the device's time goes into asking whether a context is still as slow as it was."""
 
 
 class AdmissionController(Generic[R]):
-    """Decides who comes in, and holds who is ongoing. Used from the event loop only."""
+    """Decides which requests are admitted, and holds the ongoing ones. Used from the event loop only.
+
+    Every refusal is reported to `recorder` here and nowhere else.
+    """
 
     def __init__(
-        self, queue: BatchQueue[R], cost: CostModel, in_flight: BatchWatchdog, limits: AdmissionLimits
+        self,
+        queue: BatchQueue[R],
+        cost: CostModel,
+        watchdog: BatchWatchdog,
+        limits: AdmissionLimits,
+        recorder: Recorder | None = None,
     ) -> None:
         self._queue = queue
         self._cost = cost
-        self._watchdog = in_flight
+        self._watchdog = watchdog
         self._limits = limits
-        self._timeouts_s: dict[int, float] = {}
+        self._recorder: Recorder = recorder or NullRecorder()
+        self._max_backlog_s: dict[int, float] = {}
         self._closed = False
         self.ongoing: set[R] = set()
-        """Admitted and without an outcome."""
+        """Admitted requests without an outcome."""
         self.num_rows = 0
         """Rows of those."""
 
-    def set_timeout(self, context: FittedContext, timeout_s: float) -> None:
-        """A request for this context that names no deadline has so long. `CostModel` must hold the context."""
-        self._timeouts_s[id(context)] = timeout_s
-
-    def timeout_s(self, context: FittedContext) -> float:
-        return self._timeouts_s.get(id(context), self._limits.default_timeout_s)
+    def set_max_backlog(self, context: FittedContext, max_backlog_s: float) -> None:
+        """Let at most so many seconds of work wait for this context. `CostModel` must hold the context."""
+        self._max_backlog_s[id(context)] = max_backlog_s
 
     def acquire(self, request: R, now: float) -> None:
         """Admit a request, which is then to be queued, or raise Draining, Overloaded. Pair with `release`."""
@@ -80,20 +85,13 @@ class AdmissionController(Generic[R]):
     def check(self, request: QueuedRequest, now: float) -> None:
         """Raise what `acquire` would raise for this request, and change nothing."""
         if self._closed:
-            raise Draining("this replica is shutting down; send the request again, another one will take it")
-        self._check_limits(request, now)
-        ahead_s, own_s = self._queue.seconds_ahead(request)
-        rest_s = self._watchdog.rest_s(now)
-        if self._limits.max_rows is None and ahead_s > self.timeout_s(request.context):
-            raise Overloaded(
-                f"{self._queue.num_rows} rows wait, as many as can be answered within the default timeout",
-                retry_after_s=ahead_s - self.timeout_s(request.context),
-                reason="backlog",
-            )
-        if rest_s or ahead_s:
-            own_s += self._queue.seconds_of_company(request)
-        if now + _WAIT_MARGIN * (rest_s + ahead_s) + own_s > request.deadline:
-            self._judge(request, now, rest_s, own_s)
+            raise Draining("this replica is shutting down; send the request again, another replica will take it")
+        try:
+            self._check_limits(request, now)
+            self._check_time(request, now)
+        except Overloaded as refusal:
+            self._recorder.refused(request.model, refusal.reason)
+            raise
 
     def release(self, request: R) -> None:
         """The request has its outcome. Raises KeyError for one that is not ongoing: it was released before."""
@@ -101,7 +99,7 @@ class AdmissionController(Generic[R]):
         self.num_rows -= request.num_rows
 
     def close(self) -> None:
-        """Admit nothing more; who is ongoing stays so."""
+        """Admit no more requests; ongoing ones stay."""
         self._closed = True
 
     def _check_limits(self, request: QueuedRequest, now: float) -> None:
@@ -118,15 +116,31 @@ class AdmissionController(Generic[R]):
             return
         ahead_s, _ = self._queue.seconds_ahead(request)
         raise Overloaded(
-            f"{detail}, as many as this replica takes",
-            retry_after_s=self._watchdog.rest_s(now) + ahead_s,
+            f"{detail}, the most that this replica takes",
+            retry_after_s=self._watchdog.remaining_s(now) + ahead_s,
             reason=reason,
         )
 
-    def _judge(self, request: QueuedRequest, now: float, rest_s: float, own_s: float) -> None:
+    def _check_time(self, request: QueuedRequest, now: float) -> None:
+        """The prediction in O(1); only a request that fails it is predicted exactly."""
+        ahead_s, own_s = self._queue.seconds_ahead(request)
+        remaining_s = self._watchdog.remaining_s(now)
+        max_backlog_s = self._max_backlog_s.get(id(request.context), self._limits.max_backlog_s)
+        if self._limits.max_rows is None and ahead_s > max_backlog_s:
+            raise Overloaded(
+                f"{self._queue.num_rows} rows wait, the most that can be answered within the default timeout",
+                retry_after_s=ahead_s - max_backlog_s,
+                reason="backlog",
+            )
+        if remaining_s or ahead_s:
+            own_s += self._queue.seconds_of_company(request)
+        if now + _WAIT_MARGIN * (remaining_s + ahead_s) + own_s > request.deadline:
+            self._check_exactly(request, now, remaining_s, own_s)
+
+    def _check_exactly(self, request: QueuedRequest, now: float, remaining_s: float, own_s: float) -> None:
         """The exact prediction. Returns if the deadline can be kept after all, raises Overloaded otherwise."""
         time_left_s = request.deadline - now
-        before_s = _WAIT_MARGIN * (rest_s + self._queue.seconds_before_turn(request))
+        before_s = _WAIT_MARGIN * (remaining_s + self._queue.seconds_before_turn(request))
         cost = self._cost.of(request.context)
         alone_s = cost.predict_all(request.num_rows, cost.row_budget)
         is_hopeless = alone_s > time_left_s
@@ -144,3 +158,36 @@ class AdmissionController(Generic[R]):
         raise Overloaded(
             f"{detail}, the deadline is in {1e3 * time_left_s:.0f} ms", retry_after_s=retry_after_s, reason="deadline"
         )
+
+
+class OneRow(NamedTuple):
+    """The smallest possible request; see `fifo.QueuedRequest`."""
+
+    model: str
+    context: FittedContext
+    num_rows: int
+    priority: Priority
+    arrived_at: float
+    deadline: float
+
+
+class AdmissionPrecheck(Generic[R]):
+    """The check for an early refusal: would a request of one row be refused now?
+
+    Reading a request costs more than refusing it, and under overload most are refused. So a server that has only the
+    headers asks here first. The answer is `AdmissionController.check` for one row: a request with more rows takes no
+    less, so it would be refused too. (Where noise made the estimate of a larger row bucket the cheaper one, the single
+    row decides.) A request that passes is not admitted yet: `Batcher.submit` checks it again, with its rows.
+    """
+
+    def __init__(self, admission: AdmissionController[R]) -> None:
+        self._admission = admission
+
+    def check(self, model: str, context: FittedContext, deadline: float, priority: Priority, now: float) -> None:
+        """Return if one row would be admitted now.
+
+        Raises:
+            Overloaded: the request is refused; the refusal has been reported.
+            Draining: no request is admitted any more.
+        """
+        self._admission.check(OneRow(model, context, 1, priority, now, deadline), now)

@@ -1,112 +1,119 @@
-"""The asyncio shell of batching: it waits, calls the policy, runs the device thread and hands out the answers.
+"""The asyncio shell of batching: waits, asks the policy, runs the device thread, hands out the answers.
 
 Theory of operation
 -------------------
 Everything but the engine runs on one event loop, so nothing here needs a lock. One task (`_run`) repeats: sleep until
-the queue has a batch to give, run it on the single device thread, leave its answers to be settled. It cuts a batch
-only when the device is free, so at most one is on the device and whatever queues meanwhile rides in the next. Answers
-are settled by a callback *after* the task went on to start the next batch: the device does not wait for 256 futures.
+the queue has a batch, run it on the device thread, leave its answers to be settled. It cuts a batch only when the
+device is free, so at most one batch is on the device, and requests that arrive meanwhile ride in the next. A callback
+settles answers *after* the task has started the next batch: the device does not wait for 256 futures.
 
-Every admitted request has exactly one outcome, and one place gives back what it holds: the `finally` of `submit`. Its
-future is set by the first of: its answer, an engine fault, its deadline, `close`, its own caller's cancellation.
-Whoever comes later finds it done and leaves it. A request that is done cannot harm its batch-mates: still queued it is
-taken out, on the device its rows are computed and dropped.
+Every admitted request has exactly one outcome. One place gives back what a request holds: the `finally` of `submit`.
+The outcome is the first of: its answer, a fault of the engine, its deadline, `close`, the cancellation of its caller.
+A request with an outcome cannot harm its batch: it is taken out of the queue, or its computed rows are dropped.
 
-Nobody waits beyond the deadline, not even for a device that hangs: one alarm is always set for the earliest deadline
-of those who are ongoing, or earlier. It is set when a request comes, and when it rings, from all that are left.
+No request waits beyond its deadline, not even for a device that hangs: one timer is always set for the earliest
+deadline of the ongoing requests, or earlier.
 
-A batch that fails is tried again in smaller parts (`recovery.py`) before the next is cut, so that only the culprit
-fails. What failed is logged once a batch, and its text goes no further. If `_run` itself should ever fail, that is our
-own bug: it is logged as critical, everyone waiting gets an EngineError and nothing more is admitted (`failed`).
+A batch that fails is tried again in smaller parts (`device.smaller_parts`) before the next is cut, so that only the
+culprit fails. Its cause is logged once a batch and leaves the server in no answer. If `_run` itself fails, that is a
+bug: it is logged as critical, every waiting request gets an EngineError, and no more are admitted (`failed`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from serve.batching.admission import AdmissionController
-from serve.batching.alarm import Alarm
+from serve.batching.admission import AdmissionController, AdmissionPrecheck
 from serve.batching.cost import CostModel
-from serve.batching.device import Computed, Device
+from serve.batching.deadlines import DeadlineTimer
+from serve.batching.device import BatchWatchdog, Computed, Device, WrongAnswer, count_rows, smaller_parts
 from serve.batching.fifo import Slice
 from serve.batching.limits import AdmissionLimits, QueueLimits
-from serve.batching.outcomes import Outcomes
-from serve.batching.precheck import AdmissionPrecheck
+from serve.batching.outcomes import AdmittedRequest, Outcomes, Slices
 from serve.batching.queue import BatchQueue
-from serve.batching.recovery import WrongAnswer, num_rows_of, smaller_parts
-from serve.batching.request import Request
-from serve.batching.watchdog import BatchWatchdog
-from serve.core import Engine, FittedContext, Matrix, Prediction, Priority
-from serve.core.errors import DeadlineExceeded, DeviceLost, Draining, EngineError, OutOfMemory, Overloaded, ServeError
+from serve.core import Engine, FittedContext, Matrix, Prediction, PredictRequest, Priority
+from serve.core.errors import DeadlineExceeded, DeviceLost, Draining, EngineError, OutOfMemory, ServeError
 from serve.settings import BatchingSettings
-from serve.telemetry.prometheus import Metrics
+from serve.telemetry.recorder import EngineFault, ExpiryStage, Recorder
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Slices = Sequence[Slice[Request]]
 
 
 class Batcher:
-    """Joins requests into batches for one engine. Lives on one event loop: `start`, then the rest, last `close`."""
+    """Joins requests into batches for one engine. Lives on one event loop: `start`, then the rest, last `close`.
+
+    Args:
+        clock: monotonic seconds; deadlines of requests are on the same clock.
+    """
 
     def __init__(
         self,
         engine: Engine,
         settings: BatchingSettings,
-        metrics: Metrics,
+        recorder: Recorder,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._metrics = metrics
+        self._recorder = recorder
         self._clock = clock
         self._cost = CostModel(settings.max_batch_rows)
-        self._queue: BatchQueue[Request] = BatchQueue(self._cost, QueueLimits.of(settings))
+        self._queue: BatchQueue[AdmittedRequest] = BatchQueue(self._cost, QueueLimits.of(settings))
         self._watchdog = BatchWatchdog(settings.hung_batch_factor)
-        self._admission: AdmissionController[Request] = AdmissionController(
-            self._queue, self._cost, self._watchdog, AdmissionLimits.of(settings)
+        self._admission: AdmissionController[AdmittedRequest] = AdmissionController(
+            self._queue, self._cost, self._watchdog, AdmissionLimits.of(settings), recorder
         )
-        self.gate = AdmissionPrecheck(self._admission, metrics, clock)
+        self._precheck = AdmissionPrecheck(self._admission)
         self._device = Device(engine, clock)
-        self._outcomes = Outcomes(self._queue, self._cost, metrics)
-        self._alarm = Alarm(clock, self._expire)
+        self._outcomes = Outcomes(self._queue, self._cost, recorder)
+        self._deadline_timer = DeadlineTimer(clock, self._expire)
         self._on_device: Slices = ()
         self._wake, self._idle = asyncio.Event(), asyncio.Event()
         self._idle.set()
         self._task: asyncio.Task[None] | None = None
         self._closed = self._died = False
-        metrics.queued_requests.set_function(lambda: self._queue.num_requests)
-        for priority in Priority:
-            count = functools.partial(self._queue.num_rows_of, priority)
-            metrics.queued_rows.labels(priority.value).set_function(count)
-        metrics.in_flight_requests.set_function(lambda: len(self._on_device))
+        recorder.watch_queue(self)
 
     @property
     def failed(self) -> bool:
-        """Nothing is answered any more: the batching task died of a bug, the device is lost, or its batch hangs.
+        """No request is answered: the batching task died of a bug, the device is lost, or its batch hangs.
 
-        The replica should then be replaced. A batch that comes back after all takes the last back.
+        The replica should then be replaced. A batch that hung and comes back ends this state.
         """
-        return self._died or self._watchdog.is_overrun(self._clock())
+        return self._died or self._watchdog.is_hung(self._clock())
 
     @property
     def died(self) -> bool:
-        """`failed` without a way back."""
+        """`failed`, and for good."""
         return self._died
 
-    def add_context(self, context: FittedContext, seconds_by_rows: Mapping[int, float], timeout_s: float) -> None:
-        """Tell what the warm-up measured of a context, and how long its requests have where they do not say.
+    @property
+    def num_queued_requests(self) -> int:
+        """Admitted requests that wait for a batch."""
+        return self._queue.num_requests
+
+    @property
+    def num_in_flight_requests(self) -> int:
+        """Requests in the batch on the device."""
+        return len(self._on_device)
+
+    def num_queued_rows(self, priority: Priority) -> int:
+        """Rows that wait, of requests of this priority."""
+        return self._queue.num_rows_of(priority)
+
+    def add_context(self, context: FittedContext, seconds_by_rows: Mapping[int, float], max_backlog_s: float) -> None:
+        """Begin a context with the seconds of each row bucket in its warm-up, and with its bound on waiting work.
 
         A context that was not added is served too; its costs are learned from its batches.
         """
         self._cost.seed(context, seconds_by_rows, self._clock())
-        self._admission.set_timeout(context, timeout_s)
+        self._admission.set_max_backlog(context, max_backlog_s)
 
     async def start(self) -> None:
         """Begin batching on the running loop. Call once."""
@@ -114,7 +121,7 @@ class Batcher:
         self._task = asyncio.create_task(self._run(), name="batcher")
 
     async def run_on_device(self, fn: Callable[[], T]) -> T:
-        """Run blocking work on the device thread, after what is there; its exceptions are raised here.
+        """Run blocking work on the device thread, after the work that is there; its exceptions are raised here.
 
         Cancelling the caller does not stop work that has begun. Raises Draining once closed.
         """
@@ -122,49 +129,42 @@ class Batcher:
             raise Draining("this replica is shutting down")
         return await self._device.run(fn)
 
-    async def submit(
-        self,
-        context: FittedContext,
-        rows: Matrix,
-        *,
-        model: str,
-        timeout_s: float | None = None,
-        priority: Priority = Priority.INTERACTIVE,
-    ) -> Prediction:
-        """Answer one request's rows, in company; cancelling the caller drops the request.
+    def precheck(self, model: str, context: FittedContext, deadline: float, priority: Priority) -> None:
+        """Return if one row would be admitted now; raises Overloaded, Draining. See `AdmissionPrecheck`."""
+        self._precheck.check(model, context, deadline, priority, self._clock())
+
+    async def submit(self, request: PredictRequest, context: FittedContext, rows: Matrix) -> Prediction:
+        """Answer one request, in a batch with others; cancelling the caller drops the request.
 
         Args:
-            rows: float64 [rows, features] as encoded by `context`; 1 or more, split if a batch does not hold them.
-            model: the metrics' label.
-            timeout_s: the deadline, from now; None takes the context's own.
+            rows: float64 [rows, features], the request's table as `context` encodes it; split if it exceeds a batch.
 
         Raises:
-            Overloaded, Draining: refused, nothing was done.
+            Overloaded, Draining: refused; no work was done.
             DeadlineExceeded: the deadline passed before the answer.
             EngineError: the device failed on these rows.
             Draining: also where `close` came before the answer.
         """
         assert self._task is not None, "start before submit"
-        request = self._request(context, rows, model, timeout_s, priority)
-        self._acquire(request)
-        answer = request.answer
+        admitted = self._admit(request, context, rows)
+        answer = admitted.answer
         self._idle.clear()
         try:
-            self._queue.add(request)
-            self._alarm.set(request.deadline)
+            self._queue.add(admitted)
+            self._deadline_timer.set(admitted.deadline)
             self._wake.set()
             return await answer
         finally:
             if answer.done() and not answer.cancelled():
-                answer.exception()  # counts as seen even where a cancellation overtook it
-            self._queue.remove(request)
-            self._admission.release(request)
+                answer.exception()  # counts as retrieved even where a cancellation came first
+            self._queue.remove(admitted)
+            self._admission.release(admitted)
             if not self._admission.ongoing:
-                self._alarm.cancel()
+                self._deadline_timer.cancel()
                 self._idle.set()
 
     async def drain(self, timeout_s: float) -> None:
-        """Admit nothing more and wait until nothing is ongoing, at most `timeout_s`. May be called more than once."""
+        """Admit no more requests and wait until none is ongoing, at most `timeout_s`. May be called more than once."""
         self._admission.close()
         self._queue.stop_waiting()
         self._wake.set()
@@ -173,54 +173,47 @@ class Batcher:
                 await self._idle.wait()
 
     async def close(self) -> None:
-        """Fail what is left with Draining, stop the task and wait for the device thread to end its batch.
+        """Fail the ongoing requests with Draining, stop the task and wait for the device thread to end its batch.
 
         Callers are answered before the wait. May be called more than once.
         """
         self._closed = True
         if self._admission.ongoing:
             _log.warning("closing with %d requests unanswered", len(self._admission.ongoing))
-        self._fail_everyone(Draining, "this replica shut down before the answer")
+        self._fail_all(Draining, "this replica shut down before the answer")
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
         await asyncio.to_thread(self._device.shutdown)
 
-    def _request(
-        self, context: FittedContext, rows: Matrix, model: str, timeout_s: float | None, priority: Priority
-    ) -> Request:
+    def _admit(self, request: PredictRequest, context: FittedContext, rows: Matrix) -> AdmittedRequest:
         now = self._clock()
-        deadline = now + (self._admission.timeout_s(context) if timeout_s is None else timeout_s)
-        answer: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
-        return Request(context, rows, len(rows), model, priority, now, deadline, answer)
-
-    def _acquire(self, request: Request) -> None:
-        if request.deadline <= request.arrived_at:
+        if request.deadline <= now:
             raise DeadlineExceeded("the deadline passed before the request was read")
-        try:
-            self._admission.acquire(request, request.arrived_at)
-        except Overloaded as refusal:
-            self._metrics.refused_requests.labels(request.model, refusal.reason).inc()
-            raise
+        admitted = AdmittedRequest(request, context, rows, now, asyncio.get_running_loop().create_future())
+        self._admission.acquire(admitted, now)
+        self._recorder.admitted(admitted.model, admitted.num_rows)
+        return admitted
 
     async def _run(self) -> None:
         try:
             while True:
                 batch, cut_at = await self._next_batch()
                 self._on_device = batch
+                self._recorder.cut(batch[0].request.model, count_rows(batch), len(batch))
                 await self._execute(batch, cut_at)
                 self._on_device = ()
         except Exception:
             self._died = True
-            _log.critical("the batching task died; this replica answers nothing more", exc_info=True)
-            self._fail_everyone(EngineError, "this replica failed")
+            _log.critical("the batching task died; this replica answers no more requests", exc_info=True)
+            self._fail_all(EngineError, "this replica failed")
         finally:
             self._on_device = ()
             self._watchdog.end()
-            self._fail_everyone(Draining, "this replica stopped before the answer")
+            self._fail_all(Draining, "this replica stopped before the answer")
 
     async def _next_batch(self) -> tuple[Slices, float]:
-        """Sleep until there is a batch, and when it was cut; no timer while nothing waits."""
+        """Sleep until there is a batch; returns it and when it was cut. No timer runs while the queue is empty."""
         while True:
             self._wake.clear()
             now = self._clock()
@@ -233,52 +226,52 @@ class Batcher:
                     await self._wake.wait()
 
     async def _execute(self, batch: Slices, began_at: float) -> None:
-        """Run a batch to its end, where it fails in ever smaller parts.
+        """Run a batch to its end, in smaller parts where it fails.
 
-        The cost that is learned is the time for which the next batch had to wait, from the cut until this task has its
-        turn again: beside fast batches, cutting them and crossing threads are no small part.
+        The learned cost is the time for which the next batch had to wait: from the cut until this task has its turn
+        again. Beside fast batches, cutting them and crossing threads are no small part.
         """
         parts = [batch]
         while parts:
-            # Who has an outcome already, such as a cancelled caller whose task did not yet run, is not computed for.
+            # A request with an outcome, such as one whose caller has just been cancelled, is not computed.
             if part := [piece for piece in parts.pop() if not piece.request.answer.done()]:
-                num_rows = num_rows_of(part)
+                num_rows = count_rows(part)
                 self._watchdog.begin(self._cost.of(part[0].request.context).predict(num_rows), began_at)
                 computed = await self._device.compute(part)
                 ended_at = self._clock()
-                if self._watchdog.is_overrun(ended_at):
+                if self._watchdog.is_hung(ended_at):
                     _log.error("a batch of %d rows took %.1f s", num_rows, ended_at - began_at)
                 self._watchdog.end()
                 parts.extend(reversed(self._conclude(part, computed, ended_at - began_at)))
                 began_at = ended_at
         self._outcomes.log_faults(batch)
 
-    def _conclude(self, part: Slices, computed: Computed, cost_s: float) -> list[list[Slice[Request]]]:
-        """Leave a part's answers to be settled, or decide on its failure; the parts that are to be tried instead."""
+    def _conclude(self, part: Slices, computed: Computed, cost_s: float) -> list[list[Slice[AdmittedRequest]]]:
+        """Leave the answers of a part to be settled, or return the smaller parts that are tried after its failure."""
         error = computed.error
         if error is None:
             asyncio.get_running_loop().call_soon(self._outcomes.settle, part, computed, cost_s)
             return []
         model = part[0].request.model
         if isinstance(error, OutOfMemory):
-            self._metrics.out_of_memory.labels(model).inc()
+            self._recorder.failed(model, EngineFault.OUT_OF_MEMORY)
             cost = self._cost.of(part[0].request.context)
-            cost.lower_budget(num_rows_of(part), self._clock())
-            _log.error("out of memory at %d rows of %s; at most %d from now", num_rows_of(part), model, cost.row_budget)
+            cost.lower_budget(count_rows(part), self._clock())
+            _log.error("out of memory at %d rows of %s; at most %d from now", count_rows(part), model, cost.row_budget)
         smaller = smaller_parts(part, error)
         if smaller:
-            self._metrics.bisected_batches.labels(model).inc()
+            self._recorder.failed(model, EngineFault.BISECTED)
             return smaller
         if isinstance(error, WrongAnswer):
-            self._metrics.wrong_answers.labels(model).inc()
+            self._recorder.failed(model, EngineFault.WRONG_ANSWER)
         self._outcomes.fail(part, error)
         if isinstance(error, DeviceLost):
             self._died = True
-            self._fail_everyone(EngineError, "this replica lost its device")
+            self._fail_all(EngineError, "this replica lost its device")
         return []
 
     def _expire(self) -> None:
-        """The alarm rang: give their outcome to all whose deadline has passed, wherever they are."""
+        """The timer rang: every request whose deadline has passed gets its outcome, wherever it is."""
         now = self._clock()
         self._expire_queued(now)
         earliest = self._queue.next_expiry_at()
@@ -286,19 +279,19 @@ class Batcher:
         for request, _, _ in self._on_device:
             if not request.answer.done():
                 if request.deadline <= now:
-                    self._outcomes.expire(request, "in_flight")
+                    self._outcomes.expire(request, ExpiryStage.IN_FLIGHT)
                 else:
                     earliest = min(earliest, request.deadline)
-        self._alarm.set(earliest)
+        self._deadline_timer.set(earliest)
 
     def _expire_queued(self, now: float) -> None:
         for request in self._queue.expire(now):
-            self._outcomes.expire(request, "queued")
+            self._outcomes.expire(request, ExpiryStage.QUEUED)
 
-    def _fail_everyone(self, error: type[ServeError], detail: str) -> None:
-        """Admit nothing more and give everyone who waits this outcome."""
+    def _fail_all(self, error: type[ServeError], detail: str) -> None:
+        """Admit no more requests, and give every ongoing one this outcome."""
         self._admission.close()
         self._queue.clear()
-        self._alarm.cancel()
+        self._deadline_timer.cancel()
         for request in self._admission.ongoing:
             request.fail(error, detail)

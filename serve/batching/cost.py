@@ -157,10 +157,6 @@ class CostModel:
             cost.measure(num_rows, seconds, now)
         return cost
 
-    def forget(self, context: FittedContext) -> None:
-        """The context is served no more."""
-        self._costs.pop(id(context), None)
-
 
 def _fit_line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
     """(a, b) of the line `a + b * rows` nearest to the points, neither below 0; flat through a single point."""

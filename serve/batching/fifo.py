@@ -1,7 +1,7 @@
-"""What waits for one context: a FIFO per priority, taken from the front by rows.
+"""The waiting requests of one context: a FIFO per priority, taken from the front by rows.
 
-What is always true: only the request at the head can be taken in part, since rows leave from the front only. So where
-it was cut is one number of the FIFO, and a request itself stays as it came.
+What is always true: only the request at the head can be taken in part, since rows leave from the front only. So one
+number of the FIFO says where the head was split, and a request itself does not change.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ from serve.core import FittedContext, Priority
 
 
 class QueuedRequest(Protocol):
-    """What the policy must know of a request. Compared and hashed by identity; nothing here changes while it waits."""
+    """A request as the policy sees it. Compared and hashed by identity; nothing here changes while it waits."""
+
+    @property
+    def model(self) -> str:
+        """Name of the model, for metrics; the policy does not read it."""
 
     @property
     def context(self) -> FittedContext:
@@ -22,15 +26,15 @@ class QueuedRequest(Protocol):
 
     @property
     def num_rows(self) -> int:
-        """1 or more; what is more than a batch holds is answered in several."""
+        """1 or more; a request with more rows than a batch is answered in several."""
 
     @property
     def priority(self) -> Priority:
-        """Which of the context's FIFOs it stands in."""
+        """Which FIFO of the context holds it."""
 
     @property
     def arrived_at(self) -> float:
-        """Seconds on the clock that `now` is read from."""
+        """When it was queued, in seconds on the clock of `now`."""
 
     @property
     def deadline(self) -> float:
@@ -41,7 +45,7 @@ R = TypeVar("R", bound=QueuedRequest)
 
 
 class Slice(NamedTuple, Generic[R]):
-    """Rows `start` to `stop` (not included) of a request, riding in one batch."""
+    """Rows `start` to `stop` (exclusive) of a request, in one batch."""
 
     request: R
     start: int
@@ -49,14 +53,17 @@ class Slice(NamedTuple, Generic[R]):
 
 
 class Fifo(Generic[R]):
-    """Requests of one context and priority, each with the number that `BatchQueue` gave it when it came."""
+    """Requests of one context and priority, in order of arrival.
+
+    `waiting` maps each request to its epoch, a number that `BatchQueue` gave it on arrival.
+    """
 
     __slots__ = ("_head_start", "num_rows", "waiting")
 
     def __init__(self) -> None:
         self.waiting: OrderedDict[R, int] = OrderedDict()
         self.num_rows = 0
-        """Rows that were not taken yet."""
+        """Rows that have not been taken."""
         self._head_start = 0
 
     def __bool__(self) -> bool:
@@ -68,12 +75,13 @@ class Fifo(Generic[R]):
         return next(iter(self.waiting))
 
     def add(self, request: R, epoch: int) -> None:
+        """Put a request at the end."""
         assert request not in self.waiting, "a request is queued once"
         self.waiting[request] = epoch
         self.num_rows += request.num_rows
 
     def remove(self, request: R) -> int:
-        """Take out what is left of a request; the number of its rows."""
+        """Take out the remaining rows of a request; returns how many."""
         left = request.num_rows
         if self._head_start and request is self.head:
             left -= self._head_start
@@ -83,7 +91,7 @@ class Fifo(Generic[R]):
         return left
 
     def take(self, max_rows: int, slices: list[Slice[R]]) -> list[tuple[R, int]]:
-        """Move up to `max_rows` rows from the front into `slices`; the requests, with numbers, that have left whole."""
+        """Move up to `max_rows` rows from the front into `slices`; returns requests that left, with their epochs."""
         left: list[tuple[R, int]] = []
         start = self._head_start
         room = min(max(max_rows, 0), self.num_rows)
@@ -104,7 +112,7 @@ class Fifo(Generic[R]):
 
 
 class ContextQueue(Generic[R]):
-    """Both FIFOs of one context, and the predicted seconds of device time that each stands for."""
+    """Both FIFOs of one context, and the predicted device time of each in seconds."""
 
     __slots__ = ("bulk", "bulk_s", "bulk_served_at", "cost", "interactive", "interactive_s")
 
@@ -115,18 +123,20 @@ class ContextQueue(Generic[R]):
         self.interactive_s = 0.0
         self.bulk_s = 0.0
         self.bulk_served_at = float("-inf")
-        """When bulk rows of this context last went to the device."""
+        """When bulk rows of this context were last in a batch."""
 
     def fifo(self, priority: Priority) -> Fifo[R]:
+        """The FIFO of a priority."""
         return self.bulk if priority is Priority.BULK else self.interactive
 
     @property
     def num_rows(self) -> int:
+        """Waiting rows of both FIFOs."""
         return self.interactive.num_rows + self.bulk.num_rows
 
     @property
     def oldest_arrival(self) -> float:
-        """Of the requests at the two heads."""
+        """When the older of the two heads arrived."""
         if not self.bulk:
             return self.interactive.head.arrived_at
         bulk = self.bulk.head.arrived_at
@@ -134,5 +144,5 @@ class ContextQueue(Generic[R]):
 
     @property
     def bulk_waits_since(self) -> float:
-        """From when the bulk FIFO counts as not served; infinity if it is empty."""
+        """Since when the bulk FIFO has not been served; infinity if it is empty."""
         return max(self.bulk.head.arrived_at, self.bulk_served_at) if self.bulk else float("inf")

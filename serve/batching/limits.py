@@ -1,4 +1,4 @@
-"""`BatchingSettings` as the policy takes them: in seconds, each part its own."""
+"""The settings of the policy in seconds, one class for the queue and one for admission."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Self
 from serve.settings import BatchingSettings
 
 BULK_COST_FACTOR = 4.0
-"""A batch with bulk rows may take so many times one row alone, where no bound is set.
+"""A batch with bulk rows may take this many times the cost of one row, where no bound is set.
 
 A compromise: where costs grow with the rows, a batch of four times a row's cost is three quarters as efficient as an
 endless one, and an interactive row, whose own batch takes one to two times that cost, waits for one such batch at most.
@@ -34,6 +34,7 @@ class QueueLimits:
 
     @classmethod
     def of(cls, settings: BatchingSettings) -> Self:
+        """The limits that the settings ask for."""
         bound_ms = settings.max_bulk_batch_ms
         return cls(
             max_queue_delay_s=settings.max_queue_delay_ms / 1e3,
@@ -45,12 +46,18 @@ class QueueLimits:
 
 @dataclass(frozen=True, slots=True)
 class AdmissionLimits:
-    """See `BatchingSettings`. `max_rows` None: the rows that are answered within the default timeout."""
+    """Limits on ongoing requests, queued and in flight together; see `BatchingSettings`.
+
+    Attributes:
+        max_rows: None bounds the waiting work by `max_backlog_s` instead.
+        max_backlog_s: for contexts without a bound of their own.
+    """
 
     max_requests: int
     max_rows: int | None = None
-    default_timeout_s: float = 30.0
+    max_backlog_s: float = 30.0
 
     @classmethod
     def of(cls, settings: BatchingSettings) -> Self:
+        """The limits that the settings ask for."""
         return cls(settings.ongoing_requests_limit, settings.max_ongoing_rows, settings.default_timeout_ms / 1e3)

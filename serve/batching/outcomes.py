@@ -1,84 +1,157 @@
-"""Giving callers their outcomes, and the metrics and cost estimates theirs. On the event loop, off the device's way."""
+"""Admitted requests and their outcomes. On the event loop, after the next batch has begun on the device.
+
+A request gets its outcome from the first of: its answer, a fault of the engine, its deadline, a shutdown, the
+disconnect of its caller. Every later one finds it done and leaves it alone.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from serve.batching.cost import CostModel
-from serve.batching.device import Computed
 from serve.batching.fifo import Slice
 from serve.batching.queue import BatchQueue
-from serve.batching.recovery import num_rows_of
-from serve.batching.request import Request
-from serve.core.errors import DeadlineExceeded, EngineError
-from serve.telemetry.prometheus import Metrics
+from serve.core import FittedContext, Matrix, Prediction, PredictRequest, Priority, Timing
+from serve.core.errors import DeadlineExceeded, EngineError, ServeError
+from serve.telemetry.recorder import ComputedBatch, ExpiryStage, Recorder
+
+if TYPE_CHECKING:
+    from serve.batching.device import Computed
 
 _log = logging.getLogger(__name__)
 
 
-class Outcomes:
-    """Each of its calls leaves a request that already has an outcome as it is."""
+@dataclass(slots=True, eq=False)
+class AdmittedRequest:
+    """A request in the batcher: see `fifo.QueuedRequest`. Compared and hashed by identity.
 
-    def __init__(self, queue: BatchQueue[Request], cost: CostModel, metrics: Metrics) -> None:
+    Attributes:
+        rows: float64 [rows, features] as encoded by `context`.
+        arrived_at: when it was admitted, on the clock of the batcher.
+        answer: its outcome.
+    """
+
+    request: PredictRequest
+    context: FittedContext
+    rows: Matrix
+    arrived_at: float
+    answer: asyncio.Future[Prediction]
+    num_rows: int = field(init=False)
+    deadline: float = field(init=False)
+    priority: Priority = field(init=False)
+    num_answered: int = field(default=0, init=False)
+    """Rows whose outputs have come."""
+    _outputs: Matrix | None = field(default=None, init=False)
+    _queue_ms: float = field(default=0.0, init=False)
+    _compute_ms: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self.num_rows = len(self.rows)
+        self.deadline = self.request.deadline
+        self.priority = self.request.priority
+
+    @property
+    def model(self) -> str:
+        """Name of the model, for metrics and log lines."""
+        return self.request.model.name
+
+    def take(self, start: int, outputs: Matrix, batch_rows: int, started_at: float, batch_s: float) -> None:
+        """Take the outputs of the rows from `start` on, of a batch that began at `started_at`.
+
+        The last rows of the request complete its answer. `outputs` must be the request's own copy: the answer outlives
+        the batch, and the engine may use the memory of a batch again.
+        """
+        if not self.num_answered:
+            self._queue_ms = 1e3 * (started_at - self.arrived_at)
+        self._compute_ms += 1e3 * batch_s
+        self.num_answered += len(outputs)
+        if len(outputs) < self.num_rows:
+            if self._outputs is None:
+                self._outputs = np.empty((self.num_rows, outputs.shape[1]))
+            self._outputs[start : start + len(outputs)] = outputs
+            outputs = self._outputs
+        if self.num_answered == self.num_rows:
+            self.answer.set_result(Prediction(outputs, batch_rows, Timing(self._queue_ms, self._compute_ms)))
+
+    def fail(self, error: type[ServeError], detail: str) -> None:
+        """Set its outcome, if it has none yet. Each request gets a new error, because callers add tracebacks to it."""
+        if not self.answer.done():
+            self.answer.set_exception(error(detail))
+
+
+Slices = Sequence[Slice[AdmittedRequest]]
+
+
+class Outcomes:
+    """Gives requests their outcomes, and reports each batch to the cost model and the recorder."""
+
+    def __init__(self, queue: BatchQueue[AdmittedRequest], cost: CostModel, recorder: Recorder) -> None:
         self._queue = queue
         self._cost = cost
-        self._metrics = metrics
+        self._recorder = recorder
         self._faults: list[tuple[int, BaseException]] = []
 
-    def settle(self, part: Sequence[Slice[Request]], computed: Computed, cost_s: float) -> None:
+    def settle(self, part: Slices, computed: Computed, cost_s: float) -> None:
         """Hand out the answers of a batch that succeeded and kept the next one waiting for `cost_s`."""
         try:
-            self._answer(part, computed)
-            self._observe(part, computed, cost_s)
+            queue_s = self._answer(part, computed)
+            self._report(part, computed, cost_s, queue_s)
         except Exception as error:
             self.fail(part, error)
             self.log_faults(part)
 
-    def fail(self, part: Sequence[Slice[Request]], error: BaseException) -> None:
-        """The device failed on these rows; what is left of their requests is not computed. See `log_faults`."""
+    def fail(self, part: Slices, error: BaseException) -> None:
+        """The device failed on these rows; the remaining rows of their requests are not computed. See `log_faults`."""
         self._faults.append((len(part), error))
         for request, _, _ in part:
             request.fail(EngineError, "the model could not answer; the cause is in the server's log")
             self._queue.remove(request)
 
-    def log_faults(self, batch: Sequence[Slice[Request]]) -> None:
-        """One record for a batch some of whose parts failed, with the first cause: what is broken fails alike."""
+    def log_faults(self, batch: Slices) -> None:
+        """Write one log record for a batch with failed parts, with the first cause: one fault fails many alike."""
         if not self._faults:
             return
         faults, self._faults = self._faults, []
-        num_failed = sum(num_requests for num_requests, _ in faults)
         _log.error(
             "in a batch of %d requests, %d rows, the engine failed on %d requests",
-            len(batch), num_rows_of(batch), num_failed, exc_info=faults[0][1],
+            len(batch), sum(stop - start for _, start, stop in batch), sum(count for count, _ in faults),
+            exc_info=faults[0][1],
         )  # fmt: skip
 
-    def expire(self, request: Request, stage: str) -> None:
-        """Its deadline has passed; `stage` says where it was."""
+    def expire(self, request: AdmittedRequest, stage: ExpiryStage) -> None:
+        """The deadline of a request has passed."""
         if not request.answer.done():
-            self._metrics.expired_requests.labels(request.model, stage).inc()
-            had_ms = 1e3 * (request.deadline - request.arrived_at)
-            request.fail(DeadlineExceeded, f"no answer within the {had_ms:.0f} ms that the request had")
+            self._recorder.expired(request.model, stage)
+            asked = request.request
+            limit_ms = 1e3 * (asked.deadline - asked.arrived_at)
+            request.fail(DeadlineExceeded, f"no answer within the {limit_ms:.0f} ms that the request had")
 
-    def _answer(self, part: Sequence[Slice[Request]], computed: Computed) -> None:
+    def _answer(self, part: Slices, computed: Computed) -> list[float]:
+        """Give each request its own rows; the seconds that each request new to the device had waited."""
         outputs, started_at, batch_s = computed.outputs, computed.started_at, computed.seconds
         assert outputs is not None
-        queue_seconds = self._metrics.queue_seconds.labels(part[0].request.model)
+        queue_s: list[float] = []
         row, batch_rows = 0, len(outputs)
         for request, start, stop in part:
             following = row + stop - start
             if not request.answer.done():
                 if not request.num_answered:
-                    queue_seconds.observe(started_at - request.arrived_at)
+                    queue_s.append(started_at - request.arrived_at)
                 request.take(start, outputs[row:following].copy(), batch_rows, started_at, batch_s)
             row = following
+        return queue_s
 
-    def _observe(self, part: Sequence[Slice[Request]], computed: Computed, cost_s: float) -> None:
-        model, num_rows = part[0].request.model, num_rows_of(part)
+    def _report(self, part: Slices, computed: Computed, cost_s: float, queue_s: list[float]) -> None:
+        num_rows = sum(stop - start for _, start, stop in part)
         cost = self._cost.of(part[0].request.context)
-        if predicted_s := cost.predict(num_rows):
-            self._metrics.batch_cost_ratio.labels(model).observe(cost_s / predicted_s)
+        predicted_s = cost.predict(num_rows)
+        ratio = cost_s / predicted_s if predicted_s else None
         cost.learn(num_rows, cost_s, computed.ended_at)
-        self._metrics.batch_seconds.labels(model).observe(computed.seconds)
-        self._metrics.batch_rows.labels(model).observe(num_rows)
-        self._metrics.batch_requests.labels(model).observe(len(part))
+        model = part[0].request.model
+        self._recorder.computed(ComputedBatch(model, num_rows, len(part), computed.seconds, ratio, queue_s))

@@ -17,14 +17,18 @@ from serve.core.model import (
     Task,
 )
 from serve.core.prediction import Prediction, Timing
-from serve.core.request import Priority
+from serve.core.request import ModelReference, PredictRequest, Priority
+from serve.core.row_buckets import bucket_of, row_buckets
 from serve.core.state import ServerState
+from serve.core.table import ABSENT, Cells, QueryTable
 
 __all__ = [
+    "ABSENT",
     "DEVICE_PATTERN",
     "QUANTILES",
     "REGRESSION_STATISTICS",
     "Batch",
+    "Cells",
     "Column",
     "ColumnKind",
     "Context",
@@ -33,10 +37,15 @@ __all__ = [
     "FittedContext",
     "Matrix",
     "ModelDefinition",
+    "ModelReference",
+    "PredictRequest",
     "Prediction",
     "Priority",
+    "QueryTable",
     "Scalar",
     "ServerState",
     "Task",
     "Timing",
+    "bucket_of",
+    "row_buckets",
 ]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serve.core.model import Column, ModelDefinition
+from serve.core.table import QueryTable
 
 Matrix = NDArray[np.float64]
 
@@ -34,16 +34,13 @@ class FittedContext(Protocol):
 
     @property
     def backend(self) -> str:
-        """Whose forward pass answers: "ours", or "library"."""
+        """What computes the answers: "compiled" or "tabpfn"."""
 
     def encode_context(self) -> Matrix:
         """The context's own rows, encoded: float64 [rows, features]."""
 
-    def encode_records(self, records: Sequence[Mapping[str, Any]]) -> Matrix:
-        """Records of one request -> float64 [rows, features]. Raises InvalidInput naming row and column."""
-
-    def encode_table(self, columns: Sequence[str], data: Sequence[Sequence[Any]]) -> Matrix:
-        """The same from column names and rows of cells."""
+    def encode(self, table: QueryTable) -> Matrix:
+        """The rows of one request as float64 [rows, features]. Raises InvalidInput naming row and column."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from serve.core import Column, Matrix, ModelDefinition
+from serve.core import Matrix, ModelDefinition, QueryTable
 from serve.core.errors import InvalidModel
 from serve.engine import library
 from serve.engine.row_encoder import RowEncoder
@@ -49,7 +49,7 @@ class ContextFit:
     def fit(self) -> Fitted:
         context = self.sized.context
         reader = RowEncoder(context.columns)
-        raw = reader.read_records(_records(context.columns, context.cells, context.num_rows))
+        raw = reader.read(QueryTable.from_columns(dict(context.cells)))
         self._frame = library.context_frame(self.sized, raw)
         estimator = self._fit("fit_with_cache")
         encoder = RowEncoder(context.columns, library.learn_codings(estimator, self._frame))
@@ -68,10 +68,6 @@ class ContextFit:
 
     def answer_plainly(self, rows: Matrix) -> Matrix:
         return library.predict_outputs(library.on_matrices(self._fit("fit_preprocessors")), rows)
-
-
-def _records(columns: Sequence[Column], cells: Mapping[str, Sequence[Any]], num_rows: int) -> list[dict[str, Any]]:
-    return [{column.name: cells[column.name][row] for column in columns} for row in range(num_rows)]
 
 
 def _compare_cleaning(ours: Matrix, theirs: Matrix, names: Sequence[str]) -> None:

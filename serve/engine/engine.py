@@ -13,18 +13,17 @@ else from the library's cached predict. What is always true:
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from serve.core import REGRESSION_STATISTICS, Batch, Column, FittedContext, Matrix, ModelDefinition, Task
+from serve.core import REGRESSION_STATISTICS, Batch, Column, FittedContext, Matrix, ModelDefinition, QueryTable, Task
 from serve.core.errors import EngineError, InvalidInput, InvalidModel, OutOfMemory, StartupError
+from serve.core.row_buckets import bucket_of, row_buckets
 from serve.engine import library
 from serve.engine.checks.parity import canary_rows, compare_answers
-from serve.engine.checks.warmup import bucket_of, row_buckets
 from serve.engine.compiled import CompiledEnsemble, can_compile
 from serve.engine.context_fit import ContextFit, Fit
 from serve.engine.estimators.fit import EstimatorFit
@@ -101,11 +100,8 @@ class TabPFNContext:
     def encode_context(self) -> Matrix:
         return self._rows
 
-    def encode_records(self, records: Sequence[Mapping[str, Any]]) -> Matrix:
-        return self.encoder.encode_records(records)
-
-    def encode_table(self, columns: Sequence[str], data: Sequence[Sequence[Any]]) -> Matrix:
-        return self.encoder.encode_table(columns, data)
+    def encode(self, table: QueryTable) -> Matrix:
+        return self.encoder.encode(table)
 
     def answer(self, rows: Matrix) -> Matrix:
         """Cached outputs of encoded rows, corrected to the true class priors."""

@@ -11,13 +11,23 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from serve.core import REGRESSION_STATISTICS, Batch, Column, ColumnKind, Matrix, ModelDefinition, Task
+from serve.core import (
+    ABSENT,
+    REGRESSION_STATISTICS,
+    Batch,
+    Column,
+    ColumnKind,
+    Matrix,
+    ModelDefinition,
+    QueryTable,
+    Task,
+)
 from serve.core.errors import InvalidInput, InvalidModel
 
 # Irrational steps, so that no two columns, classes or neighbouring integers get the same weight.
@@ -47,26 +57,18 @@ class FakeContext:
     def encode_context(self) -> Matrix:
         return self.rows
 
-    def encode_records(self, records: Sequence[Mapping[str, Any]]) -> Matrix:
-        return _matrix(self.columns, [self._cells(row, record) for row, record in enumerate(records)])
-
-    def encode_table(self, columns: Sequence[str], data: Sequence[Sequence[Any]]) -> Matrix:
-        if len(set(columns)) < len(columns):
-            raise InvalidInput("a column is named twice", code="duplicate_column")
-        for row, cells in enumerate(data):
-            if len(cells) != len(columns):
-                raise InvalidInput(f"{len(cells)} cells for {len(columns)} columns", code="ragged_row", row=row)
-        return self.encode_records([dict(zip(columns, cells, strict=True)) for cells in data])
-
-    def _cells(self, row: int, record: Mapping[str, Any]) -> list[float]:
+    def encode(self, table: QueryTable) -> Matrix:
         names = [column.name for column in self.columns]
-        for name in record:
-            if name not in names:
-                raise InvalidInput(f"no column {name!r}", code="unknown_column", row=row, column=name)
-        for name in names:
-            if name not in record:
-                raise InvalidInput(f"column {name!r} is missing", code="missing_column", row=row, column=name)
-        return [_number(record[name], row, name) for name in names]
+        by_name = dict(zip(table.names, table.columns, strict=True))
+        for row in range(table.num_rows):
+            for name, cells in by_name.items():
+                if name not in names and cells[row] is not ABSENT:
+                    raise InvalidInput(f"no column {name!r}", code="unknown_column", row=row, column=name)
+            for name in names:
+                if name not in by_name or by_name[name][row] is ABSENT:
+                    raise InvalidInput(f"column {name!r} is missing", code="missing_column", row=row, column=name)
+        numbers = [[_number(by_name[name][row], row, name) for name in names] for row in range(table.num_rows)]
+        return _matrix(self.columns, numbers)
 
 
 class FakeEngine:

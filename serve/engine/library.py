@@ -190,10 +190,10 @@ def load_fitted(path: Path) -> Estimator:
 
 
 def context_frame(definition: ModelDefinition, raw: Sequence[Sequence[RawCell]]) -> pd.DataFrame:
-    """The context's raw cells as the library is given them: numbers as float64, categories as objects."""
+    """The raw cells, one list per column, as tabpfn takes them: numbers as float64, categories as objects."""
     columns = {}
     for position, name in enumerate(feature_names(definition.context.columns)):
-        cells = [row[position] for row in raw]
+        cells = raw[position]
         is_number = all(isinstance(cell, float) for cell in cells)
         columns[name] = pd.Series(cells, dtype="float64" if is_number else "object")
     return pd.DataFrame(columns)

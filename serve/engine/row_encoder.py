@@ -1,8 +1,8 @@
-"""One request -> float64 matrix, alone, by the schema of the context.
+"""Encodes one request as a float64 matrix, by the columns of the model's context.
 
-TabPFN infers types over the whole batch that it is given, so one caller's string can change or break another's row.
-Here every request is read by itself, column by column, into exactly the numbers that the library's own cleaning step
-would have made of it (`engine.py` compares the two on the whole context at load); only such matrices are ever joined.
+TabPFN infers types over the whole batch that it is given, so the string of one caller can change or break the row of
+another. Here every request is encoded alone, column by column, into exactly the numbers of the library's own cleaning
+step. `context_fit.py` compares the two on the whole context when a model is loaded. Only such matrices are joined.
 
 What a cell may be, by its column's kind, and what it becomes:
 
@@ -21,15 +21,16 @@ see an infinity), a column that the model does not have, a column that the recor
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
-from serve.core import Column, ColumnKind, Matrix
+from serve.core import ABSENT, Cells, Column, ColumnKind, Matrix, QueryTable
 from serve.core.errors import InvalidInput
+from serve.core.table import json_kind
 
 MAX_MAGNITUDE = float(np.finfo(np.float32).max)
 DATETIME_PARTS = ("days", "hour", "weekday", "month")
@@ -54,18 +55,18 @@ class Coding:
     unknown: float = -1.0
     constant: float | None = None
 
-    def encode(self, cell: RawCell) -> float:
+    def encode(self, cells: Sequence[RawCell]) -> Sequence[RawCell]:
+        """The numbers of one column's cells."""
         if self.constant is not None:
-            return self.constant
-        if cell is None or cell != cell:
-            return self.missing
+            return [self.constant] * len(cells)
         if self.codes is None:
-            return cell  # type: ignore[return-value]  # only number columns have no codes
-        return self.codes.get(cell, self.unknown)
+            return cells
+        codes, missing, unknown = self.codes, self.missing, self.unknown
+        return [missing if cell is None or cell != cell else codes.get(cell, unknown) for cell in cells]
 
 
 def feature_names(columns: Sequence[Column]) -> list[str]:
-    """Names of the matrix's columns: the inputs, a datetime as its parts."""
+    """Names of the matrix columns: the inputs in order, a datetime as its parts."""
     names = []
     for column in columns:
         if column.kind is ColumnKind.DATETIME:
@@ -76,54 +77,75 @@ def feature_names(columns: Sequence[Column]) -> list[str]:
 
 
 class RowEncoder:
-    """Reads cells by the columns' kinds and codes them; one `Coding` per matrix column (`feature_names`)."""
+    """Reads the cells of a table by the kinds of the columns, and codes them.
+
+    Args:
+        columns: the input columns of the context, in order.
+        codings: one per matrix column (`feature_names`); without them the encoder can only `read`.
+    """
 
     def __init__(self, columns: Sequence[Column], codings: Sequence[Coding] | None = None) -> None:
         self.columns = tuple(columns)
-        self._names = {column.name: position for position, column in enumerate(columns)}
+        self.codings = None if codings is None else tuple(codings)
+        self._names = tuple(column.name for column in columns)
         self._readers = [_READERS[column.kind] for column in columns]
-        self._codings = None if codings is None else tuple(codings)
         if codings is not None and len(codings) != len(feature_names(columns)):
             raise AssertionError("this is a bug: one coding per matrix column")
 
-    def read_records(self, records: Sequence[Mapping[str, Any]]) -> list[list[RawCell]]:
-        """Raw cells, one list per record. Raises InvalidInput."""
-        return [self._read_record(row, record) for row, record in enumerate(records)]
+    def encode(self, table: QueryTable) -> Matrix:
+        """Float64 [rows, matrix columns]; the columns of the table may come in any order. Raises InvalidInput."""
+        return self.encode_raw(self.read(table))
 
-    def encode_records(self, records: Sequence[Mapping[str, Any]]) -> Matrix:
-        """Float64 [records, matrix columns]. Raises InvalidInput."""
-        return self.encode_raw(self.read_records(records))
+    def read(self, table: QueryTable) -> list[list[RawCell]]:
+        """Raw cells, one list per matrix column.
 
-    def encode_table(self, columns: Sequence[str], data: Sequence[Sequence[Any]]) -> Matrix:
-        """Float64 [rows, matrix columns]; the columns may come in any order. Raises InvalidInput."""
-        self._check_names(columns, row=None)
-        if len(columns) != len(set(columns)):
-            twice = next(name for name in columns if list(columns).count(name) > 1)
-            raise InvalidInput(f"column {twice!r} is given twice", code="duplicate_column", column=twice)
-        return self.encode_records([self._as_record(row, columns, cells) for row, cells in enumerate(data)])
+        Raises:
+            InvalidInput: names the first row with a fault, and its column.
+        """
+        raw: list[list[RawCell]] = []
+        try:
+            for read, cells in zip(self._readers, self._in_order(table), strict=True):
+                raw += read(cells)
+        except _Refused:
+            self._raise_first_fault(table)
+        return raw
 
     def encode_raw(self, raw: Sequence[Sequence[RawCell]]) -> Matrix:
-        """Float64 [rows, matrix columns] of cells that were read before."""
-        assert self._codings is not None, "this is a bug: encoding before the codings are known"
-        encoded = [[coding.encode(cell) for coding, cell in zip(self._codings, row, strict=True)] for row in raw]
-        return np.array(encoded, dtype=np.float64).reshape(len(raw), len(self._codings))
+        """Float64 [rows, matrix columns] of the cells that `read` returned."""
+        assert self.codings is not None, "this is a bug: encoding before the codings are known"
+        encoded = [coding.encode(cells) for coding, cells in zip(self.codings, raw, strict=True)]
+        return np.ascontiguousarray(np.array(encoded, dtype=np.float64).T)
 
-    def _read_record(self, row: int, record: Mapping[str, Any]) -> list[RawCell]:
-        if not isinstance(record, Mapping):
-            raise InvalidInput(f"row {row} is {_named(record)}, not an object", code="invalid_record", row=row)
-        if len(record) != len(self._names) or not all(map(self._names.__contains__, record)):
-            self._check_names(record, row)
-        raw: list[RawCell] = []
+    def _in_order(self, table: QueryTable) -> Sequence[Cells]:
+        """The table's columns in the order of the context's. Raises _Refused where the names differ."""
+        if table.names == self._names:
+            return [_python_values(cells) for cells in table.columns]
+        by_name = dict(zip(table.names, table.columns, strict=True))
+        if by_name.keys() != set(self._names):
+            raise _Refused("the names differ")
+        return [_python_values(by_name[name]) for name in self._names]
+
+    def _raise_first_fault(self, table: QueryTable) -> NoReturn:
+        """Raises InvalidInput for the first row that cannot be read; within a row, names come before cells."""
+        if not table.is_from_records:
+            self._check_names(table.names, None)
+        columns = [_python_values(cells) for cells in table.columns]
+        for row in range(table.num_rows):
+            record = {name: cells[row] for name, cells in zip(table.names, columns, strict=True)}
+            self._check_record({name: cell for name, cell in record.items() if cell is not ABSENT}, row)
+        raise AssertionError("this is a bug: a table was refused, but each of its rows can be read")
+
+    def _check_record(self, record: Mapping[str, Any], row: int) -> None:
+        self._check_names(record, row)
         for column, read in zip(self.columns, self._readers, strict=True):
             try:
-                raw += read(record[column.name])
+                read([record[column.name]])
             except _Refused as refusal:
                 raise InvalidInput(
                     f"row {row}, column {column.name!r}: {refusal}", code=refusal.code, row=row, column=column.name
                 ) from None
-        return raw
 
-    def _check_names(self, given: Sequence[str] | Mapping[str, Any], row: int | None) -> None:
+    def _check_names(self, given: Collection[str], row: int | None) -> None:
         place = "the table" if row is None else f"row {row}"
         for name in given:
             if name not in self._names:
@@ -138,15 +160,6 @@ class RowEncoder:
                     code="missing_column", row=row, column=name,
                 )  # fmt: skip
 
-    def _as_record(self, row: int, columns: Sequence[str], cells: Sequence[Any]) -> dict[str, Any]:
-        if isinstance(cells, str) or not isinstance(cells, Sequence):
-            raise InvalidInput(f"row {row} is {_named(cells)}, not an array", code="invalid_record", row=row)
-        if len(cells) != len(columns):
-            raise InvalidInput(
-                f"row {row} has {len(cells)} cells for {len(columns)} columns", code="ragged_row", row=row
-            )
-        return dict(zip(columns, cells, strict=True))
-
 
 class _Refused(Exception):
     def __init__(self, detail: str, code: str = "invalid_value") -> None:
@@ -154,46 +167,61 @@ class _Refused(Exception):
         self.code = code
 
 
-def _read_number(cell: Any) -> tuple[RawCell, ...]:
+def _python_values(cells: Cells) -> Cells:
+    """Numpy and Arrow columns as lists of Python values, which every reader takes."""
+    return cells.tolist() if hasattr(cells, "tolist") else cells
+
+
+def _read_numbers(cells: Cells) -> list[list[RawCell]]:
+    return [[_number(cell) for cell in cells]]
+
+
+def _read_categories(cells: Cells) -> list[list[RawCell]]:
+    return [[_category(cell) for cell in cells]]
+
+
+def _read_datetimes(cells: Cells) -> list[list[RawCell]]:
+    return [list(part) for part in zip(*map(_datetime_parts, cells), strict=True)]
+
+
+def _number(cell: Any) -> float:
     if cell is None:
-        return (math.nan,)
+        return math.nan
     if not isinstance(cell, int | float):
-        raise _Refused(f"{_named(cell)} where a number belongs", "wrong_type")
+        raise _Refused(f"{json_kind(cell)} where a number belongs", "wrong_type")
     try:
         value = float(cell)
     except OverflowError:
         value = math.inf
-    if value != value:
-        return (math.nan,)
     if abs(value) > MAX_MAGNITUDE:
         raise _Refused("the number is infinite or beyond the range of float32", "out_of_range")
-    return (value,)
+    return value
 
 
-def _read_category(cell: Any) -> tuple[RawCell, ...]:
+def _category(cell: Any) -> str | None:
     if cell is None or isinstance(cell, str):
-        return (cell,)
+        return cell
     if isinstance(cell, bool):
-        return ("true" if cell else "false",)
+        return "true" if cell else "false"
     if isinstance(cell, int):
         try:
-            return (str(cell),)
+            return str(cell)
         except ValueError:  # Python refuses to write integers of thousands of digits
             raise _Refused("the number is out of range", "out_of_range") from None
     if isinstance(cell, float):
         if cell != cell:
-            return (None,)
+            return None
         if math.isinf(cell):
             raise _Refused("the number is infinite", "out_of_range")
-        return (str(int(cell)) if cell.is_integer() else repr(cell),)
-    raise _Refused(f"{_named(cell)} where a category belongs", "wrong_type")
+        return str(int(cell)) if cell.is_integer() else repr(cell)
+    raise _Refused(f"{json_kind(cell)} where a category belongs", "wrong_type")
 
 
-def _read_datetime(cell: Any) -> tuple[RawCell, ...]:
+def _datetime_parts(cell: Any) -> tuple[float, ...]:
     if cell is None:
         return (math.nan,) * len(DATETIME_PARTS)
     if not isinstance(cell, str):
-        raise _Refused(f"{_named(cell)} where an ISO 8601 date and time belongs", "wrong_type")
+        raise _Refused(f"{json_kind(cell)} where an ISO 8601 date and time belongs", "wrong_type")
     try:
         moment = datetime.fromisoformat(cell)
         moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
@@ -203,17 +231,9 @@ def _read_datetime(cell: Any) -> tuple[RawCell, ...]:
     return (moment.timestamp() / 86_400, hour, float(moment.weekday()), float(moment.month))
 
 
-_READERS: dict[ColumnKind, Callable[[Any], tuple[RawCell, ...]]] = {
-    ColumnKind.NUMBER: _read_number,
-    ColumnKind.CATEGORY: _read_category,
-    ColumnKind.TEXT: _read_category,
-    ColumnKind.DATETIME: _read_datetime,
+_READERS: Mapping[ColumnKind, Callable[[Cells], list[list[RawCell]]]] = {
+    ColumnKind.NUMBER: _read_numbers,
+    ColumnKind.CATEGORY: _read_categories,
+    ColumnKind.TEXT: _read_categories,
+    ColumnKind.DATETIME: _read_datetimes,
 }
-
-
-def _named(cell: Any) -> str:
-    """A JSON value's kind, for people."""
-    if cell is None:
-        return "null"
-    names = {bool: "true or false", str: "a string", int: "a number", float: "a number", list: "an array"}
-    return names.get(type(cell), "an object")

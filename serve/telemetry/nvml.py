@@ -11,16 +11,22 @@ import math
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import pynvml
-
-from serve.telemetry.prometheus import Metrics
+from prometheus_client import Gauge
 
 _log = logging.getLogger(__name__)
 
 
-def observe_gpu(metrics: Metrics, device: str) -> None:
+class GpuGauges(Protocol):
+    """Where the readings go; each gauge has the label `device`."""
+
+    gpu_memory_used_bytes: Gauge
+    gpu_utilization_ratio: Gauge
+
+
+def observe_gpu(metrics: GpuGauges, device: str) -> None:
     """Have the gauges of `cuda:N` ask the driver whenever they are read; a driver that cannot say is a warning.
 
     Other devices get no series.

@@ -6,7 +6,13 @@ that two servers in one process (tests) do not share numbers.
 
 from __future__ import annotations
 
+from functools import partial
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from serve.core import ModelDefinition, Priority, ServerState
+from serve.telemetry import nvml
+from serve.telemetry.recorder import ComputedBatch, EngineFault, ExpiryStage, QueueDepth
 
 _SECONDS = (
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075,
@@ -143,3 +149,60 @@ class Metrics:
     def render(self) -> bytes:
         """The text exposition format."""
         return generate_latest(self.registry)
+
+
+class PrometheusRecorder(Metrics):
+    """The `Recorder` behind `/metrics`."""
+
+    def watch_queue(self, queue: QueueDepth) -> None:
+        self.queued_requests.set_function(lambda: queue.num_queued_requests)
+        self.in_flight_requests.set_function(lambda: queue.num_in_flight_requests)
+        for priority in Priority:
+            self.queued_rows.labels(priority.value).set_function(partial(queue.num_queued_rows, priority))
+
+    def watch_device(self, device: str) -> None:
+        nvml.observe_gpu(self, device)
+
+    def state_changed(self, state: ServerState) -> None:
+        self.ready.set(state is ServerState.READY)
+
+    def model_ready(self, model: ModelDefinition, device: str) -> None:
+        self.model_info.labels(model.name, model.version, model.checkpoint_name, device).set(1)
+
+    def admitted(self, model: str, num_rows: int) -> None:
+        """Nothing: `tabpfn_requests_total` counts the request once it has its outcome."""
+
+    def refused(self, model: str, reason: str) -> None:
+        self.refused_requests.labels(model, reason).inc()
+
+    def cut(self, model: str, num_rows: int, num_requests: int) -> None:
+        """Nothing: the batch is observed when it was computed."""
+
+    def computed(self, batch: ComputedBatch) -> None:
+        queue_seconds = self.queue_seconds.labels(batch.model)
+        for seconds in batch.queue_s:
+            queue_seconds.observe(seconds)
+        if batch.cost_ratio is not None:
+            self.batch_cost_ratio.labels(batch.model).observe(batch.cost_ratio)
+        self.batch_seconds.labels(batch.model).observe(batch.device_s)
+        self.batch_rows.labels(batch.model).observe(batch.num_rows)
+        self.batch_requests.labels(batch.model).observe(batch.num_requests)
+
+    def failed(self, model: str, fault: EngineFault) -> None:
+        counters = {
+            EngineFault.BISECTED: self.bisected_batches,
+            EngineFault.OUT_OF_MEMORY: self.out_of_memory,
+            EngineFault.WRONG_ANSWER: self.wrong_answers,
+        }
+        counters[fault].labels(model).inc()
+
+    def expired(self, model: str, stage: ExpiryStage) -> None:
+        self.expired_requests.labels(model, stage.value).inc()
+
+    def answered(self, model: str, outcome: str, seconds: float) -> None:
+        self.requests.labels(model, outcome).inc()
+        if outcome == "ok":
+            self.request_seconds.labels(model).observe(seconds)
+
+    def loop_lagged(self, seconds: float) -> None:
+        self.event_loop_lag_seconds.observe(seconds)

@@ -14,7 +14,7 @@ from serve.core import Engine
 from serve.engine.fake import FakeEngine
 from serve.replica.predictor import Predictor
 from serve.settings import ApiSettings, BatchingSettings, ServerSettings
-from serve.telemetry.prometheus import Metrics
+from serve.telemetry.prometheus import PrometheusRecorder
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def make_predictor() -> MakePredictor:
             batching=BatchingSettings.model_validate({"max_batch_rows": 64, "max_request_rows": 256, **batching}),
             api=ApiSettings(max_body_bytes=max_body_bytes),
         )
-        return Predictor(TwoModels(), engine or FakeEngine(), settings, Metrics())
+        return Predictor(TwoModels(), engine or FakeEngine(), settings, PrometheusRecorder())
 
     return make
 

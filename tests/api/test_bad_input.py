@@ -8,7 +8,7 @@ import httpx
 import pytest
 from bad_requests import BAD_REQUESTS, NUMBER_COLUMN, BadRequest
 
-from serve.core import Batch, Column, ColumnKind
+from serve.core import Batch, Column, ColumnKind, QueryTable
 from serve.engine.fake import FakeContext, fake_answer
 
 RECORD = {"amount": 12.5, "age": 41}
@@ -25,7 +25,7 @@ async def ask_well(client: httpx.AsyncClient, number: int) -> None:
     record = {"amount": number + 0.25, "age": None}
     answer = await client.post("/v1/models/fraud/predict", json={"records": [record]})
     assert answer.status_code == 200
-    [expected] = fake_answer(Batch(CONTEXT, CONTEXT.encode_records([record]))).tolist()
+    [expected] = fake_answer(Batch(CONTEXT, CONTEXT.encode(QueryTable.from_records([record])))).tolist()
     assert answer.json()["predictions"][0]["probabilities"] == expected
 
 

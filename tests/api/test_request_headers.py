@@ -63,6 +63,17 @@ async def test_a_request_that_expires_in_the_queue_is_answered_with_504_and_not_
     assert len(gate.batches) == 1
 
 
+async def test_a_request_without_a_timeout_has_the_default_of_its_model(
+    make_predictor: MakePredictor, serving: Serving, gate: Gate
+) -> None:
+    async with serving(make_predictor(FakeEngine(gate=gate), default_timeout_ms=50.0)) as client:
+        gate.shut()
+        late = await client.post(FRAUD, json={"records": RECORDS[:1]})
+        assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
+        assert "within the 50 ms" in late.json()["detail"]
+        gate.open()
+
+
 async def ask_until_admitted(client: httpx.AsyncClient) -> httpx.Response:
     """A batch that is late is expected to take as long again, so on a busy machine a short time is refused first."""
     for timeout_ms in (100, 1_000, 10_000):

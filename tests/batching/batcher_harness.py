@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 
 from serve.batching import Batcher
-from serve.core import Batch, Matrix, Prediction, Priority
+from serve.core import Batch, Matrix, ModelReference, Prediction, PredictRequest, Priority, QueryTable
 from serve.engine.fake import FakeContext, FakeEngine, fake_answer
 from serve.settings import BatchingSettings
-from serve.telemetry.prometheus import Metrics
+from serve.telemetry.prometheus import PrometheusRecorder
 
 A, B = FakeContext(), FakeContext()
 TIMEOUT_S = 10.0
 """Of a test that hangs; never of one that passes."""
+DEFAULT_TIMEOUT_S = 30.0
+"""Of a request that states none."""
 
 
 class HeldDevice:
@@ -49,9 +51,10 @@ class HeldDevice:
 class Harness:
     """A started batcher, and requests whose every row is different."""
 
-    def __init__(self, batcher: Batcher, metrics: Metrics) -> None:
+    def __init__(self, batcher: Batcher, metrics: PrometheusRecorder, clock: Callable[[], float]) -> None:
         self.batcher = batcher
         self.metrics = metrics
+        self.clock = clock
         self._num_rows = 0
 
     def rows(self, num_rows: int = 1) -> Matrix:
@@ -59,7 +62,20 @@ class Harness:
         return np.arange(3 * start, 3 * self._num_rows, dtype=np.float64).reshape(num_rows, 3)
 
     def request(self, num_rows: int = 1, context: FakeContext = A, **options: Any) -> "Ask":
-        return Ask(self.batcher, context, self.rows(num_rows), **options)
+        return Ask(self, context, self.rows(num_rows), **options)
+
+    async def submit(
+        self,
+        rows: Matrix,
+        context: FakeContext = A,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        priority: Priority = Priority.INTERACTIVE,
+    ) -> Prediction:
+        """The batcher's `submit` of a request with these rows."""
+        table = QueryTable.from_rows([column.name for column in context.columns], rows.tolist())
+        now = self.clock()
+        request = PredictRequest(ModelReference("m"), table, now, now + timeout_s, priority)
+        return await self.batcher.submit(request, context, rows)
 
     def value(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(f"tabpfn_{name}", labels) or 0.0
@@ -72,9 +88,9 @@ class Harness:
 class Ask:
     """One caller."""
 
-    def __init__(self, batcher: Batcher, context: FakeContext, rows: Matrix, **options: Any) -> None:
+    def __init__(self, harness: Harness, context: FakeContext, rows: Matrix, **options: Any) -> None:
         self.context, self.rows = context, rows
-        self.task = asyncio.create_task(batcher.submit(context, rows, model="m", **options))
+        self.task = asyncio.create_task(harness.submit(rows, context, **options))
 
     async def answered(self) -> Prediction:
         """The answer, checked to be that of this caller's rows."""
@@ -94,17 +110,17 @@ class Ask:
 async def serving(
     engine: FakeEngine, clock: Callable[[], float] = time.monotonic, **batching: float
 ) -> AsyncIterator[Harness]:
-    metrics = Metrics()
+    metrics = PrometheusRecorder()
     batcher = Batcher(engine, BatchingSettings.model_validate(batching), metrics, clock)
     await batcher.start()
     try:
-        yield Harness(batcher, metrics)
+        yield Harness(batcher, metrics, clock)
     finally:
         await asyncio.wait_for(batcher.close(), TIMEOUT_S)
         assert _is_empty(metrics)
 
 
-def _is_empty(metrics: Metrics) -> bool:
+def _is_empty(metrics: PrometheusRecorder) -> bool:
     names = ("queued_requests", "in_flight_requests")
     values = [metrics.registry.get_sample_value(f"tabpfn_{name}") for name in names]
     values += [metrics.registry.get_sample_value("tabpfn_queued_rows", {"priority": p}) for p in Priority]

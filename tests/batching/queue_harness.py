@@ -19,6 +19,7 @@ class Request:
     arrived_at: float = 0.0
     deadline: float = math.inf
     priority: Priority = INTERACTIVE
+    model: str = "m"
 
 
 Queue = BatchQueue[Request]

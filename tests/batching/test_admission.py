@@ -19,12 +19,12 @@ class Door:
     def __init__(self, cost: CostModel | None = None, **limits: float | None) -> None:
         self.cost = cost or cost_model(MAX_ROWS, A, B)
         self.queue: Queue = queue_of(cost=self.cost)
-        self.in_flight = BatchWatchdog(20)
+        self.watchdog = BatchWatchdog(20)
         all_limits = {"max_requests": 100, **limits}
         self.admission: AdmissionController[Request] = AdmissionController(
             self.queue,
             self.cost,
-            self.in_flight,
+            self.watchdog,
             AdmissionLimits(**all_limits),  # type: ignore[arg-type]
         )
 
@@ -88,7 +88,7 @@ def test_an_answer_that_would_be_late_is_refused_and_told_by_how_much() -> None:
     door = Door()
     for _ in range(3):
         door.ask(MAX_ROWS, 1.0)
-    door.in_flight.begin(cost_s(MAX_ROWS), 0.0)
+    door.watchdog.begin(cost_s(MAX_ROWS), 0.0)
     ahead_s = MARGIN * 4 * cost_s(MAX_ROWS)
     refusal = door.refusal(MAX_ROWS, ahead_s)
     assert refusal.reason == "deadline"
@@ -99,18 +99,18 @@ def test_an_answer_that_would_be_late_is_refused_and_told_by_how_much() -> None:
 
 def test_the_batch_on_the_device_counts_for_what_is_left_of_it() -> None:
     door = Door()
-    door.in_flight.begin(0.1, 0.0)
+    door.watchdog.begin(0.1, 0.0)
     time_s = MARGIN * 0.05 + cost_s(1) + 1e-9
     assert door.refusal(1, time_s, 0.04).reason == "deadline"
     door.ask(1, time_s, 0.05)
 
 
 def test_a_batch_that_is_late_is_expected_to_take_as_long_again() -> None:
-    in_flight = BatchWatchdog(20)
-    in_flight.begin(1.0, 10.0)
-    assert [in_flight.rest_s(now) for now in (10.0, 10.75, 11.0, 11.5, 20.0)] == [1.0, 0.25, 0.0, 0.5, 9.0]
-    in_flight.end()
-    assert in_flight.rest_s(20.0) == 0.0
+    watchdog = BatchWatchdog(20)
+    watchdog.begin(1.0, 10.0)
+    assert [watchdog.remaining_s(now) for now in (10.0, 10.75, 11.0, 11.5, 20.0)] == [1.0, 0.25, 0.0, 0.5, 9.0]
+    watchdog.end()
+    assert watchdog.remaining_s(20.0) == 0.0
 
 
 def test_only_contexts_that_go_first_count_before_a_refusal() -> None:
@@ -150,15 +150,15 @@ def test_an_estimate_that_refuses_everybody_is_doubted_after_a_while() -> None:
 
 
 def test_the_work_that_waits_fits_into_the_default_timeout_whatever_deadlines_are_asked_for() -> None:
-    door = Door(default_timeout_s=10 * cost_s(MAX_ROWS))
+    door = Door(max_backlog_s=10 * cost_s(MAX_ROWS))
     for _ in range(11):
         door.ask(MAX_ROWS, 1e9)
     refusal = door.refusal(MAX_ROWS, 1e9)
     assert refusal.reason == "backlog"
     assert refusal.retry_after_s == pytest.approx(cost_s(MAX_ROWS))
-    door.admission.set_timeout(A, 1.0)
-    assert door.admission.timeout_s(A) == 1.0
-    assert door.admission.timeout_s(B) == 10 * cost_s(MAX_ROWS)
+    door.admission.set_max_backlog(B, 20 * cost_s(MAX_ROWS))
+    door.ask(MAX_ROWS, 1e9, context=B)
+    door.admission.set_max_backlog(A, 1.0)
     door.ask(MAX_ROWS, 1e9)
 
 
@@ -168,15 +168,15 @@ def test_where_nothing_was_measured_nobody_is_refused_for_time() -> None:
         door.ask(1_000, 1e-6)
 
 
-def test_a_batch_far_beyond_its_time_is_overrun() -> None:
-    in_flight = BatchWatchdog(max_overrun=20)
-    in_flight.begin(1.0, 0.0)
-    assert not in_flight.is_overrun(20.0)
-    assert in_flight.is_overrun(20.1)
-    in_flight.begin(0.01, 0.0)
-    assert not in_flight.is_overrun(9.9), "a stall of seconds is no hang"
-    assert in_flight.is_overrun(10.1)
-    in_flight.begin(0.0, 0.0)
-    assert not in_flight.is_overrun(1e6), "nothing is known of how long it should take"
-    in_flight.end()
-    assert not in_flight.is_overrun(1e6)
+def test_a_batch_far_beyond_its_time_is_hung() -> None:
+    watchdog = BatchWatchdog(hung_factor=20)
+    watchdog.begin(1.0, 0.0)
+    assert not watchdog.is_hung(20.0)
+    assert watchdog.is_hung(20.1)
+    watchdog.begin(0.01, 0.0)
+    assert not watchdog.is_hung(9.9), "a stall of seconds is no hang"
+    assert watchdog.is_hung(10.1)
+    watchdog.begin(0.0, 0.0)
+    assert not watchdog.is_hung(1e6), "nothing is known of how long it should take"
+    watchdog.end()
+    assert not watchdog.is_hung(1e6)

@@ -39,7 +39,7 @@ async def test_idle_batcher_does_not_wake_up(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(loop, "call_at", keep_timer)
     async with serving(FakeEngine(), count_read) as harness:
-        await harness.batcher.submit(A, harness.rows(), model="m")
+        await harness.submit(harness.rows())
         await turns()
         [deadline] = timers
         assert deadline.cancelled()
@@ -138,7 +138,7 @@ async def test_full_means_overloaded_at_once() -> None:
     async with serving(FakeEngine(gate=gate), max_ongoing_requests=3) as harness:
         asks = [harness.request() for _ in range(3)]
         await gate.entered()
-        submit = harness.batcher.submit(A, harness.rows(), model="m")
+        submit = harness.submit(harness.rows())
         with pytest.raises(Overloaded) as refusal:
             submit.send(None)  # the first step: it neither waits nor meets the loop
         assert refusal.value.retry_after_s > 0

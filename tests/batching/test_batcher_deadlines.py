@@ -18,11 +18,11 @@ SOON_S = 0.01
 async def test_a_request_that_would_be_late_is_refused_at_once() -> None:
     gate, clock = HeldDevice(), VirtualClock()
     async with serving(FakeEngine(gate=gate), clock, max_batch_rows=8) as harness:
-        harness.batcher.add_context(A, SECONDS, timeout_s=30.0)
+        harness.batcher.add_context(A, SECONDS, max_backlog_s=30.0)
         first = harness.request()
         await gate.entered()
         clock.now += 0.5
-        submit = harness.batcher.submit(A, harness.rows(), model="m", timeout_s=1.5)
+        submit = harness.submit(harness.rows(), timeout_s=1.5)
         with pytest.raises(Overloaded) as refusal:
             submit.send(None)  # the first step: it neither waits nor meets the loop
         assert refusal.value.retry_after_s == pytest.approx(0.25)
@@ -105,13 +105,13 @@ async def test_a_deadline_in_the_past_is_no_request() -> None:
         assert isinstance(await harness.request(timeout_s=0.0).failed(), DeadlineExceeded)
 
 
-async def test_a_context_has_its_own_default_timeout() -> None:
+async def test_each_request_has_its_own_deadline_whatever_its_context() -> None:
     gate, clock = HeldDevice(), VirtualClock()
-    async with serving(FakeEngine(gate=gate), clock, default_timeout_ms=1e9) as harness:
-        harness.batcher.add_context(A, {1: 1e-6}, timeout_s=SOON_S)
+    async with serving(FakeEngine(gate=gate), clock) as harness:
+        harness.batcher.add_context(A, {1: 1e-6}, max_backlog_s=1e9)
         keeper = harness.request(context=B)
         await gate.entered()
-        short, long = harness.request(context=A), harness.request(context=B)
+        short, long = harness.request(context=A, timeout_s=SOON_S), harness.request(context=B)
         await turns()
         clock.now += 1.0
         assert isinstance(await short.failed(), DeadlineExceeded)
@@ -123,7 +123,7 @@ async def test_a_context_has_its_own_default_timeout() -> None:
 async def test_a_batch_that_hangs_fails_the_health_check_until_it_comes_back(caplog: pytest.LogCaptureFixture) -> None:
     gate, clock = HeldDevice(), VirtualClock()
     async with serving(FakeEngine(gate=gate), clock, hung_batch_factor=20, max_batch_rows=8) as harness:
-        harness.batcher.add_context(A, SECONDS, timeout_s=1e6)
+        harness.batcher.add_context(A, SECONDS, max_backlog_s=1e6)
         ask = harness.request()
         await gate.entered()
         clock.now += 20.0
@@ -140,7 +140,7 @@ async def test_a_batch_that_hangs_fails_the_health_check_until_it_comes_back(cap
 async def test_interactive_goes_before_bulk_and_rides_with_its_rest() -> None:
     gate, clock = HeldDevice(), VirtualClock()
     async with serving(FakeEngine(gate=gate), clock, max_batch_rows=8, max_bulk_batch_ms=1_000) as harness:
-        harness.batcher.add_context(A, SECONDS, timeout_s=1e6)
+        harness.batcher.add_context(A, SECONDS, max_backlog_s=1e6)
         bulk = harness.request(20, priority=Priority.BULK)
         await gate.entered()
         interactive = harness.request(2)
@@ -163,7 +163,7 @@ async def test_costs_are_learned_and_compared_with_what_was_predicted() -> None:
         clock.now += 2.0
 
     async with serving(FakeEngine(gate=compute), clock, max_batch_rows=8) as harness:
-        harness.batcher.add_context(A, SECONDS, timeout_s=1e6)
+        harness.batcher.add_context(A, SECONDS, max_backlog_s=1e6)
         await harness.request(8).answered()
         await turns()
         assert harness.value("batch_cost_ratio_sum", model="m") == pytest.approx(2.0)

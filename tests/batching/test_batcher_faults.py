@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from batcher_harness import A, Ask, HeldDevice, WrongEngine, serving, turns
 
-from serve.core import Batch, Matrix, Prediction
+from serve.core import Batch, Matrix, Prediction, QueryTable
 from serve.core.errors import EngineError, InvalidInput
 from serve.engine.fake import FakeEngine
 
@@ -19,8 +19,8 @@ async def test_bad_input_is_refused_before_it_meets_a_batch() -> None:
     async with serving(FakeEngine(gate=gate)) as harness:
 
         async def post(record: dict[str, object]) -> Prediction:
-            rows = A.encode_records([record])
-            return await harness.batcher.submit(A, rows, model="m")
+            rows = A.encode(QueryTable.from_records([record]))
+            return await harness.submit(rows)
 
         good: dict[str, object] = {"a": 1, "b": 2, "c": 3}
         keeper = harness.request()
@@ -48,7 +48,7 @@ async def test_engine_fault_is_of_its_culprit_only(caplog: pytest.LogCaptureFixt
     async with serving(FakeEngine(gate=fail)) as harness:
         before = harness.request()
         await gate.entered()
-        shared = [harness.request(), Ask(harness.batcher, A, np.full((1, 3), poison)), harness.request()]
+        shared = [harness.request(), Ask(harness, A, np.full((1, 3), poison)), harness.request()]
         await turns()
         gate.open()
         await before.answered()

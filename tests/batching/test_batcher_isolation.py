@@ -44,7 +44,7 @@ class SmallMemory:
 
 
 def poisoned(harness: Harness, num_rows: int = 1) -> Ask:
-    return Ask(harness.batcher, A, np.full((num_rows, 3), POISON))
+    return Ask(harness, A, np.full((num_rows, 3), POISON))
 
 
 async def test_of_many_only_the_culprit_fails() -> None:

@@ -13,7 +13,7 @@ from serve.core import Prediction
 from serve.core.errors import Draining, EngineError
 from serve.engine.fake import FakeEngine
 from serve.settings import BatchingSettings
-from serve.telemetry.prometheus import Metrics
+from serve.telemetry.prometheus import PrometheusRecorder
 
 
 async def test_drain_answers_what_is_queued_and_in_flight_and_admits_nothing() -> None:
@@ -66,7 +66,7 @@ async def test_drain_gives_up_in_time_and_close_fails_the_rest() -> None:
             await harness.batcher.run_on_device(lambda: None)
 
 
-async def test_drain_and_close_of_a_batcher_that_never_started(metrics: Metrics) -> None:
+async def test_drain_and_close_of_a_batcher_that_never_started(metrics: PrometheusRecorder) -> None:
     batcher = Batcher(FakeEngine(), BatchingSettings(), metrics)
     await asyncio.wait_for(batcher.drain(TIMEOUT_S), TIMEOUT_S)
     await asyncio.wait_for(batcher.close(), TIMEOUT_S)
@@ -79,7 +79,7 @@ async def test_close_before_the_task_had_a_turn_leaves_nobody_waiting() -> None:
         assert isinstance(await ask.failed(), Draining)
 
 
-async def test_close_stops_task_and_thread(metrics: Metrics) -> None:
+async def test_close_stops_task_and_thread(metrics: PrometheusRecorder) -> None:
     before = set(threading.enumerate()), asyncio.all_tasks()
     batcher = Batcher(FakeEngine(), BatchingSettings(), metrics)
     await batcher.start()

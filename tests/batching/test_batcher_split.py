@@ -58,7 +58,7 @@ async def test_a_part_that_fails_fails_the_whole_and_the_rest_is_not_computed() 
     async with serving(FakeEngine(gate=fail_second), max_batch_rows=8) as harness:
         rows = harness.rows(32)
         rows[10] = -0.5
-        large = Ask(harness.batcher, A, rows)
+        large = Ask(harness, A, rows)
         await gate.entered()
         small = harness.request(1)
         await turns()

@@ -29,8 +29,6 @@ def test_nothing_is_known_of_a_context_that_was_not_measured() -> None:
     model = cost_model(64, A)
     assert model.of(B).predict(64) == 0.0
     assert model.of(B).rows_within(0.001) == 64
-    model.forget(A)
-    assert model.of(A).predict(64) == 0.0
 
 
 def test_buckets_that_were_not_measured_lie_on_the_line_through_the_others() -> None:

@@ -1,4 +1,4 @@
-"""The gate says of one row what the admission would say, whatever is queued, and counts its refusals."""
+"""The precheck says of one row what the admission would say, whatever is queued, and counts its refusals."""
 
 from __future__ import annotations
 
@@ -10,30 +10,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 from queue_harness import BULK, INTERACTIVE, A, B, Request, cost_model, queue_of
 
-from serve.batching import AdmissionController, AdmissionLimits, BatchWatchdog, CostModel
-from serve.batching.precheck import AdmissionPrecheck
+from serve.batching import AdmissionController, AdmissionLimits, AdmissionPrecheck, BatchWatchdog, CostModel
 from serve.core.errors import Draining, Overloaded
-from serve.telemetry.prometheus import Metrics
+from serve.telemetry.prometheus import PrometheusRecorder
 
 MAX_ROWS = 8
-METRICS = Metrics()  # one for all examples: making its table takes longer than an example
+METRICS = PrometheusRecorder()  # one for all examples: making its table takes longer than an example
 CONTEXTS, PRIORITIES = st.sampled_from([A, B]), st.sampled_from([INTERACTIVE, BULK])
 TIMES_S = st.floats(0.001, 1.0)
 WAITING = st.tuples(CONTEXTS, st.integers(1, 40), PRIORITIES, TIMES_S)
 
 
 class Door:
-    """A gate before an admission with requests that wait, at a time that stands still."""
+    """A precheck before an admission with requests that wait, at a time that stands still."""
 
     def __init__(self, cost: CostModel, waiting: list[tuple[Any, ...]], limits: AdmissionLimits, on_device_s: float):
         self.now = 100.0
-        self.in_flight = BatchWatchdog(20)
+        self.watchdog = BatchWatchdog(20)
         self.queue = queue_of(cost=cost)
-        self.admission: AdmissionController[Any] = AdmissionController(self.queue, cost, self.in_flight, limits)
-        self.gate = AdmissionPrecheck(self.admission, METRICS, lambda: self.now)
-        self.admission.set_timeout(A, 0.2)
+        self.admission: AdmissionController[Any] = AdmissionController(self.queue, cost, self.watchdog, limits, METRICS)
+        self.precheck = AdmissionPrecheck(self.admission)
+        self.admission.set_max_backlog(A, 0.2)
         if on_device_s:
-            self.in_flight.begin(on_device_s, self.now - 0.01)
+            self.watchdog.begin(on_device_s, self.now - 0.01)
         for context, num_rows, priority, time_s in waiting:
             request = Request(context, num_rows, self.now, self.now + time_s, priority)
             try:
@@ -42,10 +41,9 @@ class Door:
             except Overloaded:
                 pass
 
-    def admits(self, context: Any, num_rows: int, priority: Any, timeout_s: float | None) -> Overloaded | None:
+    def admits(self, context: Any, num_rows: int, priority: Any, timeout_s: float) -> Overloaded | None:
         """What becomes of a whole request; it is taken out again."""
-        time_s = self.admission.timeout_s(context) if timeout_s is None else timeout_s
-        request = Request(context, num_rows, self.now, self.now + time_s, priority)
+        request = Request(context, num_rows, self.now, self.now + timeout_s, priority)
         try:
             self.admission.acquire(request, self.now)
         except Overloaded as refusal:
@@ -53,9 +51,9 @@ class Door:
         self.admission.release(request)
         return None
 
-    def asks(self, context: Any, priority: Any, timeout_s: float | None) -> Overloaded | None:
+    def asks(self, context: Any, priority: Any, timeout_s: float) -> Overloaded | None:
         try:
-            self.gate.check(context, model="m", timeout_s=timeout_s, priority=priority)
+            self.precheck.check("m", context, self.now + timeout_s, priority, self.now)
         except Overloaded as refusal:
             return refusal
         return None
@@ -68,9 +66,9 @@ def num_refused() -> float:
 
 LIMITS = st.builds(
     AdmissionLimits, max_requests=st.integers(1, 12), max_rows=st.none() | st.integers(1, 60),
-    default_timeout_s=st.sampled_from([0.03, 30.0]),
+    max_backlog_s=st.sampled_from([0.03, 30.0]),
 )  # fmt: skip
-ASKED = {"context": CONTEXTS, "priority": PRIORITIES, "timeout_s": st.none() | TIMES_S}
+ASKED = {"context": CONTEXTS, "priority": PRIORITIES, "timeout_s": TIMES_S | st.just(30.0)}
 STATE = {
     "waiting": st.lists(WAITING, max_size=12),
     "limits": LIMITS,
@@ -84,15 +82,15 @@ STATE = {
 )  # fmt: skip
 def test_it_refuses_exactly_whom_the_admission_would_refuse_one_row(
     seconds: list[float], since_s: float, waiting: Any, limits: Any, on_device_s: float, context: Any, priority: Any,
-    timeout_s: float | None,
+    timeout_s: float,
 ) -> None:  # fmt: skip
     cost = CostModel(MAX_ROWS)
     for each in (A, B):
         cost.seed(each, dict(zip((1, 2, 4, 8), seconds, strict=True)), 100.0 - since_s)
     door = Door(cost, waiting, limits, on_device_s)
     ongoing, num_rows = set(door.admission.ongoing), door.queue.num_rows
-    before = num_refused()
-    expected, told = door.admits(context, 1, priority, timeout_s), door.asks(context, priority, timeout_s)
+    expected, before = door.admits(context, 1, priority, timeout_s), num_refused()
+    told = door.asks(context, priority, timeout_s)
     assert (told is None) == (expected is None)
     if told is not None and expected is not None:
         assert (str(told), told.retry_after_s, told.reason) == (str(expected), expected.retry_after_s, expected.reason)
@@ -102,7 +100,7 @@ def test_it_refuses_exactly_whom_the_admission_would_refuse_one_row(
 
 @given(num_rows=st.integers(2, 40), **STATE, **ASKED)
 def test_whom_it_refuses_would_be_refused_with_more_rows_too(
-    num_rows: int, waiting: Any, limits: Any, on_device_s: float, context: Any, priority: Any, timeout_s: float | None
+    num_rows: int, waiting: Any, limits: Any, on_device_s: float, context: Any, priority: Any, timeout_s: float
 ) -> None:
     door = Door(cost_model(MAX_ROWS, A, B), waiting, limits, on_device_s)
     if door.asks(context, priority, timeout_s) is not None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from queue_harness import A, Request
 
 from serve.batching import Slice
-from serve.batching.recovery import WrongAnswer, num_rows_of, smaller_parts
+from serve.batching.device import WrongAnswer, count_rows, smaller_parts
 from serve.core.errors import DeviceLost, OutOfMemory
 
 BATCHES = st.lists(st.integers(1, 9), min_size=1, max_size=12).map(
@@ -17,7 +17,7 @@ BATCHES = st.lists(st.integers(1, 9), min_size=1, max_size=12).map(
 @given(BATCHES, st.sampled_from([RuntimeError("x"), OutOfMemory("x")]))
 def test_the_parts_are_the_batch_in_order(batch: list[Slice[Request]], error: Exception) -> None:
     parts = smaller_parts(batch, error)
-    units = num_rows_of(batch) if isinstance(error, OutOfMemory) else len(batch)
+    units = count_rows(batch) if isinstance(error, OutOfMemory) else len(batch)
     if units == 1:
         assert parts == []
         return
@@ -26,7 +26,7 @@ def test_the_parts_are_the_batch_in_order(batch: list[Slice[Request]], error: Ex
     rows = [(id(piece.request), row) for part in parts for piece in part for row in range(piece.start, piece.stop)]
     assert rows == [(id(piece.request), row) for piece in batch for row in range(piece.start, piece.stop)]
     if isinstance(error, OutOfMemory):
-        assert abs(num_rows_of(parts[0]) - num_rows_of(parts[1])) <= 1
+        assert abs(count_rows(parts[0]) - count_rows(parts[1])) <= 1
     else:
         assert {id(piece.request) for piece in parts[0]}.isdisjoint(id(piece.request) for piece in parts[1])
 

@@ -13,7 +13,7 @@ import torch
 from models import TINY, definition, records, write_tiny
 from tabpfn.architectures import ARCHITECTURES
 
-from serve.core import Batch, Task
+from serve.core import Batch, QueryTable, Task
 from serve.core.errors import InvalidModel, StartupError
 from serve.engine import compiled
 from serve.engine.engine import TabPFNContext, TabPFNEngine
@@ -23,7 +23,7 @@ from serve.settings import EngineSettings
 
 
 def answers(engine: TabPFNEngine, context: TabPFNContext) -> np.ndarray:
-    rows = context.encode_records(records(40, seed=5))
+    rows = context.encode(QueryTable.from_records(records(40, seed=5)))
     return engine.predict(Batch(context, rows))
 
 
@@ -39,7 +39,7 @@ def test_every_architecture_is_answered_by_ours(
     library_engine = TabPFNEngine(EngineSettings(backend="tabpfn"))
     librarys = library_engine.fit(model)
     assert librarys.backend == "tabpfn"
-    rows = fitted.encode_records(records(8, seed=5))
+    rows = fitted.encode(QueryTable.from_records(records(8, seed=5)))
     expected = np.concatenate([library_engine.predict(Batch(librarys, row)) for row in np.split(rows, len(rows))])
     assert expected.std(axis=0).max() > 1e-3 * np.abs(expected).max(), "the rows must be told apart"
     scale = 1.0 if task is Task.CLASSIFICATION else np.abs(expected).max()
@@ -157,7 +157,7 @@ def test_a_model_too_large_is_refused_by_size(
 
 
 def test_ten_thousand_predictions_leave_no_memory_behind(engine: TabPFNEngine, classifier: TabPFNContext) -> None:
-    rows = classifier.encode_records(records(8, seed=5))
+    rows = classifier.encode(QueryTable.from_records(records(8, seed=5)))
     batches = [Batch(classifier, rows[:1]), Batch(classifier, rows[:5])]
     process = psutil.Process()
 

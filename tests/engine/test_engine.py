@@ -10,7 +10,7 @@ import torch
 from models import COLUMNS, definition, records
 from tabpfn import TabPFNClassifier, TabPFNRegressor
 
-from serve.core import QUANTILES, REGRESSION_STATISTICS, Batch, ColumnKind, ModelDefinition, Task
+from serve.core import QUANTILES, REGRESSION_STATISTICS, Batch, ColumnKind, ModelDefinition, QueryTable, Task
 from serve.core.errors import EngineError, InvalidModel, OutOfMemory, StartupError
 from serve.engine.engine import TabPFNContext, TabPFNEngine
 from serve.engine.row_encoder import RowEncoder, feature_names
@@ -52,16 +52,18 @@ def test_a_row_is_answered_alike_in_any_company(engine: TabPFNEngine, fitted: Ta
 @pytest.mark.parametrize("name", ["classifier", "regressor"])
 def test_strange_neighbours_change_nothing(engine: TabPFNEngine, name: str, request: pytest.FixtureRequest) -> None:
     fitted: TabPFNContext = request.getfixturevalue(name)
-    mine = fitted.encode_records(records(4, seed=9))
+    mine = fitted.encode(QueryTable.from_records(records(4, seed=9)))
     alone = engine.predict(Batch(fitted, mine))
-    crowd = np.concatenate([fitted.encode_records(STRANGE), mine, fitted.encode_records(STRANGE)])
+    crowd = np.concatenate(
+        [fitted.encode(QueryTable.from_records(STRANGE)), mine, fitted.encode(QueryTable.from_records(STRANGE))]
+    )
     beside = engine.predict(Batch(fitted, crowd))[len(STRANGE) : len(STRANGE) + len(mine)]
     assert_same(fitted, beside, alone)
 
 
 def library_frame(rows: list[dict]) -> pd.DataFrame:
     """Raw cells as a user of the library would hold them, datetimes as their parts."""
-    raw = RowEncoder(COLUMNS).read_records(rows)
+    raw = RowEncoder(COLUMNS).read(QueryTable.from_records(rows))
     frame = pd.DataFrame(raw, columns=feature_names(COLUMNS))
     categories = [column.name for column in COLUMNS if column.kind in (ColumnKind.CATEGORY, ColumnKind.TEXT)]
     return frame.astype(dict.fromkeys(categories, "object"))
@@ -87,7 +89,7 @@ def test_answers_are_the_librarys_classification(engine: TabPFNEngine, checkpoin
     library = TabPFNClassifier(**settings(model)).fit(library_frame(context), np.array(model.context.target))
     asked = [*records(40, seed=5), STRANGE[0]]
     expected = library.predict_proba(library_frame(asked))
-    got = engine.predict(Batch(fitted, fitted.encode_records(asked)))
+    got = engine.predict(Batch(fitted, fitted.encode(QueryTable.from_records(asked))))
     assert fitted.classes == tuple(library.classes_)
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
     assert np.ptp(got, axis=0).max() > 1e-3, "answers that do not depend on the row would prove nothing"
@@ -101,7 +103,7 @@ def test_answers_are_the_librarys_regression(engine: TabPFNEngine, checkpoint: P
     ]
     library = TabPFNRegressor(**settings(model)).fit(library_frame(context), np.array(model.context.target))
     asked = records(40, seed=5)
-    got = engine.predict(Batch(fitted, fitted.encode_records(asked)))
+    got = engine.predict(Batch(fitted, fitted.encode(QueryTable.from_records(asked))))
     assert got.shape == (40, len(REGRESSION_STATISTICS))
     frame = library_frame(asked)
     scale = np.ptp(got)

@@ -16,6 +16,7 @@ from serve.core import (
     EnsembleOptions,
     FittedContext,
     ModelDefinition,
+    QueryTable,
     Scalar,
     Task,
 )
@@ -99,17 +100,16 @@ def test_a_bad_record_is_refused_with_its_place(
     fake_context: FakeContext, record: dict[str, object], code: str, column: str
 ) -> None:
     with pytest.raises(InvalidInput) as refusal:
-        fake_context.encode_records([{"a": 1, "b": 2, "c": 3}, record])
+        fake_context.encode(QueryTable.from_records([{"a": 1, "b": 2, "c": 3}, record]))
     assert (refusal.value.code, refusal.value.row, refusal.value.column) == (code, 1, column)
 
 
 def test_records_and_tables_of_the_same_cells_encode_alike(fake_context: FakeContext) -> None:
-    records = fake_context.encode_records([{"a": 1, "b": None, "c": 3}, {"c": 6, "a": 4, "b": 5.5}])
-    table = fake_context.encode_table(["c", "a", "b"], [[3, 1, None], [6, 4, 5.5]])
+    records = fake_context.encode(QueryTable.from_records([{"a": 1, "b": None, "c": 3}, {"c": 6, "a": 4, "b": 5.5}]))
+    table = fake_context.encode(QueryTable.from_rows(["c", "a", "b"], [[3, 1, None], [6, 4, 5.5]]))
     np.testing.assert_array_equal(records, [[1, np.nan, 3], [4, 5.5, 6]])
     np.testing.assert_array_equal(table, records)
     assert records.dtype == np.float64
-    assert fake_context.encode_records([]).shape == (0, 3)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_bad_table_is_refused(
     fake_context: FakeContext, columns: list[str], data: list[list[float]], code: str
 ) -> None:
     with pytest.raises(InvalidInput) as refusal:
-        fake_context.encode_table(columns, data)
+        fake_context.encode(QueryTable.from_rows(columns, data))
     assert refusal.value.code == code
 
 

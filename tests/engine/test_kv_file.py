@@ -30,7 +30,7 @@ from tabpfn.classifier import TabPFNClassifier
 from tabpfn.inference import InferenceEngineExplicitKVCache
 from tabpfn.regressor import TabPFNRegressor
 
-from serve.core import ModelDefinition, Task
+from serve.core import ModelDefinition, QueryTable, Task
 from serve.engine import kv_file, library
 from serve.engine.kv_file import Caches
 from serve.engine.row_encoder import RowEncoder
@@ -68,7 +68,7 @@ def definitions(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, Tas
 def fit(model: ModelDefinition, path: Path) -> Any:
     context = model.context
     records = [{c.name: context.cells[c.name][row] for c in context.columns} for row in range(context.num_rows)]
-    frame = library.context_frame(model, RowEncoder(context.columns).read_records(records))
+    frame = library.context_frame(model, RowEncoder(context.columns).read(QueryTable.from_records(records)))
     estimator = library.build_with_file(model, frame, "cpu", "float32", path)
     return estimator, library.predict_outputs(estimator, frame)
 

@@ -9,7 +9,7 @@ import torch
 from models import definition, records
 from tabpfn import TabPFNClassifier, TabPFNRegressor
 
-from serve.core import QUANTILES, Task
+from serve.core import QUANTILES, QueryTable, Task
 from serve.engine import library
 from serve.engine.outputs import ClassifierOutputs, RegressorOutputs, round_probabilities
 from serve.engine.row_encoder import RowEncoder
@@ -18,7 +18,7 @@ from serve.engine.row_encoder import RowEncoder
 def fit(checkpoint: Path, task: Task, **options: Any) -> tuple[Any, np.ndarray]:
     """A fitted estimator for clean rows, and some of them."""
     model = definition(checkpoint, task)
-    raw = RowEncoder(model.context.columns).read_records(records(120, seed=1))
+    raw = RowEncoder(model.context.columns).read(QueryTable.from_records(records(120, seed=1)))
     frame = library.context_frame(model, raw)
     kind = TabPFNClassifier if task is Task.CLASSIFICATION else TabPFNRegressor
     estimator = kind(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import COLUMNS, records
 
-from serve.core import Column, ColumnKind
+from serve.core import Column, ColumnKind, QueryTable
 from serve.core.errors import InvalidInput
 from serve.engine.engine import TabPFNContext
 from serve.engine.row_encoder import Coding, RowEncoder, feature_names
@@ -26,7 +26,7 @@ ENCODER = RowEncoder(COLUMNS, CODINGS)
 
 
 def encode(**changes: Any) -> list[float]:
-    encoded: list[float] = ENCODER.encode_records([{**GOOD, **changes}])[0].tolist()
+    encoded: list[float] = ENCODER.encode(QueryTable.from_records([{**GOOD, **changes}]))[0].tolist()
     return encoded
 
 
@@ -85,21 +85,21 @@ def test_a_cell_is_defined(changes: dict[str, Any], position: int, expected: flo
 )
 def test_a_cell_is_refused_by_place(changes: dict[str, Any], code: str, column: str) -> None:
     with pytest.raises(InvalidInput) as refusal:
-        ENCODER.encode_records([GOOD, {**GOOD, **changes}])
+        ENCODER.encode(QueryTable.from_records([GOOD, {**GOOD, **changes}]))
     assert (refusal.value.code, refusal.value.row, refusal.value.column) == (code, 1, column)
     assert column in str(refusal.value)
 
 
 def test_a_missing_column_is_not_a_missing_value() -> None:
     with pytest.raises(InvalidInput, match=r"lacks column 'note'.*null") as refusal:
-        ENCODER.encode_records([{name: cell for name, cell in GOOD.items() if name != "note"}])
+        ENCODER.encode(QueryTable.from_records([{name: cell for name, cell in GOOD.items() if name != "note"}]))
     assert (refusal.value.code, refusal.value.row, refusal.value.column) == ("missing_column", 0, "note")
 
 
 def test_one_column_exchanged_for_another_names_the_stranger() -> None:
     swapped = {("nota" if name == "note" else name): cell for name, cell in GOOD.items()}
     with pytest.raises(InvalidInput) as refusal:
-        ENCODER.encode_records([swapped])
+        ENCODER.encode(QueryTable.from_records([swapped]))
     assert (refusal.value.code, refusal.value.column) == ("unknown_column", "nota")
 
 
@@ -107,7 +107,9 @@ def test_a_table_is_its_records_in_any_column_order() -> None:
     rows = records(20)
     names = list(reversed(list(rows[0])))
     table = [[row[name] for name in names] for row in rows]
-    np.testing.assert_array_equal(ENCODER.encode_table(names, table), ENCODER.encode_records(rows))
+    np.testing.assert_array_equal(
+        ENCODER.encode(QueryTable.from_rows(names, table)), ENCODER.encode(QueryTable.from_records(rows))
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,13 +125,13 @@ def test_a_table_is_its_records_in_any_column_order() -> None:
 )
 def test_a_table_is_refused_by_place(columns: list[str], data: list[Any], code: str, row: int | None) -> None:
     with pytest.raises(InvalidInput) as refusal:
-        ENCODER.encode_table(columns, data)
+        ENCODER.encode(QueryTable.from_rows(columns, data))
     assert (refusal.value.code, refusal.value.row) == (code, row)
 
 
 def test_a_record_that_is_no_object() -> None:
     with pytest.raises(InvalidInput) as refusal:
-        ENCODER.encode_records([GOOD, [1, 2]])  # type: ignore[list-item]
+        ENCODER.encode(QueryTable.from_records([GOOD, [1, 2]]))  # type: ignore[list-item]
     assert (refusal.value.code, refusal.value.row) == ("invalid_record", 1)
 
 
@@ -138,11 +140,11 @@ CELLS = (
 )
 
 
-@given(st.lists(st.fixed_dictionaries({column.name: CELLS for column in COLUMNS}), max_size=5))
+@given(st.lists(st.fixed_dictionaries({column.name: CELLS for column in COLUMNS}), min_size=1, max_size=5))
 def test_any_cells_are_numbers_or_a_refusal_with_its_place(rows: list[dict[str, Any]]) -> None:
     refusal, encoded = None, None
     try:
-        encoded = ENCODER.encode_records(rows)
+        encoded = ENCODER.encode(QueryTable.from_records(rows))
     except InvalidInput as error:
         refusal = error
     if encoded is None:
@@ -152,15 +154,15 @@ def test_any_cells_are_numbers_or_a_refusal_with_its_place(rows: list[dict[str, 
     else:
         assert encoded.shape == (len(rows), len(CODINGS))
         assert not np.isinf(encoded).any()
-        one_by_one = [ENCODER.encode_records([row]) for row in rows]
-        np.testing.assert_array_equal(encoded, np.concatenate([np.empty((0, len(CODINGS))), *one_by_one]))
+        one_by_one = [ENCODER.encode(QueryTable.from_records([row])) for row in rows]
+        np.testing.assert_array_equal(encoded, np.concatenate(one_by_one))
 
 
 def test_codings_are_the_librarys(classifier: TabPFNContext) -> None:
     """What the fitted library does with a category it never met, and with a missing one."""
     row = {**records(1, seed=4)[0], "country": "XX", "code": "XX"}
     known = {**row, "country": "FR"}
-    encoded = classifier.encode_records([row, known, {**row, "country": None}])
+    encoded = classifier.encode(QueryTable.from_records([row, known, {**row, "country": None}]))
     assert encoded[0, 1] == -1.0
     assert encoded[1, 1] >= 0
     assert np.isnan(encoded[2, 1])
@@ -168,4 +170,4 @@ def test_codings_are_the_librarys(classifier: TabPFNContext) -> None:
 
 def test_a_constant_column_keeps_its_number() -> None:
     encoder = RowEncoder([Column("x", ColumnKind.NUMBER)], [Coding(constant=3.0)])
-    np.testing.assert_array_equal(encoder.encode_records([{"x": 99}, {"x": None}]), [[3.0], [3.0]])
+    np.testing.assert_array_equal(encoder.encode(QueryTable.from_records([{"x": 99}, {"x": None}])), [[3.0], [3.0]])

@@ -6,9 +6,9 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from predictor_harness import RECORD, OneModel, make
+from predictor_harness import RECORD, OneModel, make, predict, request_of
 
-from serve.core import Batch, Matrix, ModelDefinition, Priority, ServerState
+from serve.core import Batch, Matrix, ModelDefinition, ModelReference, Priority, QueryTable, ServerState
 from serve.core.errors import (
     DeadlineExceeded,
     Draining,
@@ -28,23 +28,22 @@ async def test_it_answers_between_start_and_drain() -> None:
     predictor = make()
     assert not predictor.is_ready
     with pytest.raises(NotReady):
-        predictor.model("fraud")
+        predictor.model(ModelReference("fraud"))
     await predictor.start()
     assert predictor.is_ready
-    model = predictor.model("fraud")
-    by_record = await predictor.predict_records(model, [RECORD])
-    by_table = await predictor.predict_table(model, ["amount"], [[3.0]])
+    by_record = await predict(predictor, [RECORD])
+    by_table = await predictor.predict(request_of(predictor, QueryTable.from_rows(["amount"], [[3.0]])))
     assert by_record.outputs.tolist() == by_table.outputs.tolist()
     assert by_record.batch_rows == 1
     assert (
         b'tabpfn_model_info{checkpoint="fake-1",device="cpu",model="fraud",version="1"} 1.0'
-        in predictor.metrics.render()
+        in predictor.recorder.render()
     )
     await predictor.drain()
     assert not predictor.is_ready
     assert predictor.state is ServerState.DRAINING
     with pytest.raises(Draining):
-        await predictor.predict_records(model, [RECORD])
+        await predict(predictor, [RECORD])
     await predictor.close()
     await predictor.close()
     assert predictor.state is ServerState.CLOSED
@@ -53,16 +52,15 @@ async def test_it_answers_between_start_and_drain() -> None:
 async def test_an_unknown_model_too_many_rows_and_bad_rows_are_refused() -> None:
     predictor = make(batching={"max_request_rows": 20})
     await predictor.start()
-    model = predictor.model("fraud")
     with pytest.raises(UnknownModel, match="'other'"):
-        predictor.model("other")
+        predictor.model(ModelReference("other"))
     with pytest.raises(TooLarge, match=r"21 rows.*at most 20"):
-        await predictor.predict_records(model, [RECORD] * 21)
-    assert len((await predictor.predict_records(model, [RECORD] * 20)).outputs) == 20, "in batches of 8"
+        await predict(predictor, [RECORD] * 21)
+    assert len((await predict(predictor, [RECORD] * 20)).outputs) == 20, "in batches of 8"
     with pytest.raises(InvalidInput, match="'x' is not a number"):
-        await predictor.predict_records(model, [{"amount": "x"}])
+        await predict(predictor, [{"amount": "x"}])
     with pytest.raises(InvalidInput, match="no row"):
-        await predictor.predict_records(model, [])
+        await predict(predictor, [])
     await predictor.close()
 
 
@@ -76,15 +74,14 @@ async def test_what_was_admitted_is_answered_when_it_drains() -> None:
 
     predictor = make(FakeEngine(gate=wait))
     await predictor.start()
-    model = predictor.model("fraud")
     gate.clear()
     entered.clear()
-    asked = [asyncio.create_task(predictor.predict_records(model, [{"amount": float(i)}])) for i in range(20)]
+    asked = [asyncio.create_task(predict(predictor, [{"amount": float(i)}])) for i in range(20)]
     await asyncio.to_thread(entered.wait, 20)
     draining = asyncio.create_task(predictor.drain())
     await asyncio.sleep(0)  # one turn of the loop: the drain has begun
     with pytest.raises(Draining):
-        await predictor.predict_records(model, [RECORD])
+        await predict(predictor, [RECORD])
     assert not draining.done()
     gate.set()
     answers = await asyncio.gather(*asked)
@@ -139,14 +136,13 @@ async def test_a_dead_batching_task_is_not_ready(
 ) -> None:
     predictor = make()
     await predictor.start()
-    model = predictor.model("fraud")
 
     def fail(_: float) -> None:
         raise AssertionError("our own bug")
 
     monkeypatch.setattr(predictor._batcher._queue, "cut", fail)
     with pytest.raises(EngineError):
-        await predictor.predict_records(model, [RECORD])
+        await predict(predictor, [RECORD])
     assert predictor.failed
     assert not predictor.is_ready
     assert "batching task died" in caplog.text
@@ -182,27 +178,25 @@ async def test_the_default_timeout_is_the_manifests_or_the_settings_and_suits_a_
     engine = Slow(full_batch_s, monkeypatch)
     predictor = make(engine, OneModel(in_manifest_ms), {"default_timeout_ms": 5_000})
     await predictor.start()
-    assert predictor.model("fraud").timeout_s == timeout_s
+    assert predictor.model(ModelReference("fraud")).timeout_s == timeout_s
     await predictor.close()
 
 
 async def test_what_the_warm_up_measured_decides_at_once_whom_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = make(Slow(60.0, monkeypatch))
     await predictor.start()
-    model = predictor.model("fraud")
     with pytest.raises(Overloaded, match="1 rows take about 60000 ms here, the deadline is in 1000 ms"):
-        await predictor.predict_records(model, [RECORD], timeout_s=1.0)
-    await predictor.predict_records(model, [RECORD])
+        await predict(predictor, [RECORD], timeout_s=1.0)
+    await predict(predictor, [RECORD])
     await predictor.close()
 
 
 async def test_priority_and_deadline_reach_the_batcher() -> None:
     predictor = make()
     await predictor.start()
-    model = predictor.model("fraud")
     with pytest.raises(DeadlineExceeded):
-        await predictor.predict_table(model, ["amount"], [[3.0]], timeout_s=0.0)
-    answer = await predictor.predict_records(model, [RECORD] * 3, priority=Priority.BULK)
+        await predictor.predict(request_of(predictor, QueryTable.from_rows(["amount"], [[3.0]]), timeout_s=0.0))
+    answer = await predict(predictor, [RECORD] * 3, priority=Priority.BULK)
     assert len(answer.outputs) == 3
     await predictor.close()
 
@@ -214,7 +208,7 @@ async def test_the_collector_leaves_alone_what_the_start_made() -> None:
     await predictor.start()
     assert gc.get_freeze_count() > 0
     tracked = {id(found) for found in gc.get_objects()}
-    assert id(predictor.model("fraud").fitted) not in tracked
+    assert id(predictor.model(ModelReference("fraud")).fitted) not in tracked
     await predictor.drain()
     await predictor.close()
     gc.unfreeze()

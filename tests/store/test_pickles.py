@@ -17,7 +17,7 @@ import pytest
 from estimators import DEMO, answers, fitted, query, records
 
 from serve.cli import import_command as importing
-from serve.core import Batch, ModelDefinition, Task
+from serve.core import Batch, ModelDefinition, QueryTable, Task
 from serve.core.errors import InvalidModel
 from serve.engine.engine import TabPFNEngine
 from serve.engine.estimators import unpickling
@@ -111,7 +111,9 @@ def test_a_fitted_estimator_becomes_a_model_that_is_served(tmp_path: Path) -> No
     assert definition.context.num_rows == 60
     engine = TabPFNEngine(EngineSettings(), max_batch_rows=16)
     context = engine.fit(definition)
-    got = engine.predict(Batch(context, context.encode_records([*records(query()), definition.example])))
+    got = engine.predict(
+        Batch(context, context.encode(QueryTable.from_records([*records(query()), definition.example])))
+    )
     np.testing.assert_allclose(got[:-1], answers(estimator, query()), atol=1e-5)
 
 

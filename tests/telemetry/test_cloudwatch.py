@@ -22,7 +22,7 @@ from serve.telemetry.cloudwatch import (
     publishing,
     snapshot,
 )
-from serve.telemetry.prometheus import Metrics
+from serve.telemetry.prometheus import PrometheusRecorder
 
 QUIET = Gauges([0.0], [0.0], ready=1.0)
 WITH_GPU = Gauges([3.0, 5.0], [0.0, 40.0], ready=1.0, gpu_memory_bytes=2.0e9, gpu_utilization=[0.5, 0.75])
@@ -70,14 +70,14 @@ def check_value(value: Any) -> None:
     assert all(isinstance(number, int | float) and abs(number) < 2**360 for number in numbers)
 
 
-def made(metrics: Metrics, before: Any, gauges: Gauges = QUIET) -> list[Document]:
+def made(metrics: PrometheusRecorder, before: Any, gauges: Gauges = QUIET) -> list[Document]:
     interval = difference(before, snapshot(metrics.registry))
     return list(
         documents(interval, gauges, namespace="TabPFNServe", service="tabpfn-gpu", timestamp_ms=1_764_028_800_000)
     )
 
 
-def serve_some(metrics: Metrics) -> None:
+def serve_some(metrics: PrometheusRecorder) -> None:
     for seconds in (0.004, 0.006, 0.006, 0.04):
         metrics.requests.labels("fraud", "ok").inc()
         metrics.request_seconds.labels("fraud").observe(seconds)
@@ -90,7 +90,7 @@ def serve_some(metrics: Metrics) -> None:
     metrics.batch_rows.labels("fraud").observe(7)
 
 
-def test_documents_hold_to_the_specification(metrics: Metrics) -> None:
+def test_documents_hold_to_the_specification(metrics: PrometheusRecorder) -> None:
     before = snapshot(metrics.registry)
     serve_some(metrics)
     found = made(metrics, before, WITH_GPU)
@@ -103,7 +103,7 @@ def test_documents_hold_to_the_specification(metrics: Metrics) -> None:
         check_specification(json.loads(json.dumps(document)))
 
 
-def test_a_document_says_what_was_counted(metrics: Metrics) -> None:
+def test_a_document_says_what_was_counted(metrics: PrometheusRecorder) -> None:
     before = snapshot(metrics.registry)
     serve_some(metrics)
     service, churn, fraud = made(metrics, before, WITH_GPU)
@@ -119,7 +119,7 @@ def test_a_document_says_what_was_counted(metrics: Metrics) -> None:
     assert "RequestP50" not in churn, "nothing was answered, and no data is not zero"
 
 
-def test_only_the_interval_counts(metrics: Metrics) -> None:
+def test_only_the_interval_counts(metrics: PrometheusRecorder) -> None:
     serve_some(metrics)
     (service,) = made(metrics, snapshot(metrics.registry))
     assert service["Requests"] == service["Errors5xx"] == 0
@@ -128,7 +128,7 @@ def test_only_the_interval_counts(metrics: Metrics) -> None:
     check_specification(service)
 
 
-def test_what_is_beyond_the_buckets_has_the_highest_bound(metrics: Metrics) -> None:
+def test_what_is_beyond_the_buckets_has_the_highest_bound(metrics: PrometheusRecorder) -> None:
     before = snapshot(metrics.registry)
     metrics.request_seconds.labels("fraud").observe(60)
     metrics.requests.labels("fraud", "ok").inc()
@@ -139,7 +139,7 @@ def test_faults_are_what_callers_meet_as_5xx() -> None:
     assert {error.code for error, status in STATUSES.items() if status >= 500} | {INTERNAL_ERROR} == FAULTS
 
 
-def test_a_line_is_written_in_one_piece(metrics: Metrics) -> None:
+def test_a_line_is_written_in_one_piece(metrics: PrometheusRecorder) -> None:
     before = snapshot(metrics.registry)
     serve_some(metrics)
     full = Gauges([4096.0] * 30, [123_456.0] * 30, ready=1.0, gpu_memory_bytes=2.0e10, gpu_utilization=[0.57] * 30)
@@ -147,7 +147,7 @@ def test_a_line_is_written_in_one_piece(metrics: Metrics) -> None:
         assert len(json.dumps(document)) < 4_096  # PIPE_BUF
 
 
-async def test_it_publishes_each_interval_and_the_rest_at_the_end(metrics: Metrics) -> None:
+async def test_it_publishes_each_interval_and_the_rest_at_the_end(metrics: PrometheusRecorder) -> None:
     lines: list[str] = []
     written = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -171,7 +171,7 @@ async def test_it_publishes_each_interval_and_the_rest_at_the_end(metrics: Metri
     assert sum(document["Requests"] for document in every if "Model" not in document) == 8
 
 
-async def test_a_broken_log_ends_no_server(metrics: Metrics, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_broken_log_ends_no_server(metrics: PrometheusRecorder, caplog: pytest.LogCaptureFixture) -> None:
     def refuse(_: str) -> None:
         raise OSError("gone")
 
@@ -180,7 +180,7 @@ async def test_a_broken_log_ends_no_server(metrics: Metrics, caplog: pytest.LogC
     assert "no longer published: gone" in caplog.text
 
 
-async def test_nothing_is_published_unasked(metrics: Metrics) -> None:
+async def test_nothing_is_published_unasked(metrics: PrometheusRecorder) -> None:
     async with publishing(metrics, None):
         assert len(asyncio.all_tasks()) == 1
 

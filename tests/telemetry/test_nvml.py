@@ -15,7 +15,7 @@ from predictor_harness import make
 
 from serve.engine.fake import FakeEngine
 from serve.telemetry.nvml import observe_gpu
-from serve.telemetry.prometheus import Metrics
+from serve.telemetry.prometheus import PrometheusRecorder
 
 
 class Driver:
@@ -50,13 +50,13 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     return Driver(monkeypatch)
 
 
-def readings(metrics: Metrics) -> list[tuple[str, float]]:
+def readings(metrics: PrometheusRecorder) -> list[tuple[str, float]]:
     """(device, value), memory before load."""
     families: list[Any] = [*metrics.gpu_memory_used_bytes.collect(), *metrics.gpu_utilization_ratio.collect()]
     return [(sample.labels["device"], sample.value) for family in families for sample in family.samples]
 
 
-def test_every_reading_asks_anew(driver: Driver, metrics: Metrics) -> None:
+def test_every_reading_asks_anew(driver: Driver, metrics: PrometheusRecorder) -> None:
     observe_gpu(metrics, "cuda:2")
     assert readings(metrics) == [("cuda:2", 2e9), ("cuda:2", 0.2)]
     driver.fault = pynvml.NVML_ERROR_GPU_IS_LOST
@@ -71,7 +71,7 @@ def test_every_reading_asks_anew(driver: Driver, metrics: Metrics) -> None:
 )
 @pytest.mark.usefixtures("driver")
 def test_the_gpu_is_the_one_that_cuda_counts(
-    visible: str, number: int, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+    visible: str, number: int, metrics: PrometheusRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     observe_gpu(metrics, "cuda:0")
@@ -81,7 +81,7 @@ def test_the_gpu_is_the_one_that_cuda_counts(
 @pytest.mark.parametrize("visible", ["", "7", "GPU-9", "MIG-4", "GPU-1,", "-1"])
 @pytest.mark.usefixtures("driver")
 def test_a_gpu_that_is_not_found_is_a_warning(
-    visible: str, metrics: Metrics, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    visible: str, metrics: PrometheusRecorder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     device = "cuda:1" if visible.endswith(",") else "cuda:0"
@@ -91,7 +91,7 @@ def test_a_gpu_that_is_not_found_is_a_warning(
 
 
 def test_a_driver_that_does_not_know_its_gpu_is_a_warning(
-    driver: Driver, metrics: Metrics, caplog: pytest.LogCaptureFixture
+    driver: Driver, metrics: PrometheusRecorder, caplog: pytest.LogCaptureFixture
 ) -> None:
     driver.fault = pynvml.NVML_ERROR_NO_PERMISSION
     observe_gpu(metrics, "cuda:0")
@@ -103,14 +103,14 @@ def test_a_driver_that_does_not_know_its_gpu_is_a_warning(
 async def test_a_replica_tells_of_the_gpu_of_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeEngine, "device", "cuda:1")
     predictor = make()
-    assert readings(predictor.metrics) == []
+    assert readings(predictor.recorder) == []
     await predictor.start()
-    assert readings(predictor.metrics) == [("cuda:1", 1e9), ("cuda:1", 0.1)]
+    assert readings(predictor.recorder) == [("cuda:1", 1e9), ("cuda:1", 0.1)]
     await predictor.close()
 
 
 def test_a_cpu_is_not_asked_for(
-    metrics: Metrics, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    metrics: PrometheusRecorder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delattr(pynvml, "nvmlInit")
     observe_gpu(metrics, "cpu")
@@ -119,7 +119,7 @@ def test_a_cpu_is_not_asked_for(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a driver")
-def test_a_machine_without_a_driver_is_a_warning(metrics: Metrics, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_machine_without_a_driver_is_a_warning(metrics: PrometheusRecorder, caplog: pytest.LogCaptureFixture) -> None:
     observe_gpu(metrics, "cuda:0")
     assert readings(metrics) == []
     assert "no metrics of cuda:0: NVML Shared Library Not Found" in caplog.text
@@ -127,7 +127,7 @@ def test_a_machine_without_a_driver_is_a_warning(metrics: Metrics, caplog: pytes
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_real_driver_sees_what_torch_takes(metrics: Metrics) -> None:
+def test_a_real_driver_sees_what_torch_takes(metrics: PrometheusRecorder) -> None:
     observe_gpu(metrics, "cuda:0")
     (_, before), (_, load) = readings(metrics)
     taken = torch.empty(2**30, dtype=torch.uint8, device="cuda:0")

@@ -11,6 +11,7 @@ need more than being thrown away: chunked, larger than the limit, or held back f
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from starlette.responses import Response
@@ -19,6 +20,7 @@ from serve.api.middleware.request_id import REQUEST_ID_HEADER, request_id_of
 from serve.api.native.door import asked_model
 from serve.api.problems import CALLER_ERRORS, respond
 from serve.api.request_headers import read_deadline_and_priority
+from serve.core import ModelReference
 from serve.core.errors import Overloaded
 from serve.replica.predictor import Predictor
 
@@ -38,12 +40,13 @@ class EarlyRefusal:
         if name is None or not self._is_plain(headers):
             return None
         try:
-            model = self._predictor.model(name)
+            model = self._predictor.model(ModelReference(name))
             timeout_s, priority = read_deadline_and_priority(headers)
             request_id = request_id_of(headers)
-            self._predictor.check_room(model, timeout_s=timeout_s, priority=priority)
+            deadline = time.monotonic() + (model.timeout_s if timeout_s is None else timeout_s)
+            self._predictor.precheck(model, deadline, priority)
         except Overloaded as error:
-            self._predictor.metrics.requests.labels(name, error.code).inc()
+            self._predictor.recorder.answered(name, error.code, 0.0)
             response = respond(error, request_id)
             response.raw_headers.append((REQUEST_ID_HEADER, request_id.encode("ascii")))
             return response

@@ -22,13 +22,13 @@ from starlette.types import Receive, Scope, Send
 
 from serve.api import openapi
 from serve.api.middleware.disconnect import run_while_connected
-from serve.api.native.json_body import check_media_type, decode_query
-from serve.api.native.schemas import ModelList, Query, describe_model, encode_answer, summarise
+from serve.api.native.json_body import check_media_type, decode_table
+from serve.api.native.schemas import ModelList, describe_model, encode_answer, summarise
 from serve.api.problems import CALLER_ERRORS, INTERNAL_ERROR, respond
 from serve.api.request_headers import read_deadline_and_priority
-from serve.core import Prediction, Priority
+from serve.core import ModelReference, PredictRequest
 from serve.replica.large_requests import SMALL_BYTES
-from serve.replica.predictor import Predictor, ServedModel
+from serve.replica.predictor import Predictor
 
 UNKNOWN_MODEL_LABEL = "unknown"
 """The metrics' `model` where no known model was asked for, so that callers cannot invent series."""
@@ -62,7 +62,7 @@ class NativeDoor:
 
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
-        self._metrics = predictor.metrics
+        self._recorder = predictor.recorder
 
     def mount(self, app: FastAPI) -> None:
         self._add(app, "POST", openapi.PREDICT_PATH, _documented_only, openapi.PREDICT)
@@ -76,50 +76,38 @@ class NativeDoor:
 
     async def predict(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request for predictions of the model `name`."""
-        arrived = time.perf_counter()
+        arrived_at = time.monotonic()
         label, outcome = UNKNOWN_MODEL_LABEL, INTERNAL_ERROR
         request_id: str = scope["state"]["request_id"]
         try:
-            model = self._predictor.model(name)
-            label = model.definition.name
+            reference = ModelReference(name)
+            model = self._predictor.model(reference)
+            label = model.name
             timeout_s, priority = read_deadline_and_priority(scope["headers"])
             check_media_type(Headers(scope=scope))
             body = await _read_body(receive)
             is_large = len(body) > SMALL_BYTES
-            query = await self._predictor.large_requests.run(is_large, decode_query, body)
-            if timeout_s is not None:
-                timeout_s -= time.perf_counter() - arrived  # reading the body took of it
-            prediction = await run_while_connected(self._predict(model, query, timeout_s, priority), receive)
-            total_s = time.perf_counter() - arrived
-            content = await self._predictor.large_requests.run(
-                is_large, encode_answer, model, prediction, request_id, 1e3 * total_s
-            )
+            large_requests = self._predictor.large_requests
+            table = await large_requests.run(is_large, decode_table, body)
+            deadline = arrived_at + (model.timeout_s if timeout_s is None else timeout_s)
+            request = PredictRequest(reference, table, arrived_at, deadline, priority, request_id)
+            prediction = await run_while_connected(self._predictor.predict(request), receive)
+            total_ms = 1e3 * (time.monotonic() - arrived_at)
+            content = await large_requests.run(is_large, encode_answer, model, prediction, request_id, total_ms)
             outcome = "ok"
-            self._metrics.request_seconds.labels(label).observe(total_s)
             response = Response(content, media_type=_JSON)
         except CALLER_ERRORS as error:
             outcome = error.code
             response = respond(error, request_id)
         except ClientDisconnect:
             outcome = "client_disconnected"
-            response = Response(status_code=_CLIENT_CLOSED_REQUEST)  # nobody reads it
+            response = Response(status_code=_CLIENT_CLOSED_REQUEST)  # the caller has gone
         except asyncio.CancelledError:  # the server gave up on the connection
             outcome = "cancelled"
             raise
         finally:
-            self._metrics.requests.labels(label, outcome).inc()
+            self._recorder.answered(label, outcome, time.monotonic() - arrived_at)
         await response(scope, receive, send)
-
-    async def _predict(
-        self, model: ServedModel, query: Query, timeout_s: float | None, priority: Priority
-    ) -> Prediction:
-        if query.records is not msgspec.UNSET:
-            return await self._predictor.predict_records(model, query.records, timeout_s=timeout_s, priority=priority)
-        assert query.columns is not msgspec.UNSET
-        assert query.data is not msgspec.UNSET, "decode_query lets one form through"
-        return await self._predictor.predict_table(
-            model, query.columns, query.data, timeout_s=timeout_s, priority=priority
-        )
 
     async def list_models(self, _: Request) -> Response:
         models = ModelList([summarise(model) for model in self._predictor.models()])
@@ -128,7 +116,7 @@ class NativeDoor:
     async def describe_model(self, request: Request) -> Response:
         settings = self._predictor.settings
         description = describe_model(
-            self._predictor.model(request.path_params["model"]),
+            self._predictor.model(ModelReference(request.path_params["model"])),
             max_rows=settings.batching.max_request_rows,
             device=self._predictor.device,
         )

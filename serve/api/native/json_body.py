@@ -1,4 +1,4 @@
-"""Bytes of a request -> `Query`, or the fault and its place.
+"""Bytes of a JSON body -> `QueryTable`, or the fault and its place.
 
 The good road is one call of msgspec. All the searching for a place happens after it failed, on the caller's time.
 """
@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
 
 import msgspec
 from starlette.datastructures import Headers
 
 from serve.api.native.schemas import RECORDS_FORM, TABLE_FORM, Query
 from serve.api.problems import InvalidJson, UnsupportedMediaType
+from serve.core import QueryTable
 from serve.core.errors import InvalidInput
 
 _FORMS = f"the body is either {RECORDS_FORM} or {TABLE_FORM}"
@@ -34,8 +34,8 @@ def check_media_type(headers: Headers) -> None:
         raise UnsupportedMediaType(f"cannot read Content-Encoding {encoding!r}; send the body as it is")
 
 
-def decode_query(body: bytes) -> Query:
-    """A query in exactly one of the two forms, with at least one row and no ragged one.
+def decode_table(body: bytes) -> QueryTable:
+    """The rows of a body in exactly one of the two forms.
 
     Raises:
         InvalidJson: not JSON, or not UTF-8.
@@ -51,8 +51,7 @@ def decode_query(body: bytes) -> Query:
         raise _misshapen(body, str(error)) from None
     except msgspec.DecodeError as error:
         raise InvalidJson(f"the body is not valid JSON: {error}") from None
-    _check_form(query)
-    return query
+    return _table(query)
 
 
 def _not_utf8(body: bytes) -> str:
@@ -100,28 +99,14 @@ def _is_readable(cell: msgspec.Raw) -> bool:
     return True
 
 
-def _check_form(query: Query) -> None:
-    has_records, has_columns, has_data = (
-        value is not msgspec.UNSET for value in (query.records, query.columns, query.data)
-    )
-    if has_records == (has_columns or has_data):
-        found = "both" if has_records else "neither"
-        raise InvalidInput(f"found {found} of the two forms; {_FORMS}", code="invalid_shape")
-    if has_columns != has_data:
+def _table(query: Query) -> QueryTable:
+    records, columns, data = query.records, query.columns, query.data
+    if records is not msgspec.UNSET:
+        if columns is not msgspec.UNSET or data is not msgspec.UNSET:
+            raise InvalidInput(f"found both of the two forms; {_FORMS}", code="invalid_shape")
+        return QueryTable.from_records(records)
+    if columns is msgspec.UNSET and data is msgspec.UNSET:
+        raise InvalidInput(f"found neither of the two forms; {_FORMS}", code="invalid_shape")
+    if columns is msgspec.UNSET or data is msgspec.UNSET:
         raise InvalidInput(f"`columns` and `data` belong together; {_FORMS}", code="invalid_shape")
-    if not (query.records if has_records else query.data):
-        raise InvalidInput("there are no rows to predict", code="no_rows")
-    if query.columns is not msgspec.UNSET and query.data is not msgspec.UNSET:
-        _check_table(query.columns, query.data)
-
-
-def _check_table(columns: list[str], data: list[list[Any]]) -> None:
-    seen: set[str] = set()
-    for name in columns:
-        if name in seen:
-            detail = f"column {name[:_MAX_NAME_CHARS]!r} is named twice"
-            raise InvalidInput(detail, code="duplicate_column", column=name)
-        seen.add(name)
-    for row, cells in enumerate(data):
-        if len(cells) != len(columns):
-            raise InvalidInput(f"{len(cells)} cells for {len(columns)} columns", code="ragged_row", row=row)
+    return QueryTable.from_rows(columns, data)

@@ -59,4 +59,4 @@ class HealthDoor:
         return Response(status_code=self._status())
 
     async def metrics(self, _: Request) -> Response:
-        return Response(self._predictor.metrics.render(), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
+        return Response(self._predictor.recorder.render(), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})

@@ -6,7 +6,6 @@ meets the same few shapes and the same kernels, whatever company it has.
 
 from __future__ import annotations
 
-import bisect
 import logging
 import time
 from collections.abc import Sequence
@@ -21,24 +20,6 @@ _log = logging.getLogger(__name__)
 
 _SLOW_S = 1.0
 """What happens only once is little beside this, and a start need not take twice as long for it."""
-
-
-def row_buckets(max_batch_rows: int) -> tuple[int, ...]:
-    """Powers of two with up to three steps between, up to `max_batch_rows`, which is itself the last bucket.
-
-    So padding adds a quarter to a large batch at most, not as much again; each bucket costs its one run at the start.
-    """
-    buckets = {max_batch_rows}
-    for power in (2**exponent for exponent in range((max_batch_rows - 1).bit_length())):
-        steps = (power, power * 5 // 4, power * 3 // 2, power * 7 // 4)
-        buckets.update(step for step in steps if step < max_batch_rows)
-    return tuple(sorted(buckets))
-
-
-def bucket_of(num_rows: int, buckets: Sequence[int]) -> int:
-    """The smallest bucket that holds `num_rows`; `num_rows` itself beyond the largest."""
-    index = bisect.bisect_left(buckets, num_rows)
-    return buckets[index] if index < len(buckets) else num_rows
 
 
 def warm_up(

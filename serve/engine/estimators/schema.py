@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from serve.core import Column, ColumnKind, Matrix, Scalar
+from serve.core import Column, ColumnKind, Matrix, QueryTable, Scalar
 from serve.core.errors import InvalidModel
 from serve.engine import library
 from serve.engine.library import Estimator
@@ -54,7 +54,7 @@ class EstimatorSchema:
         """Encoded rows, drawn from the values: always the same; float64 [rows, columns]."""
         rng = np.random.default_rng(0)
         raw = [[values[rng.integers(len(values))] for values in self.values] for _ in range(_NUM_ROWS)]
-        return self.encoder.encode_raw(raw)
+        return self.encoder.encode_raw(list(zip(*raw, strict=True)))
 
     def cells(self) -> Mapping[str, Sequence[Scalar]]:
         """The categories by column, for those who count them (`memory.py`); None stands for a missing one."""
@@ -144,7 +144,7 @@ def _by_name(coding: Coding, column: str) -> Coding:
         value: Any = cell.item() if isinstance(cell, np.generic) else cell
         if not isinstance(value, str | bool | int | float):
             raise InvalidModel(f"column {column!r} has a category {value!r}; only strings and numbers are supported")
-        ((name,),) = reader.read_records([{column: value}])
+        ((name,),) = reader.read(QueryTable.from_columns({column: [value]}))
         if name in codes:
             raise InvalidModel(f"column {column!r} has two categories that a request would both write as {name!r}")
         codes[name] = code

@@ -24,12 +24,12 @@ import pickle
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
-from serve.core import Batch, Column, FittedContext, Matrix, ModelDefinition
+from serve.core import Batch, Column, FittedContext, Matrix, ModelDefinition, QueryTable
 from serve.core.errors import DeviceLost
 from serve.settings import EngineSettings
 
@@ -41,9 +41,7 @@ _PATIENCE_S = 10.0
 class Encoder(Protocol):
     """Reads the cells of one request; see `FittedContext`."""
 
-    def encode_records(self, records: Sequence[Mapping[str, Any]]) -> Matrix: ...
-
-    def encode_table(self, columns: Sequence[str], data: Sequence[Sequence[Any]]) -> Matrix: ...
+    def encode(self, table: QueryTable) -> Matrix: ...
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -61,11 +59,8 @@ class ContextHandle:
     def encode_context(self) -> Matrix:
         return self.rows
 
-    def encode_records(self, records: Sequence[Mapping[str, Any]]) -> Matrix:
-        return self.encoder.encode_records(records)
-
-    def encode_table(self, columns: Sequence[str], data: Sequence[Sequence[Any]]) -> Matrix:
-        return self.encoder.encode_table(columns, data)
+    def encode(self, table: QueryTable) -> Matrix:
+        return self.encoder.encode(table)
 
 
 class EngineProcess:

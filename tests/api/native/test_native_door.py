@@ -11,7 +11,7 @@ from api_harness import EXAMPLE, FRAUD, PRICE, RECORDS, Gate, MakePredictor, Ser
 from starlette.types import Message
 
 from serve.api import create_app
-from serve.core import QUANTILES, REGRESSION_STATISTICS, Batch, Column, ColumnKind
+from serve.core import QUANTILES, REGRESSION_STATISTICS, Batch, Column, ColumnKind, QueryTable
 from serve.engine.fake import FakeContext, FakeEngine, fake_answer
 
 NUMBERS = tuple(Column(name, ColumnKind.NUMBER) for name in EXAMPLE)
@@ -19,7 +19,7 @@ NUMBERS = tuple(Column(name, ColumnKind.NUMBER) for name in EXAMPLE)
 
 def expected(records: list[dict[str, float | None]], classes: tuple[str, ...] = ("0", "1")) -> list[list[float]]:
     context = FakeContext(NUMBERS, classes)
-    return fake_answer(Batch(context, context.encode_records(records))).tolist()
+    return fake_answer(Batch(context, context.encode(QueryTable.from_records(records)))).tolist()
 
 
 async def test_records_of_a_classifier(client: httpx.AsyncClient) -> None:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from serve.core import Batch, Matrix
 from serve.core.errors import StartupError
-from serve.engine.checks.warmup import bucket_of, row_buckets, warm_up
+from serve.core.row_buckets import bucket_of, row_buckets
+from serve.engine.checks.warmup import warm_up
 from serve.engine.fake import FakeContext, FakeEngine
 
 

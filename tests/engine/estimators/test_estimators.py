@@ -27,7 +27,7 @@ from estimators import (
 from models import write_tiny
 from tabpfn.preprocessing.configs import PreprocessorConfig
 
-from serve.core import ColumnKind, Task
+from serve.core import ColumnKind, QueryTable, Task
 from serve.core.errors import InvalidModel
 from serve.engine.checks.parity import canary_rows, check_parity
 from serve.engine.checks.warmup import warm_up
@@ -132,8 +132,8 @@ def test_the_columns_are_those_of_the_table(tmp_path: Path) -> None:
     served(engine(), context, [definition.example])
     # what the server's process is given of an engine in another
     front = ContextHandle(0, context.classes, 2, context.columns, "compiled", context.encode_context(), context.encoder)
-    rows = pickle.loads(pickle.dumps(front)).encode_records([definition.example])
-    np.testing.assert_array_equal(rows, context.encode_records([definition.example]))
+    rows = pickle.loads(pickle.dumps(front)).encode(QueryTable.from_records([definition.example]))
+    np.testing.assert_array_equal(rows, context.encode(QueryTable.from_records([definition.example])))
 
 
 def test_arrays_without_names_and_labels_of_any_kind(tmp_path: Path) -> None:

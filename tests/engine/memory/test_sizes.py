@@ -12,7 +12,7 @@ import torch
 from models import COLUMNS, definition, write_tiny
 from safetensors.torch import load_file
 
-from serve.core import Column, ColumnKind, ModelDefinition, Task
+from serve.core import Column, ColumnKind, ModelDefinition, QueryTable, Task
 from serve.core.errors import InvalidModel
 from serve.engine import library
 from serve.engine.execution.precision import Precision
@@ -26,7 +26,7 @@ TASK_TYPES: dict[Task, Any] = {Task.CLASSIFICATION: "multiclass", Task.REGRESSIO
 def fit(model: ModelDefinition, precision: str = "float32") -> Any:
     context = model.context
     records = [{c.name: context.cells[c.name][row] for c in context.columns} for row in range(context.num_rows)]
-    frame = library.context_frame(model, RowEncoder(context.columns).read_records(records))
+    frame = library.context_frame(model, RowEncoder(context.columns).read(QueryTable.from_records(records)))
     return library.build_estimator(model, frame, "fit_with_cache", "cpu", precision)
 
 

@@ -25,7 +25,7 @@ from ensembles import (
 from hypothesis import given, settings
 from tabpfn.preprocessing.configs import PreprocessorConfig
 
-from serve.core import ModelDefinition
+from serve.core import ModelDefinition, QueryTable
 from serve.engine import library
 from serve.engine.preprocessing import Preprocessing, compile_preprocessing
 from serve.engine.row_encoder import RowEncoder
@@ -158,7 +158,7 @@ def test_demo_model(demo_definition: ModelDefinition) -> None:
     )
     demo_definition = replace(demo_definition, context=context)
     records = [{name: cells[row] for name, cells in context.cells.items()} for row in range(context.num_rows)]
-    frame = library.context_frame(demo_definition, RowEncoder(context.columns).read_records(records))
+    frame = library.context_frame(demo_definition, RowEncoder(context.columns).read(QueryTable.from_records(records)))
     estimator = library.build_estimator(demo_definition, frame, "fit_with_cache", "cpu", "float32")
     members = estimator.executor_.ensemble_members
     rows = library.clean(estimator, frame[:60])

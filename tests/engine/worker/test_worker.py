@@ -15,7 +15,7 @@ import pytest
 import torch
 from fake_child import CHILD, EXITS, KILLED, NO_MEMORY, REFUSED_ROWS, UNEXPECTED, numbers
 
-from serve.core import Batch, ModelDefinition
+from serve.core import Batch, ModelDefinition, QueryTable
 from serve.core.errors import DeviceLost, EngineError, InvalidInput, InvalidModel, OutOfMemory, StartupError
 from serve.engine.engine import TabPFNContext, TabPFNEngine
 from serve.engine.fake import FakeEngine
@@ -46,9 +46,9 @@ def test_it_answers_as_the_engine_itself(child: EngineProcess, context: ContextH
     fitted = engine.fit(numbers())
     assert (context.classes, context.columns, context.num_outputs) == (fitted.classes, fitted.columns, 2)
     np.testing.assert_array_equal(context.encode_context(), fitted.encode_context())
-    rows = context.encode_records([RECORD])
-    np.testing.assert_array_equal(rows, fitted.encode_records([RECORD]))
-    np.testing.assert_array_equal(context.encode_table(["b", "a"], [[None, 1.25]]), rows)
+    rows = context.encode(QueryTable.from_records([RECORD]))
+    np.testing.assert_array_equal(rows, fitted.encode(QueryTable.from_records([RECORD])))
+    np.testing.assert_array_equal(context.encode(QueryTable.from_rows(["b", "a"], [[None, 1.25]])), rows)
     np.testing.assert_array_equal(child.predict(Batch(context, rows)), engine.predict(Batch(fitted, rows)))
     np.testing.assert_array_equal(child.reference(Batch(context, rows)), engine.reference(Batch(fitted, rows)))
 
@@ -68,7 +68,7 @@ def test_errors_come_as_themselves(child: EngineProcess, context: ContextHandle)
     with pytest.raises(EngineError, match="LookupError: something of a library's"):
         child.predict(befallen(context, UNEXPECTED))
     with pytest.raises(InvalidInput, match="'c'"):
-        context.encode_records([{"c": 1}])
+        context.encode(QueryTable.from_records([{"c": 1}]))
     child.predict(befallen(context, 1.0))  # none of them is the end
 
 
@@ -131,7 +131,9 @@ def test_the_real_engine_answers_from_there(
     context = process.fit(demo_definition)
     assert (context.backend, context.classes) == ("compiled", demo.classes)
     assert demo_definition.example is not None
-    rows = np.concatenate([context.encode_records([demo_definition.example]), context.encode_context()[:20]])
+    rows = np.concatenate(
+        [context.encode(QueryTable.from_records([demo_definition.example])), context.encode_context()[:20]]
+    )
     ours, theirs = process.predict(Batch(context, rows)), engine.predict(Batch(demo, rows))
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
 

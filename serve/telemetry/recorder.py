@@ -1,0 +1,136 @@
+"""The events that a replica reports, and the `Recorder` that receives them.
+
+Policy, predictor and doors report; they hold no metrics object. Every event is reported in one place of the code, so
+that each request and each refusal is counted once. All events of a replica come from its event loop.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from serve.core import ModelDefinition, Priority, ServerState
+
+
+class EngineFault(enum.StrEnum):
+    """A fault of the engine on one batch."""
+
+    BISECTED = "bisected"
+    """The batch failed and was tried again in two parts."""
+    OUT_OF_MEMORY = "out_of_memory"
+    """The device had no memory for the rows of the batch."""
+    WRONG_ANSWER = "wrong_answer"
+    """The engine answered with another number of rows or outputs."""
+
+
+class ExpiryStage(enum.StrEnum):
+    """Where a request was when its deadline passed."""
+
+    QUEUED = "queued"
+    IN_FLIGHT = "in_flight"
+
+
+@dataclass(frozen=True, slots=True)
+class ComputedBatch:
+    """A batch that the device answered.
+
+    Attributes:
+        model: name of the model.
+        num_rows: query rows of all requests in it, without padding.
+        num_requests: requests with rows in it.
+        device_s: seconds on the device thread.
+        cost_ratio: measured over predicted cost; None where nothing had been predicted.
+        queue_s: for each request whose first rows were in this batch, the seconds from its admission to the start.
+    """
+
+    model: str
+    num_rows: int
+    num_requests: int
+    device_s: float
+    cost_ratio: float | None
+    queue_s: Sequence[float]
+
+
+class QueueDepth(Protocol):
+    """The present depth of the queue, read whenever a gauge is read."""
+
+    @property
+    def num_queued_requests(self) -> int:
+        """Requests that wait for a batch."""
+
+    @property
+    def num_in_flight_requests(self) -> int:
+        """Requests in the batch on the device."""
+
+    def num_queued_rows(self, priority: Priority) -> int:
+        """Rows that wait, of requests of this priority."""
+
+
+class Recorder(Protocol):
+    """Receives the events of one replica. An implementation must be quick and must not raise."""
+
+    def watch_queue(self, queue: QueueDepth) -> None:
+        """From now on, the queue may be asked for its depth."""
+
+    def watch_device(self, device: str) -> None:
+        """From now on, the device `cpu` or `cuda:N` may be asked for its memory and load."""
+
+    def state_changed(self, state: ServerState) -> None:
+        """The replica entered another state."""
+
+    def model_ready(self, model: ModelDefinition, device: str) -> None:
+        """A model passed its checks and is served."""
+
+    def admitted(self, model: str, num_rows: int) -> None:
+        """A request was admitted and is queued."""
+
+    def refused(self, model: str, reason: str) -> None:
+        """A request was refused as overloaded; `reason` is that of `errors.Overloaded`."""
+
+    def cut(self, model: str, num_rows: int, num_requests: int) -> None:
+        """A batch was cut from the queue and goes to the device."""
+
+    def computed(self, batch: ComputedBatch) -> None:
+        """The device answered a batch."""
+
+    def failed(self, model: str, fault: EngineFault) -> None:
+        """The engine failed on a batch."""
+
+    def expired(self, model: str, stage: ExpiryStage) -> None:
+        """The deadline of an admitted request passed before its answer."""
+
+    def answered(self, model: str, outcome: str, seconds: float) -> None:
+        """A request has its outcome: `ok` or the code of an error; `seconds` since its arrival."""
+
+    def loop_lagged(self, seconds: float) -> None:
+        """The event loop ran a task so much later than it was due."""
+
+
+class NullRecorder:
+    """Receives every event and keeps none: for tests and for use as a library."""
+
+    def watch_queue(self, queue: QueueDepth) -> None: ...
+
+    def watch_device(self, device: str) -> None: ...
+
+    def state_changed(self, state: ServerState) -> None: ...
+
+    def model_ready(self, model: ModelDefinition, device: str) -> None: ...
+
+    def admitted(self, model: str, num_rows: int) -> None: ...
+
+    def refused(self, model: str, reason: str) -> None: ...
+
+    def cut(self, model: str, num_rows: int, num_requests: int) -> None: ...
+
+    def computed(self, batch: ComputedBatch) -> None: ...
+
+    def failed(self, model: str, fault: EngineFault) -> None: ...
+
+    def expired(self, model: str, stage: ExpiryStage) -> None: ...
+
+    def answered(self, model: str, outcome: str, seconds: float) -> None: ...
+
+    def loop_lagged(self, seconds: float) -> None: ...
