@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.peers.records import Record
-from serve.api.native.json_body import decode_query
+from serve.api.native.json_body import decode_table
 from serve.api.native.schemas import encode_answer
 from serve.core import Batch, Prediction, QueryTable, Timing
 from serve.core.row_buckets import row_buckets
@@ -55,9 +55,9 @@ class InProcess:
         """Seconds of each of `STEPS`, for one request that is alone."""
         body = self._bodies[number % len(self._bodies)]
         times = [time.perf_counter()]
-        query = decode_query(body)
+        table = decode_table(body)
         times.append(time.perf_counter())
-        rows = self._context.encode(QueryTable.from_records(query.records))  # type: ignore[arg-type]  # these bodies hold records
+        rows = self._context.encode(table)
         times.append(time.perf_counter())
         outputs = self._engine.predict(Batch(self._context, rows))
         times.append(time.perf_counter())

@@ -1,6 +1,6 @@
 """The bodies of the native door: what a request may say, what an answer says. OpenAPI is written from these classes.
 
-Decoding judges the shape only; what a cell may hold is the model's own affair (`FittedContext.encode_records`). Nothing
+Decoding judges the shape only; what a cell may hold is the model's own affair (`FittedContext.encode`). Nothing
 here looks at a cell, so a request costs one pass of msgspec and one of the row encoder.
 """
 
