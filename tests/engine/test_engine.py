@@ -64,7 +64,7 @@ def test_strange_neighbours_change_nothing(engine: TabPFNEngine, name: str, requ
 def library_frame(rows: list[dict]) -> pd.DataFrame:
     """Raw cells as a user of the library would hold them, datetimes as their parts."""
     raw = RowEncoder(COLUMNS).read(QueryTable.from_records(rows))
-    frame = pd.DataFrame(raw, columns=feature_names(COLUMNS))
+    frame = pd.DataFrame(dict(zip(feature_names(COLUMNS), raw, strict=True)))
     categories = [column.name for column in COLUMNS if column.kind in (ColumnKind.CATEGORY, ColumnKind.TEXT)]
     return frame.astype(dict.fromkeys(categories, "object"))
 
