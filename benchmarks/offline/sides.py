@@ -23,7 +23,7 @@ import pandas as pd
 from benchmarks.offline.cells import Predict
 from benchmarks.offline.memory import tensor_bytes
 from benchmarks.percentiles import rounded
-from serve.core import Batch, Matrix, ModelDefinition
+from serve.core import Batch, Matrix, ModelDefinition, QueryTable
 from serve.engine import library
 from serve.engine.engine import TabPFNEngine
 from serve.engine.library import Estimator, FitMode
@@ -57,9 +57,8 @@ class TabPFNSide:
     def __init__(self, case: Case, device: str, say: Say = lambda _: None) -> None:
         self._definition, self.device, self._say = case.definition, device, say
         context = case.definition.context
-        names = [column.name for column in context.columns]
-        records = [{name: context.cells[name][row] for name in names} for row in range(context.num_rows)]
-        self._frame = library.context_frame(case.definition, RowEncoder(context.columns).read_records(records))
+        raw = RowEncoder(context.columns).read(QueryTable.from_columns(dict(context.cells)))
+        self._frame = library.context_frame(case.definition, raw)
         fitted, self.fit_s = self._fit("fit_with_cache", "auto")
         self.context_rows = library.clean(fitted, self._frame)
         self.default = library.on_matrices(fitted)
