@@ -1,9 +1,9 @@
-"""Percentiles that say how far they can be trusted.
+"""Percentiles, each with a flag that says whether enough values support it.
 
 Nearest rank: a percentile is one of the measured values, never a point between two of them. With fewer than
-`samples_needed` values a percentile is still given but flagged: with n answers, all below a bound, "99 % of all
-answers are below it" may be said with 99 % confidence only if 0.99**n <= 0.01, that is n >= 459 (the early-stopping
-rule of MLPerf's load generator).
+`samples_needed` values a percentile is given but flagged. The rule is the early-stopping rule of MLPerf's load
+generator: if n answers are all below a bound, 99 % of all answers are below it with 99 % confidence only if
+0.99**n <= 0.01, that is n >= 459.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _DOUBT = 0.01
 
 
 def samples_needed(percent: int) -> int:
-    """Fewest values that can carry this percentile: 7 for p50, 44 for p90, 459 for p99."""
+    """Fewest values that support this percentile: 7 for p50, 44 for p90, 459 for p99."""
     return math.ceil(math.log(_DOUBT) / math.log(percent / 100))
 
 
 def summarise(values_ms: Sequence[float]) -> dict[str, Any]:
-    """`n`, mean, p50, p90, p99 and max of values in ms, with `pNN_reliable`; None for each where there is no value."""
+    """`n`, mean, p50, p90, p99 and max of values in ms, with `pNN_reliable`; None for each if there is no value."""
     n = len(values_ms)
     summary: dict[str, Any] = {"n": n, "mean_ms": rounded(float(np.mean(values_ms))) if n else None}
     for percent in PERCENTILES:
@@ -36,5 +36,5 @@ def summarise(values_ms: Sequence[float]) -> dict[str, Any]:
 
 
 def rounded(value: float | None, digits: int = 3) -> float | None:
-    """For JSON: None stays None."""
+    """A number rounded for JSON; None stays None."""
     return None if value is None else round(value, digits)

@@ -6,7 +6,6 @@ module imports the plots, the plots import `benchmarks.figures`, and no benchmar
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks import figures
+from benchmarks.command_line import command_parser, read_run
 from benchmarks.offline.plot import draw_engine
 from benchmarks.online import plots
 from benchmarks.online.load_plot import draw_load
@@ -45,11 +45,15 @@ def digest(run: Mapping[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
-    parser.add_argument("json", type=Path)
-    parser.add_argument("png", type=Path)
+    """Draw one run; ends with exit status 2 and one line if it cannot be drawn."""
+    parser = command_parser("benchmarks.report", "Draw the plot of a benchmark run from its JSON.")
+    parser.add_argument("json", type=Path, metavar="FILE.json", help="the run")
+    parser.add_argument("png", type=Path, metavar="FILE.png", help="the plot to write")
     given = parser.parse_args(arguments)
-    plot(json.loads(given.json.read_text(encoding="utf-8")), given.png)
+    try:
+        plot(read_run(given.json), given.png)
+    except ValueError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
 
 
 if __name__ == "__main__":

@@ -94,6 +94,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[EngineOptions, Path | None, 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the grid and print its table; the exit status."""
     options, to_json, to_plot = parse(arguments)
     try:
         run = run_engine(options, on_result=(lambda run: write_json(run, to_json)) if to_json else None)

@@ -72,10 +72,12 @@ class EngineOptions:
 
     @property
     def rounds(self) -> Rounds:
+        """How often a cell is repeated."""
         return Rounds(self.pairs, self.uncached_pairs, self.warmups, self.cell_seconds)
 
     @property
     def num_cells(self) -> int:
+        """Cells of the whole grid."""
         sizes = len(self.context_rows) * len(self.features) * len(self.members)
         num_cases = sum(1 if arch == DEMO else sizes for arch in self.arch)
         return num_cases * len(self.device) * len(self.backend) * len(self.precision) * len(self.rows)

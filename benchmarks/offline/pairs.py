@@ -30,10 +30,12 @@ class Pairs:
 
     @property
     def first_median_ms(self) -> float:
+        """Median time of the first function."""
         return statistics.median(self.first_ms)
 
     @property
     def second_median_ms(self) -> float:
+        """Median time of the second function."""
         return statistics.median(self.second_ms)
 
     @property

@@ -153,10 +153,12 @@ class EngineSide:
 
 
 def kv_cache_bytes(estimator: Estimator) -> int:
+    """Bytes of the KV caches of an estimator that was fitted with them."""
     return tensor_bytes(estimator.executor_.kv_caches)
 
 
 def weights_bytes(estimator: Estimator) -> int:
+    """Bytes of the networks' weights."""
     return tensor_bytes([network.state_dict() for network in estimator.models_])
 
 

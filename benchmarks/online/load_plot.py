@@ -49,7 +49,7 @@ def _draw_latency(axes: Axes, results: Sequence[Result], config: Mapping[str, An
 
 def _draw_goodput(axes: Axes, results: Sequence[Result], config: Mapping[str, Any]) -> None:
     offered = [result["scheduled"] / config["duration"] for result in results]
-    axes.plot([result["rate"] for result in results], offered, color=GREY, linestyle=":", label="offered")
+    axes.plot([result["rate"] for result in results], offered, color=GREY, linewidth=6, alpha=0.35, label="offered")
     _line(axes, [(each["rate"], each["ok_per_s"], each["void"]) for each in results], AMBER, "answered with 200")
     label = f"goodput: answered with 200 within {config['deadline_ms']:g} ms"
     _line(axes, [(each["rate"], each["goodput_per_s"], each["void"]) for each in results], BLUE, label)

@@ -49,6 +49,7 @@ def write_pages(runs: Mapping[str, Run]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Publish the named runs, then write all plots and pages; the exit status."""
     parser = command_parser("benchmarks.publish", __doc__)
     names = f"runs to publish from --source: {', '.join(NAMES)}"
     parser.add_argument("names", nargs="*", metavar="NAME", help=names)

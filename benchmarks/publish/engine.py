@@ -97,6 +97,7 @@ def sizes_table(labels: Sequence[str], cases: Sequence[Mapping[str, Any]]) -> st
 
 
 def command(run: Run) -> str:
+    """The command that made the run."""
     config = dict(run["config"])
     axes: tuple[str, ...] = ("arch", "rows", "precision", "threads", "pairs", "cell_seconds")
     if config["arch"] != ["demo"]:

@@ -54,6 +54,7 @@ def difference(value: float | None) -> str:
 
 
 def megabytes(num_bytes: float | None) -> str:
+    """Bytes in MB (10^6), one decimal."""
     return NONE if num_bytes is None else f"{num_bytes / 1e6:,.1f}"
 
 
@@ -77,6 +78,7 @@ def machine_of(run: Run) -> str:
 
 
 def commit_of(run: Run) -> str:
+    """The commit that was measured, and whether the working tree differed from it."""
     if run["commit"] is None:
         return "no commit"
     return f"commit `{run['commit'][:10]}`" + (" with uncommitted changes" if run["dirty"] else "")

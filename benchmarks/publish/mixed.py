@@ -72,4 +72,5 @@ def _share_of_peak(found: Mapping[str, object]) -> str:
 
 
 def command(run: Run) -> str:
+    """The command that made the run."""
     return f"python -m benchmarks.online.mixed {options(run['config'], 'system', 'rounds', 'overload_rounds')}"

@@ -29,4 +29,5 @@ def section(run: Run, name: str) -> str:
 
 
 def command(run: Run) -> str:
+    """The command that made the run."""
     return f"python -m benchmarks.online.mlperf {options(run['config'], 'rate', 'duration')}"

@@ -41,4 +41,5 @@ def section(run: Run, name: str) -> str:
 
 
 def command(run: Run) -> str:
+    """The command that made the run."""
     return f"python -m benchmarks.online.overhead {options(run['config'], 'systems', 'rounds')}"

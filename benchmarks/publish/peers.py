@@ -83,4 +83,5 @@ def _settings(run: Run) -> str:
 
 
 def command(run: Run) -> str:
+    """The command that made the run."""
     return f"python -m benchmarks.peers {options(run['config'], 'rounds', 'budget_s', 'threads')}"

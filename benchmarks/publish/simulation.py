@@ -203,4 +203,5 @@ def _speed(run: Run) -> str:
 
 
 def command(run: Run) -> str:
+    """The command that made the run."""
     return f"python -m benchmarks.simulation {options(run['config'], 'requests', 'seed')}"

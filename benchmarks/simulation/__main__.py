@@ -66,6 +66,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[SimulationOptions, Path | No
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the experiments and print their table; the exit status."""
     options, to_json, to_plot = parse(arguments)
     run = run_simulation(options)
     if to_json:

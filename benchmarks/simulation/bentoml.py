@@ -48,6 +48,7 @@ class Optimizer:
 
     @property
     def is_training(self) -> bool:
+        """Whether the optimizer still learns from its first calls."""
         return self.num_calls < NUM_TRAINING
 
     def log(self, num_requests: int, wait_s: float, duration_s: float, now: float) -> None:

@@ -54,6 +54,7 @@ class Load:
 
     @property
     def requests_per_s(self) -> float:
+        """The offered rate."""
         if self.rate is not None:
             return self.rate
         assert self.load is not None, "a load is given as a share or as a rate"
@@ -61,6 +62,7 @@ class Load:
 
     @property
     def duration_s(self) -> float:
+        """Virtual time in which requests arrive."""
         shortest_s = SHORTEST_IN_DEADLINES * DEVICES[self.device].deadline_s
         return max(self.num_requests / self.requests_per_s, shortest_s, self.shortest_s)
 

@@ -17,10 +17,12 @@ Choose = Callable[["Cluster", Request], int]
 
 
 def choose_randomly(cluster: Cluster, _: Request) -> int:
+    """Any replica, with equal probability."""
     return cluster.rng.randrange(len(cluster.seen))
 
 
 def choose_in_turn(cluster: Cluster, _: Request) -> int:
+    """One replica after another."""
     return cluster.num_sent % len(cluster.seen)
 
 

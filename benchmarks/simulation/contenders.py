@@ -38,14 +38,17 @@ UNBATCHED = Contender("no batching", Unbatched, {})
 
 
 def ray(name: str, settings: RaySettings) -> Contender:
+    """Ray Serve with these settings."""
     return Contender(name, functools.partial(RayServe, settings=settings), asdict(settings))
 
 
 def triton(name: str, settings: TritonSettings) -> Contender:
+    """Triton with these settings."""
     return Contender(name, functools.partial(Triton, settings=settings), asdict(settings))
 
 
 def bento(name: str, settings: BentoSettings) -> Contender:
+    """BentoML with these settings."""
     return Contender(name, functools.partial(BentoML, settings=settings), asdict(settings))
 
 

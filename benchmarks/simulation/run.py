@@ -45,6 +45,7 @@ class Stopwatch:
         self.num_runs = self.num_requests = 0
 
     def simulate(self, contender: Contender, load: Load) -> Finished:
+        """As `cell.simulate`, and add the run to the sums."""
         finished = simulate(contender, load)
         self.simulated_s += finished.simulated_s
         self.wall_s += finished.wall_s
@@ -54,6 +55,7 @@ class Stopwatch:
         return finished
 
     def facts(self) -> dict[str, Any]:
+        """The sums, and speeds in real time."""
         wall_s = max(self.wall_s, 1e-9)
         return {
             "runs": self.num_runs,

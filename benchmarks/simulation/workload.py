@@ -36,6 +36,7 @@ class Mix:
 
     @property
     def mean_rows(self) -> float:
+        """Mean rows of a request."""
         return sum(part.share * (part.low + part.high) / 2 for part in self.shares)
 
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import copy
 import json
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-import grimp
 import pytest
 
 from benchmarks.figures import DPI
-from benchmarks.machine import commit, describe, envelope, machine, write_json
+from benchmarks.machine import ROOT, commit, describe, envelope, machine, write_json
 from benchmarks.offline.plot import SIZE_INCHES as ENGINE_SIZE_INCHES
 from benchmarks.online.load_plot import SIZE_INCHES
-from benchmarks.report import digest, main, plot
+from benchmarks.report import PLOTS, digest, main, plot
 
 
 def load_result(rate: float, **changes: Any) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def drawn(run: dict[str, Any], folder: Path) -> Path:
     return to_png
 
 
-def test_a_run_does_not_tell_of_folders() -> None:
+def test_the_json_of_a_run_names_no_folders() -> None:
     given = {"records": Path("/home/somebody/cards.jsonl"), "json": Path("/tmp/run.json"), "logs": None, "seed": 1}
     assert envelope("online-load", given, [])["config"] == {"records": "cards.jsonl", "seed": 1}
 
@@ -108,11 +109,20 @@ def test_a_plot_names_the_json_that_it_was_drawn_from(tmp_path: Path) -> None:
     assert digest(run).encode() not in (tmp_path / "deep" / "run.png").read_bytes()
 
 
-def test_no_module_that_the_report_needs_imports_the_report() -> None:
-    graph = grimp.build_graph("benchmarks", cache_dir=None)
-    needed = graph.find_upstream_modules("benchmarks.report")
-    assert "benchmarks.figures" in needed
-    assert not needed & graph.find_modules_that_directly_import("benchmarks.report")
+def test_no_plot_imports_the_report_that_draws_it() -> None:
+    modules = sorted({draw.__module__ for draw in PLOTS.values()})
+    assert "benchmarks.offline.plot" in modules
+    check = f"import sys, {', '.join(modules)}; sys.exit('benchmarks.report' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_file_that_cannot_be_drawn_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_json({"kind": "other"}, tmp_path / "other.json")
+    for name, said in (("absent.json", "JSON files in that folder: other.json"), ("other.json", "these can be drawn")):
+        with pytest.raises(SystemExit) as stop:
+            main([str(tmp_path / name), str(tmp_path / "run.png")])
+        assert stop.value.code == 2
+        assert said in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_an_unknown_kind_is_refused(tmp_path: Path) -> None:
@@ -120,14 +130,14 @@ def test_an_unknown_kind_is_refused(tmp_path: Path) -> None:
         plot({"kind": "other"}, tmp_path / "run.png")
 
 
-def test_a_number_that_is_none_is_null_and_nan_is_refused(tmp_path: Path) -> None:
+def test_none_is_written_as_null_and_nan_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         write_json({"value": float("nan")}, tmp_path / "run.json")
     write_json({"value": None}, tmp_path / "run.json")
     assert json.loads((tmp_path / "run.json").read_text()) == {"value": None}
 
 
-def test_the_machine_is_told_without_its_name() -> None:
+def test_the_machine_is_described_without_its_host_name() -> None:
     facts = machine()
     assert facts["usable_cores"] >= 1
     assert facts["memory_bytes"] > 2**28
