@@ -1,4 +1,4 @@
-"""The shape of the demo checkpoint and its file: tabpfn's own v3.5 architecture, small, saved as safetensors."""
+"""The network of the demo checkpoint and its file: tabpfn's v3.5 architecture, small, saved as safetensors."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from tabpfn.preprocessing.configs import PreprocessorConfig
 from torch import nn
 
 ARCHITECTURE_NAME = "tabpfn_v3_5"
-"""Chosen over v2: no random embeddings that differ between devices, and all members in one forward."""
+"""Chosen over v2, whose random embeddings differ between devices and whose members need a forward pass each."""
 
 CONFIG: dict[str, Any] = {
     "max_num_classes": 10,
-    "num_buckets": 100,  # the regression head is part of the class; it is not trained here
+    "num_buckets": 100,  # of the regression head, which is part of the class and is not trained here
     "embed_dim": 32,
     "dist_embed_num_blocks": 2,
     "dist_embed_num_heads": 4,
     "dist_embed_num_inducing_points": 16,
-    # One column a cell, not three: after seven minutes from random weights the loss was 0.65 against 0.71, cards 0.88
-    # against 0.87. So few inducing points describe how a label depends on one column, not on three at once.
+    # One column for each cell, not three: after seven minutes from random weights the loss was 0.65 against 0.71, and
+    # the ROC AUC on cards 0.88 against 0.87. 16 inducing points can describe how a label depends on one column, but
+    # not on three at once.
     "feature_group_size": 1,
     "feat_agg_num_blocks": 2,
     "feat_agg_num_heads": 4,
@@ -43,11 +44,11 @@ _FREQUENCIES, _VALUES = "x_embed.fourier.frequencies", "x_embed.fourier.in_linea
 _METADATA = "x_embed.metadata_linear.weight"
 
 INFERENCE_CONFIG = InferenceConfig(
-    # One view, so all members are of one width and share one forward: values as they come (a cell's rank is embedded
-    # beside its value), codes of categories in another order for each member. Measured on the cards with an
-    # earlier checkpoint: 0.9675, with a second view of quantiles 0.9655, codes in one order 0.9651, one-hot
-    # 0.9647; 32 members as 8. No SVD and no fingerprint: both would let the rounding of a batched matrix product reach
-    # a row's answer (see docs/architecture.md).
+    # One view, so that all members have one width and share one forward pass: values unchanged (the network embeds a
+    # cell's rank beside its value), and codes of categories in another order for each member. ROC AUC on the cards
+    # with an earlier checkpoint: 0.9675; with a second view of quantiles 0.9655; with codes in one order 0.9651; with
+    # one-hot codes 0.9647. 32 members give the same as 8. There is no SVD and no fingerprint, because with either the
+    # rounding of a batched matrix product would reach a row's answer (docs/architecture.md).
     PREPROCESS_TRANSFORMS=[PreprocessorConfig("none", categorical_name="ordinal_very_common_categories_shuffled")],
     FINGERPRINT_FEATURE=False,
     SOFTMAX_TEMPERATURE=1.0,
@@ -60,7 +61,14 @@ INFERENCE_CONFIG = InferenceConfig(
 
 
 def build_network(config: dict[str, Any] | None = None) -> torch.nn.Module:
-    """A freshly initialised network; seed torch first."""
+    """A network with random weights from torch's generator; seed it first.
+
+    Args:
+        config: `CONFIG` if not given.
+
+    Raises:
+        ValueError: the architecture does not know a setting.
+    """
     architecture = ARCHITECTURES[ARCHITECTURE_NAME]
     parsed, unused = architecture.parse_config(CONFIG if config is None else config)
     if unused:
@@ -69,7 +77,12 @@ def build_network(config: dict[str, Any] | None = None) -> torch.nn.Module:
 
 
 def save_checkpoint(state: dict[str, torch.Tensor], path: Path, config: dict[str, Any] | None = None) -> None:
-    """Write what `TabPFNClassifier(model_path=...)` loads; `path` must contain "v3.5" (tabpfn reads it there)."""
+    """Write a file that `TabPFNClassifier(model_path=...)` loads.
+
+    Args:
+        path: its name must contain "v3.5", from which tabpfn learns the version.
+        config: `CONFIG` if not given.
+    """
     parsed, _ = ARCHITECTURES[ARCHITECTURE_NAME].parse_config(CONFIG if config is None else config)
     save_as_safetensors(
         {
@@ -83,11 +96,13 @@ def save_checkpoint(state: dict[str, torch.Tensor], path: Path, config: dict[str
 
 
 def load_weights(path: Path, like: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The weights of a saved checkpoint, for a network whose cells may be embedded a little differently.
+    """Return the weights of a saved checkpoint for a network whose cell embedding may differ a little.
 
-    It may see fewer columns in a cell than the saved one did: the first columns' share of the cell embedding is kept,
-    and made larger by the root of what was summed before. It may see a cell's rank in more waves: the new ones weigh
-    nothing yet. Raises ValueError where any other shape differs.
+    The network may have fewer columns in a cell than the saved one: the weights of the first columns are kept and
+    scaled by the root of the ratio of columns. It may embed a cell's rank in more waves: new waves have zero weights.
+
+    Raises:
+        ValueError: any other shape differs; the message names the tensor.
     """
     saved, wanted = load_file(path), like.state_dict()
     prefix = "state_dict." if any(name.startswith("state_dict.") for name in saved) else ""
@@ -106,7 +121,7 @@ def load_weights(path: Path, like: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _fit_metadata(linear: torch.Tensor, before: int, after: int, num_waves: int) -> torch.Tensor:
-    """[embedding, inputs]: values and flags of each column in a cell, then sines and cosines of its rank in waves."""
+    """Weights [embedding, inputs]. Inputs are values and flags of each column of a cell, then waves of its rank."""
     values, flags, ranks = linear.split([before, before, linear.shape[1] - 2 * before], dim=1)
     waves = ranks.unflatten(1, (before, 2, -1))[:, :after]
     waves = nn.functional.pad(waves, (0, max(0, num_waves - waves.shape[-1])))

@@ -1,8 +1,8 @@
-"""Make the demo model `fraud` inside the package: `python -m training.demo --checkpoint PATH`.
+"""Makes the demo model `fraud` inside the package: `python -m training.demo --checkpoint PATH`.
 
-Its context is drawn from the first 60 % of a simulated history (`training.cards`): all the frauds it needs and
-legitimate rows at random, so that the classes are far from their true shares; the manifest states the true ones, and
-the server corrects its answers to them.
+The context is drawn from the first 60 % of a simulated history (`training/cards.py`): the newest frauds, and random
+legitimate rows. The classes are far from their true shares, so the manifest states the true shares, and the server
+corrects its answers to them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ DESCRIPTIONS = {
 
 
 def make_demo(checkpoint: Path, repository: Path = EMBEDDED) -> Path:
-    """Write the model's folder and return it."""
+    """Write the folder of the demo model into a repository and return its path."""
     rows = simulate(SEED, num_customers=NUM_CUSTOMERS)
     history, later = split_by_time(rows, 0.6)
     context = sample_context(history, CONTEXT_ROWS, FRAUD_SHARE, SEED)
@@ -73,13 +73,14 @@ def make_demo(checkpoint: Path, repository: Path = EMBEDDED) -> Path:
 
 
 def record(row: pd.Series) -> dict[str, Scalar]:
-    """One transaction as a caller posts it."""
+    """One transaction as a caller sends it, with None for a missing cell."""
     return {name: None if pd.isna(row[name]) else row[name] for name in FEATURES}
 
 
 def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, help="a checkpoint to put into the package first")
+    parser.add_argument("--checkpoint", type=Path, help="a checkpoint to copy into the package first")
     arguments = parser.parse_args()
     if arguments.checkpoint is not None:
         CHECKPOINT.parent.mkdir(parents=True, exist_ok=True)

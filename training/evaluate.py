@@ -1,11 +1,11 @@
-"""ROC AUC of a checkpoint beside three baselines, on data it never saw: `python -m training.evaluate`.
+"""ROC AUC of a checkpoint and three baselines, on data that it never saw: `python -m training.evaluate`.
 
-Every data set is cut several times into at most 1,000 context rows and held-out rows; each model sees the same cut.
-The checkpoint is run by the library itself (`TabPFNClassifier`, as many members as it declares). Baselines get what
-they are usually given: imputed and standardised features for logistic regression, one-hot categories for it and the
-forest, native categories for gradient boosting. More than two classes: one-vs-rest, macro average.
+Every data set is split several times into at most 1,000 context rows and held-out rows; every model gets the same
+splits. tabpfn's own `TabPFNClassifier` runs the checkpoint, with as many members as the checkpoint declares. Baselines
+get their usual input: imputed and standardised features for logistic regression, one-hot categories for it and for the
+forest, native categories for gradient boosting. With more than two classes the score is one-vs-rest, macro average.
 
-The card simulator is cut by time, with other seeds than the demo model's, and scored at its true fraud rate.
+Simulated cards are split by time, have other seeds than the demo model, and are scored at nearly their true fraud rate.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ TABPFN = "this checkpoint"
 
 @dataclass(frozen=True)
 class Cut:
-    """One split: context and held-out rows; `categorical` names columns of strings."""
+    """One split into context and held-out rows; `answers` are the held-out labels, `categorical` the string columns."""
 
     context: pd.DataFrame
     labels: np.ndarray[Any, Any]
@@ -53,7 +53,7 @@ class Cut:
 
 
 def public_cuts(features: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], num_splits: int) -> Iterator[Cut]:
-    """Stratified halves, at most `MAX_CONTEXT_ROWS` in the context."""
+    """Stratified halves, with at most `MAX_CONTEXT_ROWS` rows in the context."""
     frame = pd.DataFrame(features, columns=[f"f{i}" for i in range(features.shape[1])])
     size = min(MAX_CONTEXT_ROWS, len(labels) // 2)
     for context, rest in StratifiedShuffleSplit(num_splits, train_size=size, random_state=0).split(frame, labels):
@@ -61,7 +61,7 @@ def public_cuts(features: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], nu
 
 
 def card_cuts(num_splits: int) -> Iterator[Cut]:
-    """Contexts with a quarter fraud; held-out rows as they come, thinned to all frauds and 4,000 others."""
+    """Contexts with a quarter of fraud; held-out rows are all later frauds and 4,000 other later rows."""
     for seed in range(100, 100 + num_splits):
         history, later = split_by_time(simulate(seed, num_customers=4_000), 0.6)
         context = sample_context(history, MAX_CONTEXT_ROWS, 0.25, seed)
@@ -74,7 +74,7 @@ def card_cuts(num_splits: int) -> Iterator[Cut]:
 
 
 def data_sets(num_splits: int) -> dict[str, Callable[[], Iterator[Cut]]]:
-    """Every data set by name."""
+    """Every data set by name, as a function that makes its splits."""
     cancer, wine, diabetes, digits = load_breast_cancer(), load_wine(), load_diabetes(), load_digits()
     above_median = (diabetes.target > np.median(diabetes.target)).astype(int)
     ten_components = PCA(10, random_state=0).fit_transform(digits.data)
@@ -88,7 +88,7 @@ def data_sets(num_splits: int) -> dict[str, Callable[[], Iterator[Cut]]]:
 
 
 def predict_baseline(name: str, cut: Cut) -> np.ndarray[Any, Any]:
-    """Probabilities [held-out rows, classes] of one baseline."""
+    """Probabilities [held-out rows, classes] of one of `BASELINES`."""
     categorical = list(cut.categorical)
     numeric = [column for column in cut.context if column not in categorical]
     if name == "gradient boosting":
@@ -110,7 +110,7 @@ def predict_baseline(name: str, cut: Cut) -> np.ndarray[Any, Any]:
 
 
 def predict_tabpfn(checkpoint: Path, cut: Cut) -> np.ndarray[Any, Any]:
-    """Probabilities [held-out rows, classes] of the checkpoint, through the library."""
+    """Probabilities [held-out rows, classes] of the checkpoint, computed by tabpfn."""
     columns = list(cut.context.columns)
     model = TabPFNClassifier(
         model_path=str(checkpoint), device="cpu", inference_precision=torch.float32, random_state=0,
@@ -120,14 +120,18 @@ def predict_tabpfn(checkpoint: Path, cut: Cut) -> np.ndarray[Any, Any]:
 
 
 def auc(answers: np.ndarray[Any, Any], probabilities: np.ndarray[Any, Any]) -> float:
-    """ROC AUC; one-vs-rest, macro average for more than two classes."""
+    """ROC AUC; with more than two classes one-vs-rest, macro average."""
     if probabilities.shape[1] == 2:
         return float(roc_auc_score(answers, probabilities[:, 1]))
     return float(roc_auc_score(answers, probabilities / probabilities.sum(axis=1, keepdims=True), multi_class="ovr"))
 
 
 def evaluate(checkpoint: Path, num_splits: int, only: list[str] | None = None) -> dict[str, dict[str, list[float]]]:
-    """AUC of every split: {data set: {model: [...]}}."""
+    """ROC AUC of every split: {data set: {model: [...]}}.
+
+    Args:
+        only: names of data sets; all of them if not given.
+    """
     scores: dict[str, dict[str, list[float]]] = {}
     for name, cuts in data_sets(num_splits).items():
         if only and name not in only:
@@ -141,16 +145,17 @@ def evaluate(checkpoint: Path, num_splits: int, only: list[str] | None = None) -
 
 
 def print_table(scores: dict[str, dict[str, list[float]]]) -> None:
+    """Print the means of the splits, one data set in a line."""
     print(f"{'ROC AUC, mean of splits':<26}" + "".join(f"{model:>22}" for model in (TABPFN, *BASELINES)))
     for name, models in scores.items():
         print(f"{name:<26}" + "".join(f"{np.mean(models[model]):>22.4f}" for model in (TABPFN, *BASELINES)))
 
 
 def shortfalls(scores: dict[str, dict[str, list[float]]]) -> list[str]:
-    """What the checkpoint has to reach and does not; empty when it may be shipped.
+    """Where the checkpoint falls short of what a shipped checkpoint must reach; empty if it may be shipped.
 
-    On the sets of two and three classes: logistic regression within 0.01 on average and within 0.05 on each; on the
-    card simulator random forest. The ten-class set is reported only.
+    On the data sets of two and three classes it must come within 0.01 of logistic regression on average, and within
+    0.05 on each. On the simulated cards it must reach the random forest. The data set of ten classes is reported only.
     """
     mean = {
         name: {model: float(np.mean(values)) for model, values in models.items()} for name, models in scores.items()
@@ -167,11 +172,12 @@ def shortfalls(scores: dict[str, dict[str, list[float]]]) -> list[str]:
 
 
 def main() -> None:
+    """The command. Exits with 1 if the checkpoint falls short."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=EMBEDDED / "checkpoints" / "demo-v3.5.safetensors")
-    parser.add_argument("--splits", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", nargs="*", help="data sets; without it all, and the judgement")
+    parser.add_argument("--splits", type=int, default=5, help="splits of each data set")
+    parser.add_argument("--json", type=Path, help="write the scores of all splits to this file")
+    parser.add_argument("--only", nargs="*", help="names of data sets; without this option all, and the judgement")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -181,7 +187,7 @@ def main() -> None:
         arguments.json.write_text(json.dumps({"splits": arguments.splits, "roc_auc": scores}, indent=1) + "\n")
     if not arguments.only:
         found = shortfalls(scores)
-        print("reaches what it must" if not found else "falls short: " + "; ".join(found))
+        print("reaches what a shipped checkpoint must" if not found else "falls short: " + "; ".join(found))
         raise SystemExit(bool(found))
 
 

@@ -1,24 +1,27 @@
-"""Train the demo checkpoint from a seed: `python -m training.pretrain --out PATH`.
+"""Trains the demo checkpoint from a seed: `python -m training.pretrain --out PATH`.
 
-Each step every worker draws a batch of tables of one size, shows the network the labelled context rows, and scores the
-query rows by cross entropy; gradients are averaged over the workers. Tables are small and simple for the first
-`SMALL_STEPS` (cheap, and enough to learn what a label is), then of every size until `FULL_STEPS`, then of every
-mechanism and mostly of two classes, and during the decay of the sizes that are served. Matrices inside the blocks are
-trained by Muon, everything else by AdamW, with a warm-up, a plateau until `PLATEAU_STEPS` and a linear decay to the
-end.
+At each step every worker draws a batch of tables of one size, gives the network the labelled context rows, and scores
+the query rows by cross entropy. Gradients are averaged over the workers. The tables grow in stages:
 
-`--start-from` takes the weights of an earlier checkpoint and joins the schedule after `FULL_STEPS`: that is how the
-checkpoint in the package was made, from the one that it replaced.
+- until `SMALL_STEPS` they are small and simple, which is cheap and enough to learn what a label is;
+- until `FULL_STEPS` they have every size;
+- until `PLATEAU_STEPS` they come from every mechanism, mostly with two classes;
+- then, while the learning rate decays, they have the sizes of served tables.
 
-A step's tables depend on the seed, its number and the worker alone: an interrupted run goes on with `--resume`, and
-`--steps` may still be raised until the plateau ends.
+Muon trains the matrices inside the blocks, AdamW everything else. The learning rate warms up, is constant until
+`PLATEAU_STEPS`, and decays linearly to the end.
+
+`--start-from` takes the weights of an earlier checkpoint and joins the schedule after `FULL_STEPS`. The checkpoint in
+the package was made in this way from its predecessor.
+
+The tables of a step depend only on the seed, the number of the step and the worker. An interrupted run continues with
+`--resume`, and `--steps` may still be raised until the plateau ends.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import socket
 import time
 from collections.abc import Sequence
@@ -30,6 +33,7 @@ import torch
 from torch import distributed, multiprocessing, nn
 from torch.nn import functional
 
+from serve.core.files import atomic_write
 from training.checkpoint import build_network, load_weights, save_checkpoint
 from training.prior import BASIC_WEIGHTS, FINAL_WEIGHTS, FULL_WEIGHTS, Table, sample_table
 
@@ -42,7 +46,7 @@ SAVE_EVERY, LOG_EVERY = 100, 50
 
 @dataclass(frozen=True)
 class Stage:
-    """Which tables are drawn; numbers of rows and features are log-uniform over the ranges."""
+    """The tables of some steps. Numbers of rows and features are log-uniform over the ranges."""
 
     rows: tuple[int, int]
     features: tuple[int, int]
@@ -52,14 +56,14 @@ class Stage:
 
 SMALL = Stage((48, 256), (1, 32), BASIC_WEIGHTS)
 FULL = Stage((48, 1_200), (1, 32), FULL_WEIGHTS)
-# Tables of many classes have the largest losses, hence most of the gradient; what is served has two.
+# Tables of many classes have the largest losses and so most of the gradient, but served tables have two classes.
 BINARY = Stage((64, 600), (3, 32), FINAL_WEIGHTS, binary_share=0.85)
 FINAL = Stage((450, 1_600), (8, 32), FINAL_WEIGHTS, binary_share=0.85)
 
 
 @dataclass(frozen=True)
 class Run:
-    """What every worker is told."""
+    """The options of a run, the same for every worker."""
 
     num_steps: int
     seed: int
@@ -72,11 +76,12 @@ class Run:
 
     @property
     def first_step(self) -> int:
+        """The step at which the run joins the schedule."""
         return FULL_STEPS if self.start_from else 0
 
 
 def stage_of(step: int) -> Stage:
-    """The stage of a step."""
+    """The stage that a step belongs to."""
     if step < SMALL_STEPS:
         return SMALL
     if step < FULL_STEPS:
@@ -85,8 +90,12 @@ def stage_of(step: int) -> Stage:
 
 
 def draw_batch(seed: int, step: int, worker: int, stage: Stage) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Features float32 [rows, tables, features], labels int64 [rows, tables], and the number of context rows."""
-    shape = np.random.default_rng([seed, step])  # the same for all workers, so that none waits for another
+    """Draw the tables of one worker for one step.
+
+    Returns:
+        Features float32 [rows, tables, features], labels int64 [rows, tables], and the number of context rows.
+    """
+    shape = np.random.default_rng([seed, step])  # the same for all workers, so that no worker waits for another
     num_rows = int(np.exp(shape.uniform(np.log(stage.rows[0]), np.log(stage.rows[1]))))
     num_features = int(np.exp(shape.uniform(np.log(stage.features[0]), np.log(stage.features[1] + 1))))
     num_tables = int(np.clip(CELLS_PER_WORKER // (num_rows * (num_features + 4)), MIN_TABLES, MAX_TABLES))
@@ -99,14 +108,14 @@ def draw_batch(seed: int, step: int, worker: int, stage: Stage) -> tuple[torch.T
 
 
 def _usable_table(rng: np.random.Generator, num_rows: int, num_features: int, num_context: int, stage: Stage) -> Table:
-    while True:  # a context of one class teaches nothing; most tables pass at the first try
+    while True:  # a context of one class teaches nothing; most tables pass at the first attempt
         table = sample_table(rng, num_rows, num_features, stage.weights, stage.binary_share)
         if len(np.unique(table.labels[:num_context])) > 1:
             return table
 
 
 def batch_loss(network: nn.Module, features: torch.Tensor, labels: torch.Tensor, num_context: int) -> torch.Tensor:
-    """Mean cross entropy of the query rows; rows whose class the context does not show are left out."""
+    """Mean cross entropy of the query rows, without rows whose class does not occur in the context."""
     context_labels, targets = labels[:num_context], labels[num_context:].clone()
     logits = network(features, context_labels.float(), "multiclass")  # [query rows, tables, classes]
     for table in range(labels.shape[1]):
@@ -131,12 +140,12 @@ def make_optimizers(network: nn.Module) -> list[torch.optim.Optimizer]:
 
 
 def rate_factor(step: int, num_steps: int, first_step: int = 0) -> float:
-    """Warm-up from `first_step`, plateau, linear decay to zero."""
+    """The factor of the learning rate at a step: warm-up from `first_step`, plateau, linear decay to zero."""
     return min(1.0, (step - first_step + 1) / WARMUP_STEPS, (num_steps - step) / max(1, num_steps - PLATEAU_STEPS))
 
 
 def average_gradients(network: nn.Module, num_workers: int) -> None:
-    """One sum over all workers of all gradients, laid end to end; the regression head has none and is left alone."""
+    """Average all gradients over the workers, in place and in one exchange. The regression head has no gradients."""
     if num_workers == 1:
         return
     gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
@@ -146,7 +155,7 @@ def average_gradients(network: nn.Module, num_workers: int) -> None:
 
 
 def train(worker: int, run: Run) -> None:
-    """One worker's run of the schedule; worker 0 logs and saves."""
+    """Run the schedule as one of the workers. Worker 0 logs and saves."""
     torch.set_num_threads(run.threads)
     if run.num_workers > 1:
         distributed.init_process_group(
@@ -186,9 +195,8 @@ def _log(step: int, losses: list[float], seconds: float) -> None:
 def _save(out: Path, network: nn.Module, optimizers: list[torch.optim.Optimizer], step: int) -> None:
     save_checkpoint(network.state_dict(), out)
     states = [optimizer.state_dict() for optimizer in optimizers]
-    partial = out.with_suffix(".resume.tmp")
-    torch.save({"network": network.state_dict(), "optimizers": states, "step": step}, partial)
-    os.replace(partial, out.with_suffix(".resume.pt"))
+    with atomic_write(out.with_suffix(".resume.pt")) as part:
+        torch.save({"network": network.state_dict(), "optimizers": states, "step": step}, part)
 
 
 def _restore(path: Path, network: nn.Module, optimizers: list[torch.optim.Optimizer]) -> int:
@@ -200,14 +208,17 @@ def _restore(path: Path, network: nn.Module, optimizers: list[torch.optim.Optimi
 
 
 def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("training/out/demo-v3.5.safetensors"))
-    parser.add_argument("--steps", type=int, default=8_000)
+    parser.add_argument("--out", type=Path, default=Path("training/out/demo-v3.5.safetensors"), help="the checkpoint")
+    parser.add_argument("--steps", type=int, default=8_000, help="the last step of the schedule")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=2, help="processes; part of the recipe, as each draws its own")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch in each")
-    parser.add_argument("--resume", type=Path, help="the .resume.pt of an interrupted run")
-    parser.add_argument("--start-from", type=Path, help="a checkpoint to take the first weights from")
+    parser.add_argument(
+        "--workers", type=int, default=2, help="processes; each draws its own tables, so the result depends on it"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch in each process")
+    parser.add_argument("--resume", type=Path, help="the .resume.pt file of an interrupted run")
+    parser.add_argument("--start-from", type=Path, help="a checkpoint whose weights are the first weights")
     arguments = parser.parse_args()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:

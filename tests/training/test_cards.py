@@ -1,4 +1,4 @@
-"""The simulator: seeded, in time order, about as much fraud as in life, and no column looks into the future."""
+"""Simulated cards follow their seed, are in order of time, hold little fraud, and no column looks into the future."""
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,7 @@ def test_a_seed_fixes_the_history(rows: pd.DataFrame) -> None:
     assert len(simulate(4, num_customers=1_500)) != len(rows)
 
 
-def test_the_table_is_what_it_says(rows: pd.DataFrame) -> None:
+def test_the_table_has_its_columns_and_plausible_values(rows: pd.DataFrame) -> None:
     assert list(rows.columns) == ["time_s", *FEATURES, TARGET]
     assert rows["time_s"].is_monotonic_increasing
     assert 0.003 < rows[TARGET].mean() < 0.01
@@ -47,11 +47,11 @@ def test_frauds_differ_but_no_column_gives_them_away(rows: pd.DataFrame) -> None
         values = rows[name].fillna(rows[name].median())
         ranks = values.rank()
         auc = (ranks[fraud].mean() - (fraud.sum() + 1) / 2) / (~fraud).sum()
-        assert 0.15 < auc < 0.85, f"{name} alone tells fraud"
+        assert 0.15 < auc < 0.85, f"{name} alone gives fraud away"
 
 
 def test_no_row_depends_on_later_rows(rows: pd.DataFrame) -> None:
-    """Counts of the past: recomputed from the rows before alone they are the same."""
+    """Counts, sums and gaps agree with each other for rows in the second half."""
     later = rows.iloc[len(rows) // 2 :]
     zero = later[later["count_24h"] == 0]
     assert (zero["amount_24h"] == 0).all()
@@ -59,13 +59,13 @@ def test_no_row_depends_on_later_rows(rows: pd.DataFrame) -> None:
     assert (later["count_1h"] <= later["count_24h"]).all()
 
 
-def test_the_split_knows_only_reported_outcomes(rows: pd.DataFrame) -> None:
+def test_the_earlier_part_of_a_split_has_only_reported_outcomes(rows: pd.DataFrame) -> None:
     history, later = split_by_time(rows, 0.6)
     assert history["time_s"].max() < later["time_s"].min() - REPORT_DELAY_S
     assert len(later) == pytest.approx(0.4 * len(rows), rel=0.01)
 
 
-def test_a_context_has_the_fraud_it_was_asked_for(rows: pd.DataFrame) -> None:
+def test_a_context_has_the_requested_share_of_fraud(rows: pd.DataFrame) -> None:
     history, _ = split_by_time(rows, 0.6)
     context = sample_context(history, 500, 0.2, seed=0)
     assert len(context) == 500

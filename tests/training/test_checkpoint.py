@@ -1,4 +1,4 @@
-"""A checkpoint's weights serve a network whose cells hold fewer columns; anything else that differs is refused."""
+"""Weights of a checkpoint fit a network whose cells have fewer columns; any other difference is refused."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def test_weights_come_back_as_they_were_saved(tmp_path: Path) -> None:
         torch.testing.assert_close(tensor, network.state_dict()[name], rtol=0, atol=0)
 
 
-def test_the_first_column_of_a_cell_is_kept_and_all_else_is_as_it_was(tmp_path: Path) -> None:
+def test_the_first_column_of_a_cell_is_kept_and_all_other_weights_are_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "three-v3.5.safetensors"
     few_waves = {**CONFIG, "cell_ecdf_num_frequencies": 4}
     three = saved({**few_waves, "feature_group_size": 3}, path)
@@ -31,17 +31,17 @@ def test_the_first_column_of_a_cell_is_kept_and_all_else_is_as_it_was(tmp_path: 
     for name, tensor in one.state_dict().items():
         if not name.startswith(("x_embed.fourier", "x_embed.metadata")):
             torch.testing.assert_close(tensor, three.state_dict()[name], rtol=0, atol=0)
-    # a cell of three columns of which two are zero, and missing nothing, but for what zeros add
+    # a cell of three columns, of which two are zero and none is missing
     values, zeros = torch.randn(4, 1), torch.zeros(4, 2)
     alone = torch.cat([values, torch.zeros(4, 1), torch.rand(4, 1)], dim=-1)
     joined = torch.cat([values, zeros, torch.zeros(4, 3), alone[:, 2:], zeros], dim=-1)
     first, second = (network.x_embed.metadata_linear.weight for network in (one, three))
-    ranks = torch.tensor([6, 7, 8, 9, 10, 11, 12, 13])  # of the first of three, behind values and flags
+    ranks = torch.tensor([6, 7, 8, 9, 10, 11, 12, 13])  # of the first of three columns, after values and flags
     torch.testing.assert_close(first, second[:, torch.cat([torch.tensor([0, 3]), ranks])] * 3**0.5)
     assert one.x_embed(alone).shape == three.x_embed(joined).shape
 
 
-def test_further_waves_of_a_rank_weigh_nothing_at_first(tmp_path: Path) -> None:
+def test_further_waves_of_a_rank_have_no_weight_at_first(tmp_path: Path) -> None:
     path = tmp_path / "few-v3.5.safetensors"
     few = saved({**CONFIG, "cell_ecdf_num_frequencies": 3}, path)
     many = build_network({**CONFIG, "cell_ecdf_num_frequencies": 5})

@@ -1,4 +1,4 @@
-"""The training loop learns, saves what tabpfn loads, and goes on where it was cut off."""
+"""The training loop saves files that tabpfn loads, and continues an interrupted run exactly."""
 
 from pathlib import Path
 
@@ -55,18 +55,18 @@ def test_the_rate_warms_up_holds_and_decays() -> None:
     assert np.diff(factors[:100]).min() > 0
 
 
-def test_rows_of_a_class_that_the_context_lacks_are_left_out() -> None:
+def test_rows_of_a_class_that_is_not_in_the_context_are_left_out() -> None:
     torch.manual_seed(0)
     network = build_network()
     features = torch.randn(20, 1, 3)
     labels = torch.tensor([0, 1] * 8 + [2, 0, 1, 2]).reshape(20, 1)
     alone = labels.clone()
-    alone[16], alone[19] = 3, 5  # other classes that the context lacks as well
+    alone[16], alone[19] = 3, 5  # other classes that do not occur in the context either
     assert batch_loss(network, features, labels, 16) == batch_loss(network, features, alone, 16)
 
 
-def test_a_run_cut_off_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrain, "PLATEAU_STEPS", 4)  # so that no step knows where the schedule ends
+def test_an_interrupted_run_continues_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrain, "PLATEAU_STEPS", 4)  # so that no step depends on the end of the schedule
     whole, cut = tmp_path / "whole-v3.5.safetensors", tmp_path / "cut-v3.5.safetensors"
 
     def run(steps: int, out: Path, resume: Path | None) -> Run:
@@ -82,7 +82,7 @@ def test_a_run_cut_off_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch
         torch.testing.assert_close(resumed["network"][name], tensor, rtol=0, atol=0)
 
 
-def test_tabpfn_loads_what_is_saved(tmp_path: Path) -> None:
+def test_tabpfn_loads_a_saved_checkpoint(tmp_path: Path) -> None:
     out = tmp_path / "short-v3.5.safetensors"
     train(0, Run(2, seed=3, out=out, resume=None, num_workers=1, threads=1, port=0))
     rng = np.random.default_rng(0)

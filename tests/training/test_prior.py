@@ -1,6 +1,7 @@
 """Tables of the prior are usable and follow their seed."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.ensemble import RandomForestClassifier
@@ -35,7 +36,33 @@ def test_every_table_is_finite_or_missing(seed: int, rows: int, features: int, w
     np.testing.assert_array_equal(table.labels, again.labels)
 
 
-def test_the_prior_holds_what_it_promises() -> None:
+@pytest.mark.parametrize(
+    ("mechanism", "class_counts", "num_missing", "mean_size"),
+    [
+        (0, [145, 109, 46], 0, 1.0452),
+        (1, [28, 0, 47, 56, 55, 45, 46, 23], 180, 1.0649),
+        (2, [105, 62, 38, 52, 43], 76, 1.1466),
+        (3, [96, 204], 0, 0.71835),
+        (4, [188, 112], 0, 2.2436),
+        (5, [131, 169], 0, 2.4914),
+        (6, [70, 230], 0, 0.79805),
+        (7, [179, 121], 0, 0.77114),
+        (8, [6, 14, 25, 27, 11, 12, 205], 141, 5.5471),
+        (9, [18, 183, 43, 17, 14, 17, 8], 290, 15.562),
+        (10, [48, 252], 33, 177.94),
+    ],
+)
+def test_a_seed_draws_the_tables_that_the_shipped_checkpoint_was_trained_on(
+    mechanism: int, class_counts: list[int], num_missing: int, mean_size: float
+) -> None:
+    """A call of the generator that is added, removed or moved would train another checkpoint from the same seed."""
+    table = sample_table(np.random.default_rng([17, mechanism]), 300, 9, only(mechanism), 0.5)
+    assert np.bincount(table.labels).tolist() == class_counts
+    assert np.isnan(table.features).sum() == num_missing
+    assert np.nanmean(np.abs(table.features)) == pytest.approx(mean_size, rel=1e-4)
+
+
+def test_the_prior_has_gaps_imbalance_categories_and_many_classes() -> None:
     rng = np.random.default_rng(0)
     tables = [sample_table(rng, 200, 8, FULL_WEIGHTS) for _ in range(300)]
     assert any(np.isnan(table.features).any() for table in tables)
@@ -52,7 +79,7 @@ def test_the_share_of_two_classes_is_a_choice() -> None:
 
 
 def test_labels_can_be_learned_from_features() -> None:
-    """In most tables the nearest neighbour knows more than the class shares."""
+    """In most tables the label of the nearest neighbour says more than the class shares."""
     rng = np.random.default_rng(1)
     better = []
     for number in range(60):
@@ -68,7 +95,7 @@ def test_labels_can_be_learned_from_features() -> None:
     assert np.mean(better) > 0.75
 
 
-def test_columns_of_a_sum_tell_little_alone_and_much_together() -> None:
+def test_columns_of_a_sum_say_little_alone_and_much_together() -> None:
     rng = np.random.default_rng(3)
     only_sums = only(_ADDITIVE)
     alone, together = [], []
@@ -97,8 +124,8 @@ def test_a_log_has_zeros_codes_and_gaps_and_can_be_learned_from() -> None:
     assert np.mean(forest_scores(tables)) > 0.65
 
 
-def test_a_stream_holds_what_only_its_sequence_knows() -> None:
-    """Counts, missing first gaps and codes; and combinations of columns tell more than their sum."""
+def test_a_stream_has_columns_that_look_back() -> None:
+    """Counts, missing first gaps and codes; and labels can be learned from them."""
     rng = np.random.default_rng(5)
     tables = [sample_table(rng, 500, 14, only(_STREAMS), 1.0) for _ in range(40)]
     columns = [column for table in tables for column in table.features.T]
@@ -107,8 +134,8 @@ def test_a_stream_holds_what_only_its_sequence_knows() -> None:
     assert np.mean(forest_scores(tables)) > 0.75
 
 
-def test_payments_are_told_by_several_columns_together() -> None:
-    """Codes and gaps as scorers have them; who sees more columns knows more, so no single one gives a fraud away."""
+def test_frauds_among_payments_are_found_by_several_columns_together() -> None:
+    """Codes and gaps as scorers have them. More columns find more frauds, so no single column gives a fraud away."""
     scores = {}
     for num_columns in (3, 20):
         rng = np.random.default_rng(6)

@@ -1,38 +1,38 @@
-"""Tables computed from streams of events: a mechanism of the prior (`prior.py`) whose columns look back in time.
+"""Tables computed from streams of events: a mechanism whose columns look back in time.
 
-A log that is scored as it grows holds more than the event itself: how long ago the same party was last seen, how often
-and for how much in a window, how far this amount is from its usual one, what share of its earlier events turned out
-bad. Such columns cannot be drawn one by one, since they share the sequence that they are computed from. So a stream is
-drawn first (parties of a few kinds, whose events follow habits of time, place and partner), then episodes break the
-habits: bursts at one member, outbreaks that take a share of what passes one member, lone events. The columns follow
-from the sequence; what an event itself holds are the kinds of `events.py`, touched by an episode's way as they are
-there.
+A log that is scored as it grows holds more than the event itself: the time since the party's last event, its number
+of events and their sum in a window, the ratio of this amount to its usual one, the share of its earlier events that
+turned out bad. Such columns share the sequence that they are computed from, so they cannot be drawn one by one. A
+stream is drawn first: parties of a few kinds, whose events follow habits of time, place and partner. Then episodes
+break the habits: bursts at one member, outbreaks that take a share of the events of one member, single events. The
+columns that look back follow from the sequence. The columns of the event itself are the kinds of `columns.py`, and the
+anomaly of an episode disturbs them as in `events.py`.
 
-All parameters are drawn: parties, habits, ways, windows and delays alike. Nothing is taken from `cards.py`, whose
-tables the checkpoint is judged by; they are one more stream of this family, seen at no time in training.
+All parameters are drawn: parties, habits, anomalies, windows and delays. The tables of `training/cards.py`, which judge
+the checkpoint, are another stream of this family and are never seen in training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from training import events
-from training.events import Column, Floats, Hidden, Ints, Rng, Values, plain, unequal_shares
+from training.prior import columns as kinds
+from training.prior.columns import Column, Hidden, plain
+from training.prior.draws import Floats, Ints, Rng, Values, unequal_shares
+from training.prior.episodes import MAX_ORDINARY, choose_rows, draw_episodes, draw_outbreaks
+from training.prior.events import apply_anomaly, derive, hide_some, round_some
 from training.windows import Past
-
-MAX_ORDINARY = 6_000
 
 
 @dataclass(frozen=True)
 class _Party:
-    """The members of one kind of party: accounts, shops, machines, wards ..."""
+    """The members of one kind of party, such as accounts, shops, machines or wards."""
 
     group: Ints  # [members]
-    size: Values  # [members, 3] how large, how busy ...
+    size: Values  # [members, 3], such as how large and how busy a member is
     place: Values  # [members, 2]
     hour: Values  # [members] usual time of day
     activity: Values  # [members], sums to one
@@ -42,71 +42,68 @@ class _Party:
 class _Stream:
     """Events in order of time."""
 
-    time: Values  # [events] days
-    members: list[Ints]  # a member of each kind of party, [events] each
-    way: Ints  # [events], -1 for an ordinary one
-    strayed: Values  # [events] distance from where its first party should be, beside its partner's
+    time: Values  # [events], in days
+    members: list[Ints]  # for each kind of party, the member of each event [events]
+    anomaly: Ints  # [events], -1 for an ordinary event
+    strayed: Values  # [events], distance to add to that between the first party and its partner
 
 
 def sample_streams(rng: Rng, num_rows: int, num_features: int, num_classes: int) -> tuple[Floats, Ints]:
     """Features float32 [rows, features] with NaN, and labels int64 [rows] in `0..num_classes - 1`."""
     share = rng.uniform(0.06, 0.5)
-    stream, parties, class_of_way = _draw_stream(rng, num_rows, share, num_classes)
-    labels = np.where(stream.way < 0, 0, class_of_way[stream.way])
-    content = _draw_content(rng, stream, parties, len(class_of_way))
+    stream, parties, class_of_anomaly = _draw_stream(rng, num_rows, share, num_classes)
+    labels = np.where(stream.anomaly < 0, 0, class_of_anomaly[stream.anomaly])
+    content = _draw_content(rng, stream, parties, len(class_of_anomaly))
     columns = [_draw_column(rng, stream, parties, content, labels) for _ in range(num_features)]
     rows = choose_rows(rng, labels, np.arange(len(labels)), num_rows, share)
     features = np.stack([column.values for column in columns], axis=1)[rows]
-    events.derive(rng, features, columns)
-    events.round_some(rng, features, columns)
-    events.hide(rng, features, columns)
+    derive(rng, features, columns)
+    round_some(rng, features, columns)
+    hide_some(rng, features, columns)
     wrong = rng.random(num_rows) < rng.choice([0.0, 0.0, 0.01, 0.05])
     labels = np.where(wrong, rng.integers(0, num_classes, num_rows), labels[rows])
     return features.astype(np.float32), rng.permutation(num_classes)[labels]
-
-
-def choose_rows(rng: Rng, labels: Ints, turn: Ints | Values, num_rows: int, share: float) -> Ints:
-    """As contexts are made: more of the rare rows than there are in life; in the order of their turns or not."""
-    rare, usual = np.flatnonzero(labels > 0), np.flatnonzero(labels == 0)
-    num_rare = max(min(len(rare), int(share * num_rows)), num_rows - len(usual))
-    rows = np.concatenate([rng.permutation(rare)[:num_rare], rng.permutation(usual)[: num_rows - num_rare]])
-    return rows[np.argsort(turn[rows])] if rng.random() < 0.4 else rng.permutation(rows)
 
 
 # --- the sequence ----------------------------------------------------------------------------------------------------
 
 
 def _draw_stream(rng: Rng, num_rows: int, share: float, num_classes: int) -> tuple[_Stream, list[_Party], Ints]:
-    """A stream with enough events of both kinds, its parties, and the class of each way."""
+    """Draw a stream with enough ordinary and rare events.
+
+    Returns:
+        The stream, its parties, and the class of each anomaly.
+    """
     num_rare = int(share * num_rows * rng.uniform(1, 1.4)) + num_classes
     rarity = np.exp(rng.uniform(np.log(0.01), np.log(0.4)))
-    num_usual = max(num_rows, int(min(num_rare / rarity, MAX_ORDINARY)))  # enough, should no episode come about
+    num_usual = max(num_rows, int(min(num_rare / rarity, MAX_ORDINARY)))  # enough even if no episode has events
     num_days = float(np.exp(rng.uniform(np.log(3), np.log(120))))
     parties = [_draw_party(rng, num_usual) for _ in range(int(rng.integers(1, 4)))]
     usual = _ordinary(rng, parties, num_usual, num_days, nearest_of=int(rng.integers(1, 7)))
-    parts, class_of_way = [usual], []
-    num_ways = (num_classes - 1) * int(rng.integers(1, 6))
-    for number, part in enumerate(rng.dirichlet(np.full(num_ways, 2.0))):
+    parts, class_of_anomaly = [usual], []
+    num_anomalies = (num_classes - 1) * int(rng.integers(1, 6))
+    for number, part in enumerate(rng.dirichlet(np.full(num_anomalies, 2.0))):
         kind = 1 + number % max(1, num_classes - 1)
         size = max(1, int(part * num_rare))
         episodes = _outbreaks if rng.random() < 0.3 else _bursts
         made = episodes(rng, parties, usual, size, num_days)
-        for inner in range(int(made.way.max()) + 1):  # an episode's last event may have a way of its own
-            mask = made.way == inner
-            parts.append(_pick(made, mask, np.full(int(mask.sum()), len(class_of_way))))
-            class_of_way.append(kind)
+        for inner in range(int(made.anomaly.max()) + 1):  # the last events of episodes may have an anomaly of their own
+            mask = made.anomaly == inner
+            parts.append(_pick(made, mask, np.full(int(mask.sum()), len(class_of_anomaly))))
+            class_of_anomaly.append(kind)
     order = np.argsort(np.concatenate([part.time for part in parts]), kind="stable")
     together = _Stream(
         np.concatenate([part.time for part in parts])[order],
         [np.concatenate([part.members[kind] for part in parts])[order] for kind in range(len(parties))],
-        np.concatenate([part.way for part in parts])[order],
+        np.concatenate([part.anomaly for part in parts])[order],
         np.concatenate([part.strayed for part in parts])[order],
     )
-    return together, parties, np.array(class_of_way)
+    return together, parties, np.array(class_of_anomaly)
 
 
-def _pick(stream: _Stream, mask: NDArray[np.bool_], way: Ints) -> _Stream:
-    return _Stream(stream.time[mask], [members[mask] for members in stream.members], way, stream.strayed[mask])
+def _pick(stream: _Stream, mask: NDArray[np.bool_] | Ints, anomaly: Ints) -> _Stream:
+    """Some events of a stream, as events of another anomaly."""
+    return _Stream(stream.time[mask], [members[mask] for members in stream.members], anomaly, stream.strayed[mask])
 
 
 def _draw_party(rng: Rng, num_events: int) -> _Party:
@@ -134,35 +131,15 @@ def _ordinary(rng: Rng, parties: list[_Party], size: int, num_days: float, neare
 
 
 def _near(rng: Rng, home: Values, party: _Party, nearest_of: int, wanted: Values | None = None) -> Ints:
-    """For each home [n, 2] the nearest of a few members, drawn by activity and by the `wanted` share of groups."""
+    """For each home [n, 2] the nearest of a few members, drawn by activity and the `wanted` shares of groups."""
     chance = party.activity if wanted is None else party.activity * (wanted[party.group] + 1e-9)
     options = rng.choice(len(party.group), (len(home), nearest_of), p=chance / chance.sum())
     distance = np.linalg.norm(party.place[options] - home[:, None], axis=2)
     return options[np.arange(len(home)), distance.argmin(axis=1)]
 
 
-def draw_episodes(rng: Rng, size: int, mean_further: Sequence[float]) -> tuple[Ints, Ints]:
-    """Lengths of episodes with `size` events or a few more, and each event's place in its own."""
-    lengths = 1 + rng.poisson(rng.choice(mean_further), size)
-    lengths = lengths[: int(np.searchsorted(np.cumsum(lengths), size)) + 1]
-    return lengths, np.concatenate([np.arange(length) for length in lengths])
-
-
-def draw_outbreaks(rng: Rng, key: Ints, time: Values, num_days: float, span: float, size: int) -> Ints:
-    """Which events [up to `size`, at least one] pass through a few keys, each in a `span` of days of its own."""
-    share = rng.uniform(0.2, 1)
-    found = np.zeros(0, np.int64)
-    for member in key[rng.integers(0, len(key), 200)]:  # the busy are met more often
-        start = rng.uniform(0, max(num_days - span, 0.1))
-        inside = (key == member) & (time >= start) & (time <= start + span)
-        found = np.concatenate([found, np.flatnonzero(inside & (rng.random(len(inside)) < share))])
-        if len(found) >= size:
-            break
-    return found[:size] if len(found) else np.zeros(1, np.int64)
-
-
 def _bursts(rng: Rng, parties: list[_Party], usual: _Stream, size: int, num_days: float) -> _Stream:
-    """Several events of one member of the first party in a short time, with partners that are wanted, far or both."""
+    """Several events of one member of the first party in a short time, with partners of certain groups or far away."""
     del usual
     lengths, order = draw_episodes(rng, size, (0.0, 1.0, 2.0, 4.0, 8.0))
     first = np.repeat(rng.integers(0, len(parties[0].group), len(lengths)), lengths)
@@ -182,39 +159,42 @@ def _bursts(rng: Rng, parties: list[_Party], usual: _Stream, size: int, num_days
 
 
 def _outbreaks(rng: Rng, parties: list[_Party], usual: _Stream, size: int, num_days: float) -> _Stream:
-    """For some days a share of what passes through one member of a party: events as ordinary as any, repeated."""
+    """For some days a share of the ordinary events of one member of a party is repeated."""
     kind = int(rng.integers(len(parties)))
     found = draw_outbreaks(rng, usual.members[kind], usual.time, num_days, num_days * rng.uniform(0.03, 0.3), size)
     copies = _pick(usual, found, np.zeros(len(found), np.int64))
     return _Stream(
-        copies.time + rng.uniform(0, rng.choice([0.05, 0.5]), len(found)), copies.members, copies.way, copies.strayed
+        copies.time + rng.uniform(0, rng.choice([0.05, 0.5]), len(found)),
+        copies.members,
+        copies.anomaly,
+        copies.strayed,
     )
 
 
-# --- what an event holds ---------------------------------------------------------------------------------------------
+# --- the columns of an event itself ----------------------------------------------------------------------------------
 
-_CONTENT = (events.amount, events.amount, events.attribute, events.code, events.code, events.flag, events.clock)
+_CONTENT = (kinds.amount, kinds.amount, kinds.attribute, kinds.code, kinds.code, kinds.flag, kinds.clock)
 
 
-def _draw_content(rng: Rng, stream: _Stream, parties: list[_Party], num_ways: int) -> list[Column]:
-    """Columns of the events themselves, touched by the ways; the first is an amount."""
+def _draw_content(rng: Rng, stream: _Stream, parties: list[_Party], num_anomalies: int) -> list[Column]:
+    """Draw columns of the events themselves, disturbed by the anomalies. The first is an amount."""
     size = parties[0].size[stream.members[0]] + 0.5 * parties[-1].size[stream.members[-1]]
     columns = []
     for number in range(10):
         _, kind = rng.integers(len(parties)), rng.integers(len(parties))
         hidden = Hidden(parties[kind].group[stream.members[kind]], size)
-        columns.append((events.amount if number == 0 else _CONTENT[rng.integers(len(_CONTENT))])(rng, hidden))
+        columns.append((kinds.amount if number == 0 else _CONTENT[rng.integers(len(_CONTENT))])(rng, hidden))
     values = np.stack([column.values for column in columns], axis=1)
-    for way in range(num_ways):
-        events.apply_way(rng, values, columns, np.flatnonzero(stream.way == way))
-    return [Column(values[:, number], column.touch, column.is_code) for number, column in enumerate(columns)]
+    for anomaly in range(num_anomalies):
+        apply_anomaly(rng, values, columns, np.flatnonzero(stream.anomaly == anomaly))
+    return [Column(values[:, number], column.disturb, column.is_code) for number, column in enumerate(columns)]
 
 
 # --- columns that look back ------------------------------------------------------------------------------------------
 
 
 def _draw_column(rng: Rng, stream: _Stream, parties: list[_Party], content: list[Column], labels: Ints) -> Column:
-    """One column of the table, of a random kind."""
+    """Draw one column of the table, of a random kind."""
     if rng.random() < 0.4:
         return content[rng.integers(len(content))]
     kind = int(rng.integers(len(parties)))
@@ -229,7 +209,7 @@ def _draw_column(rng: Rng, stream: _Stream, parties: list[_Party], content: list
     if choice < 0.4:
         return plain(past.since_last())
     if choice < 0.5:
-        return plain(amounts / _usual(rng, members, amounts, stream.way < 0))
+        return plain(amounts / _usual(rng, members, amounts, stream.anomaly < 0))
     if choice < 0.63:
         delay = rng.choice([0.0, 0.5, 2.0, 5.0]) * rng.uniform(0.3, 1)
         return plain(past.reported(max(window, 2.0), delay, labels > 0))
@@ -248,7 +228,7 @@ def _draw_column(rng: Rng, stream: _Stream, parties: list[_Party], content: list
 
 
 def _usual(rng: Rng, members: Ints, amounts: Values, ordinary: NDArray[np.bool_]) -> Values:
-    """What the member usually has, known roughly: the geometric mean of its ordinary events."""
+    """The usual amount of each event's member, roughly known: the geometric mean of its ordinary events."""
     logs = np.log(np.maximum(amounts, 1e-6))
     size = int(members.max()) + 1
     count = np.bincount(members[ordinary], minlength=size)
