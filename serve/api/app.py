@@ -48,12 +48,17 @@ class App(FastAPI):
 
 
 def create_app(
-    predictor: Predictor, *, answers_request_id: bool = True, before_drain: Callable[[], Awaitable[None]] | None = None
+    predictor: Predictor,
+    *,
+    answers_request_id: bool = True,
+    before_drain: Callable[[], Awaitable[None]] | None = None,
+    render_metrics: Callable[[], Awaitable[bytes]] | None = None,
 ) -> App:
     """The app of one replica. Its lifespan starts, drains and closes `predictor`; an error of the start is raised.
 
     `answers_request_id=False` leaves the `x-request-id` of the answer to the server around the app; `before_drain` is
-    awaited first when the lifespan ends.
+    awaited first when the lifespan ends. `render_metrics` gives the text of `/metrics`, where that is more than the
+    metrics of this replica.
     """
     app = App(
         title="tabpfn-serve",
@@ -66,7 +71,7 @@ def create_app(
     )
     native = NativeDoor(predictor)
     native.mount(app)
-    HealthDoor(predictor).mount(app)
+    HealthDoor(predictor, render_metrics).mount(app)
     docs.mount(app)
     openapi.install(app, predictor)
     _answer_errors(app)

@@ -10,5 +10,7 @@ class ServerState(enum.StrEnum):
 
     STARTING = "starting"
     READY = "ready"
+    LAME_DUCK = "lame_duck"
+    """Not ready any more, so that a router sends no more requests, and every request is still served."""
     DRAINING = "draining"
     CLOSED = "closed"

@@ -89,7 +89,7 @@ class Predictor:
 
     @property
     def is_ready(self) -> bool:
-        """Requests are answered: started, not draining, the batching task alive and the device not hung."""
+        """Requests should be sent here: started, not stopping, the batching task alive and the device not hung."""
         return self._state is ServerState.READY and not self.failed
 
     @property
@@ -170,7 +170,7 @@ class Predictor:
         Raises InvalidInput, UnknownModel, TooLarge, NotReady, Overloaded, Draining, DeadlineExceeded, EngineError.
         """
         model = self.model(request.model)
-        if self._state is not ServerState.READY:
+        if self._state not in (ServerState.READY, ServerState.LAME_DUCK):
             raise Draining("this replica is shutting down; send the request again, another replica will take it")
         max_rows = self.settings.batching.max_request_rows
         if request.num_rows > max_rows:
@@ -183,9 +183,14 @@ class Predictor:
         if self._state is ServerState.STARTING:
             raise NotReady("models are being loaded and warmed up")
 
+    async def enter_lame_duck(self) -> None:
+        """Be not ready from now on, and serve every request as before. Nothing happens unless the replica is ready."""
+        if self._state is ServerState.READY:
+            self._enter(ServerState.LAME_DUCK)
+
     async def drain(self) -> None:
         """Admit no more requests and wait for the admitted ones, at most `drain_timeout_s`. May be called again."""
-        if self._state in (ServerState.STARTING, ServerState.READY):
+        if self._state in (ServerState.STARTING, ServerState.READY, ServerState.LAME_DUCK):
             self._enter(ServerState.DRAINING)
         await self._batcher.drain(self.settings.api.drain_timeout_s)
 

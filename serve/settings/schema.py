@@ -159,6 +159,13 @@ class ApiSettings(_Settings):
         gt=0,
         description="Most that a shutdown waits for admitted requests. Keep it below the orchestrator's kill timeout.",
     )
+    lame_duck_s: float = Field(
+        0.0,
+        ge=0,
+        description="How long a stopping server still serves every request while `/v2/health/ready` already answers "
+        "503. Set it where the load balancer learns of a stop only from that check: a little more than its interval "
+        "times its failure threshold. 0 stops at once.",
+    )
     keep_alive_s: float = Field(
         75.0,
         gt=0,

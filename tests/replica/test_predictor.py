@@ -49,6 +49,24 @@ async def test_it_answers_between_start_and_drain() -> None:
     assert predictor.state is ServerState.CLOSED
 
 
+async def test_a_lame_duck_is_not_ready_and_serves() -> None:
+    predictor = make()
+    await predictor.enter_lame_duck()
+    assert predictor.state is ServerState.STARTING, "nothing was served yet"
+    await predictor.start()
+    await predictor.enter_lame_duck()
+    assert predictor.state is ServerState.LAME_DUCK
+    assert not predictor.is_ready
+    assert not predictor.failed
+    assert b"tabpfn_ready 0.0" in predictor.recorder.render()
+    assert len((await predict(predictor, [RECORD])).outputs) == 1
+    await predictor.drain()
+    assert predictor.state is ServerState.DRAINING
+    await predictor.enter_lame_duck()
+    assert predictor.state is ServerState.DRAINING
+    await predictor.close()
+
+
 async def test_an_unknown_model_too_many_rows_and_bad_rows_are_refused() -> None:
     predictor = make(batching={"max_request_rows": 20})
     await predictor.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -21,8 +22,9 @@ Responses = dict[int | str, dict[str, Any]]
 class HealthDoor:
     """Live: the process answers. Ready: every model is warmed up and the replica is not draining."""
 
-    def __init__(self, predictor: Predictor) -> None:
+    def __init__(self, predictor: Predictor, render_metrics: Callable[[], Awaitable[bytes]] | None = None) -> None:
         self._predictor = predictor
+        self._render_metrics = render_metrics
 
     def mount(self, app: FastAPI) -> None:
         alive: Responses = {200: {"description": "Alive."}}
@@ -59,4 +61,6 @@ class HealthDoor:
         return Response(status_code=self._status())
 
     async def metrics(self, _: Request) -> Response:
-        return Response(self._predictor.recorder.render(), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
+        render = self._render_metrics
+        text = self._predictor.recorder.render() if render is None else await render()
+        return Response(text, headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})

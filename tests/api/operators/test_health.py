@@ -8,6 +8,7 @@ import httpx
 from api_harness import MakePredictor
 from prometheus_client.parser import text_string_to_metric_families
 
+from serve.api import create_app
 from serve.replica.predictor import Predictor
 
 Unstarted = Callable[[Predictor], httpx.AsyncClient]
@@ -46,3 +47,14 @@ async def test_metrics_are_what_prometheus_reads(client: httpx.AsyncClient) -> N
     families = {family.name: family for family in text_string_to_metric_families(response.text)}
     assert [sample.value for sample in families["tabpfn_ready"].samples] == [1]
     assert {sample.labels["model"] for sample in families["tabpfn_model_info"].samples} == {"fraud", "price"}
+
+
+async def test_the_text_of_metrics_may_come_from_elsewhere(make_predictor: MakePredictor) -> None:
+    async def render() -> bytes:
+        return b"of_every_replica 1\n"
+
+    app = create_app(make_predictor(), render_metrics=render)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        response = await client.get("/metrics")
+    assert response.content == b"of_every_replica 1\n"
+    assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
