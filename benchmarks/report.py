@@ -17,15 +17,22 @@ from matplotlib.figure import Figure
 from benchmarks import figures
 from benchmarks.command_line import command_parser, read_run
 from benchmarks.offline.plot import draw_engine
-from benchmarks.online import plots
 from benchmarks.online.load_plot import draw_load
+from benchmarks.online.mixed_plot import draw_mixed
+from benchmarks.online.mlperf_plot import draw_mlperf
+from benchmarks.online.overhead_plot import draw_overhead
+from benchmarks.online.search_plot import draw_search
+from benchmarks.peers.plot import draw_peers
 from benchmarks.simulation.plot import draw_simulation
 
 PLOTS: Mapping[str, Callable[[Mapping[str, Any]], Figure]] = {
     "offline-engine": draw_engine,
     "online-load": draw_load,
-    "online-search": plots.draw_search,
-    "online-peers": plots.draw_peers,
+    "online-search": draw_search,
+    "online-mixed": draw_mixed,
+    "online-overhead": draw_overhead,
+    "online-mlperf": draw_mlperf,
+    "online-peers": draw_peers,
     "simulation": draw_simulation,
 }
 """The plot of each kind of run."""

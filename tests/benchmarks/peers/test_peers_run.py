@@ -13,10 +13,10 @@ import pytest
 
 from benchmarks.machine import ROOT, envelope, write_json
 from benchmarks.online.bisection import SearchSettings
-from benchmarks.online.plots import draw_peers
 from benchmarks.online.probe import ProbeSettings
 from benchmarks.peers import environments
 from benchmarks.peers.__main__ import table
+from benchmarks.peers.plot import draw_peers
 from benchmarks.peers.rounds import Plan, run_rounds, summarise_systems
 from benchmarks.peers.systems import SYSTEMS, System
 from benchmarks.report import plot
@@ -72,13 +72,13 @@ async def test_a_run_of_stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     write_json(run, tmp_path / "peers.json")
     plot(json.loads((tmp_path / "peers.json").read_text()), tmp_path / "peers.png")
     assert (tmp_path / "peers.png").read_bytes().startswith(b"\x89PNG")
-    for load in rates:  # where no peer sustains any rate with the library's engine, the other is drawn
+    for load in rates:  # where no peer sustains a rate with tabpfn's engine, the other load is drawn
         latency = draw_peers({**run, "rates": {load: 30}}).axes[1]
         assert sum(bar.get_width() > 0 for bar in latency.patches) >= 2
-        assert latency.get_xlabel().endswith("at 30/s")
-    both = [{"purpose": "half_load", "rate": 12.4}, {"purpose": "half_load", "rate": 30.0}]
+        assert latency.get_title().endswith("\n30 requests per second")
+    both = [{"system": "stub", "purpose": "half_load", "rate": rate, "void": True} for rate in (12.4, 30.0)]
     older = draw_peers({**run, "rates": {"half_load": 30}, "results": both}).axes[1]
-    assert older.get_xlabel().endswith("at 12 to 30/s")
+    assert older.get_title().endswith("\n12 to 30 requests per second")
     printed = table(found)
     assert "liar FAILED: WrongAnswers" in printed
     assert len(printed.splitlines()) == 1 + len(systems) + 2 + 2
