@@ -1,11 +1,11 @@
-"""Our own test-only forward passes, one file per TabPFN architecture (v2.6 runs by v2_5.py), and what they share.
+"""Compiled test-only forward passes: one file per TabPFN architecture (v2_5.py also runs v2.6), and their shared parts.
 
-Each computes what the library's network computes for test rows given a KV cache, from the same weights, for many
-members at once. What the library decides anew in each call (constants of the decoder, of attention
-scaling, of the labels; layouts; casts) is decided once, when the forward is built. None of them asks the device for a
-value, so that a call can be recorded as a CUDA graph.
+Each file computes what tabpfn's network computes for test rows given a KV cache: from the same weights, and for many
+members at once. What tabpfn decides anew in each call is decided once, when the forward pass is built: constants of
+the decoder, of attention scaling and of the labels, layouts, casts. A forward pass never asks the device for a value,
+so a call can be recorded as a CUDA graph.
 
-An architecture without a file here is served by the library's own forward.
+An architecture without a file here is answered by tabpfn's own forward pass.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import torch
 
 @dataclass(frozen=True)
 class Group:
-    """Members of equal width.
+    """Members whose prepared rows have the same width.
 
     Attributes:
-        caches: the library's KV caches, whose batch axes laid end to end hold the members.
-        targets: float32 [members, context rows] as the network was given them.
-        columns: int64 [members, width]; columns of one number hold the same values whatever the rows, so a forward may
-            compute them once. None: none are known to.
+        caches: tabpfn's KV caches; their batch axes, joined in order, hold the members.
+        targets: float32 [members, context rows], as given to the network.
+        columns: int64 [members, width]. Columns of one number hold the same values for any rows, so a forward pass may
+            compute them once. None where no columns are known to be equal.
     """
 
     caches: Sequence[Any]
@@ -34,24 +34,24 @@ class Group:
 
 
 class Forward(Protocol):
-    """Test rows of one or more groups to logits."""
+    """Takes the test rows of one or more groups to logits."""
 
     def __call__(self, *rows: torch.Tensor) -> torch.Tensor:
-        """Logits of test rows; each row's depend on that row and the cache alone.
+        """Logits of test rows. A row's logits depend on that row and the cache alone.
 
         Args:
-            rows: of each group, float32 [members, rows, width], every member's preprocessed rows, on the cache's
-                device; as many of each.
+            rows: one tensor per group, with equal numbers of rows: float32 [members, rows, width], every member's
+                preprocessed rows, on the cache's device.
 
         Returns:
-            float32 [members, rows, outputs], groups end to end: class logits up to `max_num_classes`, or the
-            regressor's bar logits, with the class order of each member's own permutation.
+            float32 [members, rows, outputs], the members of all groups in order: class logits up to `max_num_classes`
+            in the class order of the member's own permutation, or the regressor's bar logits.
         """
         ...
 
 
 class Builder(Protocol):
-    """`build` of every architecture's file."""
+    """The function `build` of every architecture's file."""
 
     def __call__(
         self,
@@ -61,13 +61,14 @@ class Builder(Protocol):
         dtype: torch.dtype,
         kv_dtype: torch.dtype | None = None,
     ) -> Forward:
-        """The forward of groups with as many context rows each. They pass together where width no longer tells them
-        apart, so that the weights of these stages are read once a call.
+        """The forward pass of groups with equal numbers of context rows.
+
+        The groups run together in the stages that do not depend on width, so a call reads their weights once.
 
         Args:
-            network: tabpfn's own module.
+            network: tabpfn's module.
             task_type: "multiclass" or "regression".
-            dtype: precision of the weights (sums, norms and softmax stay in float32).
-            kv_dtype: of the cached keys and values, and of attention to them; None takes `dtype`.
+            dtype: number format of the weights; sums, norms and softmax stay in float32.
+            kv_dtype: number format of the cached keys and values and of attention to them; None takes `dtype`.
         """
         ...

@@ -1,9 +1,9 @@
-"""What the processor multiplies fast, by which kernels are chosen on a CPU.
+"""Which products the processor multiplies fast; the kernels on a CPU are chosen by it.
 
-Two kinds were measured. With AMX (Intel, from Sapphire Rapids on) bfloat16 products are so fast that all the rest
-decides, such as converting to and fro. Without it they have about twice the speed of float32 ones, in any width (AMD
-EPYC with AVX-512: 215 against 94 GFLOP/s a core). What holds for one kind does not for the other. The kind is asked for
-and never timed: replicas on like machines answer alike.
+Two kinds of processor were measured. With AMX (Intel, from Sapphire Rapids on) bfloat16 products are so fast that other
+work decides, such as conversions. Without AMX bfloat16 products have about twice the speed of float32 ones at any width
+(AMD EPYC with AVX-512: 215 against 94 GFLOP/s a core). What is true of one kind is false of the other. The kind is read
+from the processor and never timed, so that replicas on equal machines answer alike.
 """
 
 from __future__ import annotations
@@ -15,5 +15,5 @@ import torch
 
 @functools.cache
 def has_amx() -> bool:
-    """Whether torch's kernels multiply by AMX here: the processor has it and the kernel of the system permits it."""
+    """Whether torch multiplies with AMX here: the processor has it and the system's kernel permits it."""
     return bool(torch.cpu._is_amx_tile_supported())

@@ -1,43 +1,18 @@
-"""Test rows through tabpfn_v2 from its KV cache: every member of a cache group in one pass.
+"""The test-only forward pass of tabpfn_v2: the layers of `v2_layers.py` on cells that the cache's statistics describe.
 
-v2.5 and v2.6 (v2_5.py) run through the same layers, on cells that they prepare in another order.
-
-What is always true:
-- `TabPFNV2.forward(x, kv_cache=..., x_is_test_only=True)` is the reference (tabpfn/architectures/tabpfn_v2.py). It
-  runs one member at a time; the members share the weights, so here they are one more batch axis;
-- whatever depends on cache and weights alone is computed in `build`: which column goes where, the scaling, the columns'
-  random embeddings (drawn on the device that serves, as the library draws them), the target column, fused weights;
-- keys and values have a single head, so all query heads of all rows of a column form one matrix [rows * heads,
-  head_dim]: a column's context is read once per call, not once per head. The softmax scale is folded into the keys.
-  Between columns it is not folded into the weights: tokens are not normed before the first layer, a far-off cell's
-  products are hundreds large and cancel in a score, and a weight rounded elsewhere than the library's shows;
-- keys are centred over the context: a constant added to every score of a query leaves its softmax as it is, and a score
-  near zero keeps more digits in low precision. Values are centred likewise, their mean returns behind the projection;
-- the residual stream, norms, embeddings and the output head are float32; `dtype` is that of the products in between;
-- the answer is read off the target column, so the last layer is computed for that column only;
-- rows meet nowhere: what would be large is cut along rows or columns by shapes alone, never by values.
+`TabPFNV2.forward(x, kv_cache=..., x_is_test_only=True)` is the reference (tabpfn/architectures/tabpfn_v2.py).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from serve.engine.forward import Forward, Group
-from serve.engine.forward.attention import BITS, MAX_EXP_SCORE, attend_tiled, attend_tokens
-from serve.engine.forward.layers import MAX_CUDA_GRID, Norm, Product
-from serve.engine.forward.processor import has_amx
 from serve.engine.forward.v2_cells import Cells, draw_columns, find_sources
-
-_MANY_QUERIES = 64
-# The widest activation (the MLP's hidden layer) of one pass; more rows go in several passes.
-_MAX_HIDDEN_BYTES = 256 * 2**20
+from serve.engine.forward.v2_layers import CellsForward, side_by_side
 
 
 def build(
@@ -47,60 +22,14 @@ def build(
     dtype: torch.dtype,
     kv_dtype: torch.dtype | None = None,
 ) -> Forward:
-    """See serve.engine.forward.Builder. Caches are TabPFNV2Cache of equal width in a group; both tasks run alike."""
-    # The cache holds the target column's embedding; cells are cheap, and no two members' attend alike.
+    """See `serve.engine.forward.Builder`. The caches are of TabPFNV2Cache."""
+    # Neither the task nor shared columns matter: the cache holds the target column's embedding, and cells are cheap.
     del task_type
     with torch.inference_mode():
         return side_by_side([
             CellsForward(network, group.caches, _read_cells(network, group.caches), dtype, kv_dtype or dtype)
             for group in groups
         ])  # fmt: skip
-
-
-def side_by_side(forwards: Sequence[Callable[[torch.Tensor], torch.Tensor]]) -> Forward:
-    """Groups each by its own forward: their width tells them apart to the end."""
-
-    def run(*rows: torch.Tensor) -> torch.Tensor:
-        answers = [forward(part) for forward, part in zip(forwards, rows, strict=True)]
-        return answers[0] if len(answers) == 1 else torch.cat(answers)
-
-    return run
-
-
-class CellsForward:
-    """Of one group: float32 [members, rows, width] to float32 [members, rows, outputs]."""
-
-    def __init__(
-        self, network: Any, caches: Sequence[Any], cells: Cells, dtype: torch.dtype, kv_dtype: torch.dtype
-    ) -> None:
-        self._num_members, self._cells = len(cells.target), cells
-        self._layers = []
-        for index, block in enumerate(network.blocks):
-            entries = [cache.kv[index] for cache in caches]
-            is_last = index == len(network.blocks) - 1
-            self._layers.append(_read_layer(block, entries, self._num_members, is_last, dtype, kv_dtype))
-        hidden, _, output = network.output_projection
-        self._head = [(layer.weight.detach().float(), layer.bias.detach().float()) for layer in (hidden, output)]
-        self._max_rows = self._limit_rows(max(network.hidden_size, *map(len, cells.projections)))
-
-    def _limit_rows(self, hidden_size: int) -> int:
-        row_bytes = self._num_members * (self._cells.num_groups + 1) * hidden_size * torch.float32.itemsize
-        row_cells = self._num_members * self._layers[0].num_heads
-        return max(1, min(_MAX_HIDDEN_BYTES // row_bytes, MAX_CUDA_GRID // row_cells))
-
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
-            starts = range(0, rows.shape[1], self._max_rows)
-            passes = [self._pass(rows[:, start : start + self._max_rows]) for start in starts]
-            return passes[0] if len(passes) == 1 else torch.cat(passes, dim=1)
-
-    def _pass(self, rows: torch.Tensor) -> torch.Tensor:
-        tokens = self._cells.embed(rows)
-        for layer in self._layers:
-            tokens = layer.apply(tokens)
-        (hidden, hidden_bias), (output, output_bias) = self._head
-        inner = functional.gelu(functional.linear(tokens[:, :, -1], hidden, hidden_bias))
-        return functional.linear(inner, output, output_bias)
 
 
 def _read_cells(network: Any, caches: Sequence[Any]) -> Cells:
@@ -122,133 +51,3 @@ def _read_cells(network: Any, caches: Sequence[Any]) -> Cells:
         used=stack("ng_non_constant_mask"),
         num_used=stack("ng_num_used_features"),
     )
-
-
-@dataclass(frozen=True, eq=False)
-class _Layer:
-    """`TabPFNBlock.forward` with `cached_kv`: attention between columns, attention to the context, MLP, each normed.
-
-    Products in the weights' dtype. It answers for the last `num_kept` columns: all, or the target's alone.
-    """
-
-    num_heads: int
-    num_kept: int
-    norms: Sequence[Callable[[torch.Tensor], torch.Tensor]]
-    between_columns: Product  # [3 * emsize, emsize]: query, key, value
-    between_columns_out: Product
-    query: Product
-    query_out: Product
-    keys: torch.Tensor  # [members * kept columns, head_dim, context], centred, times BITS / sqrt(head_dim)
-    values: torch.Tensor  # [members * kept columns, context, head_dim], centred
-    is_bounded: bool  # no score is beyond MAX_EXP_SCORE, whatever the tokens
-    mean_out: torch.Tensor  # float32 [members, 1, kept columns, emsize]: the values' mean, projected
-    widen: Product
-    narrow: Product
-
-    def apply(self, tokens: torch.Tensor) -> torch.Tensor:
-        """float32 [members, rows, columns, emsize], overwritten; the kept columns of the next layer's."""
-        kept = tokens[:, :, -self.num_kept :]
-        kept = self.norms[0](kept.add_(self._attend_columns(tokens)))
-        kept = self.norms[1](kept.add_(self._attend_context(kept)).add_(self.mean_out))
-        return self.norms[2](kept.add_(self.narrow(self.widen.gelu(kept))))
-
-    def _attend_columns(self, tokens: torch.Tensor) -> torch.Tensor:
-        """AlongRowAttention of all members' rows at once."""
-        members, rows, columns, emsize = tokens.shape
-        fused = self.between_columns(tokens)
-        query, key, value = fused.view(members * rows, columns, 3, self.num_heads, -1).unbind(2)
-        query, scale = query[:, -self.num_kept :], 1 / math.sqrt(query.shape[-1])
-        if query.device.type == "cpu":
-            query, key, value = (part.transpose(0, 1) for part in (query, key, value))
-            mixed = attend_tokens(query, key, value, scale=scale).transpose(0, 1)
-        else:
-            query, key, value = (part.transpose(1, 2) for part in (query, key, value))
-            mixed = functional.scaled_dot_product_attention(query, key, value, scale=scale).transpose(1, 2)
-        return self.between_columns_out(mixed.reshape(members, rows, self.num_kept, emsize))
-
-    def _attend_context(self, tokens: torch.Tensor) -> torch.Tensor:
-        """AlongColumnAttention to the cached head, each column's rows and heads folded into one matrix."""
-        members, rows, columns, emsize = tokens.shape
-        query = self.query(tokens).transpose(1, 2)
-        query = query.reshape(members * columns, rows * self.num_heads, -1)
-        query = query.to(self.keys.dtype)
-        if _tiled(self.keys, query.shape[1]):
-            mixed = attend_tiled(query, self.keys, self.values, is_bounded=self.is_bounded)
-        else:
-            mixed = _attend_fused(query, self.keys, self.values)
-        return self.query_out(mixed.view(members, columns, rows, emsize)).transpose(1, 2)
-
-
-def _read_layer(
-    block: Any, entries: Sequence[Any], num_members: int, is_last: bool, dtype: torch.dtype, kv_dtype: torch.dtype
-) -> _Layer:
-    across, along = block.per_sample_attention_between_features, block.per_column_attention_between_cells
-    key, value = (torch.cat(parts)[:, :, 0].float() for parts in zip(*((e.key, e.value) for e in entries), strict=True))
-    num_columns = key.shape[0] // num_members
-    num_kept = 1 if is_last else num_columns
-    if is_last:
-        key, value = key[num_columns - 1 :: num_columns], value[num_columns - 1 :: num_columns]
-    mean = value.mean(1, keepdim=True)
-    # Every query head adds the same mean; the projection sees it once per head.
-    mean_out = functional.linear(mean.repeat(1, 1, along.num_heads), along.out_projection.weight.float())
-    exact_keys = (key - key.mean(1, keepdim=True)) / math.sqrt(along.head_dim)
-    keys = (exact_keys * BITS).to(kv_dtype)
-
-    def product(*linears: Any) -> Product:
-        """Of their outputs end to end."""
-        return Product(torch.cat([linear.weight.detach() for linear in linears]).to(dtype))
-
-    return _Layer(
-        num_heads=along.num_heads,
-        num_kept=num_kept,
-        norms=[_read_norm(norm) for norm in (block.layernorm_mha1, block.layernorm_mha2, block.layernorm_mlp)],
-        between_columns=product(across.q_projection, across.k_projection, across.v_projection),
-        between_columns_out=product(across.out_projection),
-        query=product(along.q_projection),
-        query_out=product(along.out_projection),
-        keys=_lay_out(keys),
-        values=(value - mean).to(kv_dtype).contiguous(),
-        is_bounded=_largest_score(block.layernorm_mha1, along, exact_keys) <= MAX_EXP_SCORE,
-        mean_out=mean_out.view(num_members, 1, num_kept, -1),
-        widen=product(block.mlp[0]),
-        narrow=product(block.mlp[2]),
-    )
-
-
-def _largest_score(norm: Any, attention: Any, keys: torch.Tensor) -> float:
-    """No query that comes of a normed token scores higher with one of `keys` [columns, context, head_dim].
-
-    A normed token's length is the root of its width, times its weights where it has some. What a key makes of it, over
-    all heads, is the length of the key in each head's metric, W W^T.
-    """
-    heads = attention.q_projection.weight.detach().float().unflatten(0, (-1, keys.shape[-1]))
-    weight = getattr(norm, "weight", None)
-    heads = heads if weight is None else heads * weight.detach().float()
-    longest = max(float((keys @ metric).mul_(keys).sum(-1).amax()) for metric in heads @ heads.transpose(1, 2))
-    return math.sqrt(max(longest, 0.0) * heads.shape[-1])
-
-
-def _read_norm(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """v2.6's has weights; the others' none."""
-    if isinstance(module, torch.nn.RMSNorm):
-        return Norm(module.weight.detach().float(), module.eps)
-    return partial(functional.layer_norm, normalized_shape=module.normalized_shape, eps=module.eps)
-
-
-def _tiled(keys: torch.Tensor, num_queries: int) -> bool:
-    """Which kernel, by measurement: on a CPU tiles of batched products, but with AMX the fused one for many queries in
-    bfloat16 (192 queries to 1,000 keys: 10 ms against 15; without AMX 6.6 against 4.6); on CUDA always that one."""
-    if keys.device.type != "cpu" or keys.dtype == torch.float16:
-        return False
-    return keys.dtype == torch.float32 or num_queries < _MANY_QUERIES or not has_amx()
-
-
-def _lay_out(keys: torch.Tensor) -> torch.Tensor:
-    """[columns, context, head_dim] as [columns, head_dim, context], in the memory order fastest for its kernel."""
-    transposed = keys.transpose(1, 2)
-    return transposed.contiguous() if keys.device.type == "cpu" and keys.dtype == torch.float32 else transposed
-
-
-def _attend_fused(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    key = keys.transpose(1, 2).unsqueeze(1)
-    return functional.scaled_dot_product_attention(query[:, None], key, values[:, None], scale=1 / BITS)[:, 0]

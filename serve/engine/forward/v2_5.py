@@ -1,15 +1,15 @@
-"""Test rows through tabpfn_v2_5 or tabpfn_v2_6 from their KV caches: v2's layers (v2.py) on other cells.
+"""The test-only forward pass of tabpfn_v2_5 and tabpfn_v2_6: v2's layers (`v2_layers.py`) on other cells.
 
-How they differ from v2, in what a test row meets:
-- columns that are constant in the context are taken out before columns are grouped, not within each group. Each member
-  of a group may so keep another number of columns, and have another number of tokens; those of equal number share a
-  pass;
-- what stands in for a missing value is the scaler's mean, which is that of the finite values;
+They differ from v2 as follows:
+- columns that are constant in the context are removed before columns are grouped, not within each group. So members of
+  a group may keep different numbers of columns, and have different numbers of tokens. Members with equal numbers share
+  a pass;
+- the scaler's mean, which is that of the finite values, replaces a missing value;
 - a group's embedding may have a hidden layer (`encoder_type="mlp"`);
-- the columns' random embeddings come from a table inside tabpfn where it is as wide as they are (emsize 192, the
-  default); else, and past the table's 2,000 columns, they are drawn on the device, as in v2;
-- the hidden layers are half as wide; v2.6 norms by the root mean square, with weights;
-- thinking rows: they stand before the context's in the cached keys and values, and need nothing here.
+- the columns' random embeddings come from a table inside tabpfn where its width is theirs (emsize 192, the default).
+  Otherwise, and past the table's 2,000 columns, they are drawn on the device, as in v2;
+- the hidden layers are half as wide; v2.6 has RMS norms with weights;
+- thinking rows precede the context's rows in the cached keys and values, and need no code here.
 
 `TabPFNV2p5.forward` and `TabPFNV2p6.forward` (x_is_test_only=True) are the reference.
 """
@@ -23,11 +23,11 @@ import torch
 from torch.nn import functional
 
 from serve.engine.forward import Forward, Group
-from serve.engine.forward.v2 import CellsForward, side_by_side
 from serve.engine.forward.v2_cells import Cells, draw_columns, find_sources
+from serve.engine.forward.v2_layers import CellsForward, side_by_side
 
 _SEED = 42
-"""Of the columns' embeddings, in `_add_column_embeddings`."""
+"""Seed of the columns' embeddings in tabpfn's `_add_column_embeddings`."""
 
 
 def build(
@@ -37,8 +37,8 @@ def build(
     dtype: torch.dtype,
     kv_dtype: torch.dtype | None = None,
 ) -> Forward:
-    """See serve.engine.forward.Builder. Caches are of equal width in a group; both tasks run alike."""
-    # The cache holds the target column's embedding; cells are cheap, and no two members' attend alike.
+    """See `serve.engine.forward.Builder`. The caches are of TabPFNV2p5Cache or TabPFNV2p6Cache."""
+    # Neither the task nor shared columns matter: the cache holds the target column's embedding, and cells are cheap.
     del task_type
     with torch.inference_mode():
         return side_by_side([_build_group(network, group.caches, dtype, kv_dtype or dtype) for group in groups])
@@ -46,24 +46,24 @@ def build(
 
 def _build_group(
     network: torch.nn.Module, caches: Sequence[Any], dtype: torch.dtype, kv_dtype: torch.dtype
-) -> CellsForward | _Apart:
-    alike: dict[int, list[int]] = {}
+) -> CellsForward | _SplitForward:
+    by_columns: dict[int, list[int]] = {}
     for index, cache in enumerate(caches):
-        alike.setdefault(_count_columns(cache), []).append(index)
-    groups = [[caches[index] for index in indices] for indices in alike.values()]
-    forwards = [CellsForward(network, some, _read_cells(network, some), dtype, kv_dtype) for some in groups]
+        by_columns.setdefault(_count_columns(cache), []).append(index)
+    groups = [[caches[index] for index in indices] for indices in by_columns.values()]
+    forwards = [CellsForward(network, group, _read_cells(network, group), dtype, kv_dtype) for group in groups]
     if len(forwards) == 1:
         return forwards[0]
     sizes, device = [cache.train_shape[0] for cache in caches], caches[0].test_y_embedding.device
     positions = torch.split(torch.arange(sum(sizes), device=device), sizes)
-    return _Apart(forwards, [torch.cat([positions[index] for index in indices]) for indices in alike.values()])
+    return _SplitForward(forwards, [torch.cat([positions[i] for i in indices]) for indices in by_columns.values()])
 
 
-class _Apart:
-    """Members of several numbers of columns, a pass for each number.
+class _SplitForward:
+    """The forward pass of a group whose members differ in their number of columns: one pass for each number.
 
     Args:
-        members: int64, the positions of each forward's members among all.
+        members: the positions of each pass's members in the group; int64.
     """
 
     def __init__(self, forwards: Sequence[CellsForward], members: Sequence[torch.Tensor]) -> None:
@@ -72,12 +72,12 @@ class _Apart:
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
-            answers = [forward(rows.index_select(0, some)) for forward, some in self._parts]
+            answers = [forward(rows.index_select(0, positions)) for forward, positions in self._parts]
             return torch.cat(answers).index_select(0, self._in_order)
 
 
 def _count_columns(cache: Any) -> int:
-    """Columns of tokens, the target's included."""
+    """Number of columns of tokens, the target column included."""
     return int(cache.kv[0].key.shape[0]) // int(cache.train_shape[0])
 
 
@@ -88,7 +88,7 @@ def _read_cells(network: Any, caches: Sequence[Any]) -> Cells:
     kept = stack("feature_state", "column_mask").bool()
     num_groups, embedder = _count_columns(caches[0]) - 1, network.feature_group_embedder
     mean, width = stack("scaler_cache", "mean"), kept.shape[1]
-    # As the library selects: a member alone loses its constant columns, among others it gets zeros in their place.
+    # As tabpfn selects: constant columns are removed where a member is alone, and become zeros where it has company.
     sources = find_sources(kept[:, None])
     return Cells.make(
         network,

@@ -1,7 +1,7 @@
-"""Prepared rows to the tokens that v2, v2.5 and v2.6 compute on: a group of columns is one token.
+"""Prepared rows to the tokens that v2, v2.5 and v2.6 compute on; a token is a group of columns.
 
-All that the context decides is given here (what stands for a missing value, scales, which columns are constant), so
-that a row's tokens are its own. In float32 throughout.
+The context decides the replacement of a missing value, the scales, and which columns are constant, so a row's tokens
+depend on that row alone. Everything is float32.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from torch.nn import functional
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """Prepared rows to tokens, by the statistics of the context: `TabPFNV2._embed_features`, statistics given.
+    """Prepared rows to tokens, as `TabPFNV2._embed_features` with given statistics of the context.
 
-    Cells are float32 [members, 1, groups * features_per_group] here; the library's [groups, features_per_group].
+    Statistics of cells are [members, 1, groups * features_per_group] here; in tabpfn [groups, features_per_group].
     """
 
     num_groups: int
-    source: torch.Tensor  # int64: the column to read each cell from
-    zero: int  # the column that is all zero, at the rows' width or beyond
-    fill: torch.Tensor  # in the place of what is not finite
+    source: torch.Tensor  # int64: the column that each cell is read from
+    zero: int  # number of a column of zeros, at the rows' width or beyond
+    fill: torch.Tensor  # replaces values that are not finite
     mean: torch.Tensor
     deviation: torch.Tensor
     factor: torch.Tensor  # evens out groups in which columns are constant
-    used: torch.Tensor  # bool: a constant column's cell becomes 0, whatever it holds
+    used: torch.Tensor  # bool: False for a constant column, whose cell becomes 0
     projections: Sequence[torch.Tensor]  # from 2 * features_per_group, values then flags, to emsize; GELU between
     columns: torch.Tensor  # [groups, emsize]: the random embeddings
-    target: torch.Tensor  # [members, 1, 1, emsize]: the target column of any test row
+    target: torch.Tensor  # [members, 1, 1, emsize]: the target column, equal for all test rows
 
     def embed(self, rows: torch.Tensor) -> torch.Tensor:
         """float32 [members, rows, width] to [members, rows, groups + 1, emsize]."""
         _, num_rows, width = rows.shape
-        # One more zero column than the library pads with: where its groups are short, ours read that one.
+        # tabpfn pads short groups with zero columns; here one zero column serves them all.
         cells = functional.pad(rows, (0, self.zero - width + 1)).gather(2, self.source.expand(-1, num_rows, -1))
         infinite = torch.isinf(cells)
         # Flags as in _generate_nan_and_inf_indicator: -2 for NaN, 2 for +inf, 4 for -inf.
@@ -56,10 +56,10 @@ class Cells:
         projections: Sequence[Any], *, fill: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor,
         used: torch.Tensor, num_used: torch.Tensor,
     ) -> Cells:  # fmt: skip
-        """From the statistics of the caches' groups: [members * groups, features_per_group], `num_used` [..., 1].
+        """Cells from the caches' statistics, which are [members * groups, features_per_group]; `num_used` [..., 1].
 
         Args:
-            drawn: what the columns' embeddings are projected from, [groups, emsize / 4].
+            drawn: [groups, emsize / 4], from which the columns' embeddings are projected.
             projections: the linear layers of a group's embedding.
         """
         target = torch.cat([cache.test_y_embedding for cache in caches]).float()
@@ -85,9 +85,9 @@ class Cells:
 
 
 def find_sources(kept: torch.Tensor) -> torch.Tensor:
-    """Where each cell comes from, int64 [members, 1, padded width], as `_remove_constant_features` moves columns.
+    """The column that each cell is read from, int64 [members, 1, padded width], as by `_remove_constant_features`.
 
-    A group's kept columns come first, in order; zeros follow. `kept` is [members, groups, features_per_group].
+    A group's kept columns come first, in order; zero columns follow. `kept` is [members, groups, features_per_group].
     """
     members, groups, per_group = kept.shape
     order = torch.argsort(kept.int(), dim=-1, descending=True, stable=True)
@@ -97,7 +97,8 @@ def find_sources(kept: torch.Tensor) -> torch.Tensor:
 
 
 def draw_columns(network: Any, num_groups: int, seed: int, like: torch.Tensor) -> torch.Tensor:
-    """As `TabPFNV2.add_column_embeddings`: on the device and in the dtype in which the cache was built."""
+    """Random numbers [num_groups, width] as `TabPFNV2.add_column_embeddings` draws them, on the device and in the dtype
+    of `like`, a tensor of the cache."""
     generator = torch.Generator(device=like.device).manual_seed(seed)
     shape = (num_groups, network.feature_positional_embedding_embeddings.in_features)
     return torch.randn(shape, device=like.device, dtype=like.dtype, generator=generator)

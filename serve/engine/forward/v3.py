@@ -1,8 +1,8 @@
-"""The test-only forward of tabpfn_v3: the stages of v3.5 (v3_5.py, whose theory holds here) on plainer cells.
+"""The test-only forward pass of tabpfn_v3: the stages of `v3_stages.py` on plainer cells than v3.5's.
 
-How it differs from v3.5: a cell is a linear function of its columns' scaled values and of which were missing, without
-ranks or waves; queries and keys are not normed; the output has no feed-forward before it. A network is made for one
-task. `TabPFNV3.forward(x, y, kv_cache=..., x_is_test_only=True)` is the reference.
+It differs from v3.5 as follows. A cell is a linear function of its columns' scaled values and missing indicators,
+without ranks or waves. Queries and keys are not normed. The output has no feed-forward layer before it. A network is
+made for one task. The reference is `TabPFNV3.forward(x, y, kv_cache=..., x_is_test_only=True)`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch.nn.functional as F
 
 from serve.engine.forward import Group
 from serve.engine.forward.layers import ComputeSpec
-from serve.engine.forward.v3_5 import StagedForward, join_groups
 from serve.engine.forward.v3_cells import Scaling, SharedColumns
+from serve.engine.forward.v3_stages import StagedForward, join_groups
 from serve.engine.forward.votes import Votes
 
 
@@ -27,7 +27,7 @@ def build(
     dtype: torch.dtype,
     kv_dtype: torch.dtype | None = None,
 ) -> StagedForward:
-    """See `build` of v3_5.py."""
+    """As `build` of v3_5.py. Raises ValueError where the network was made for the other task type."""
     if task_type != network.task_type:
         raise ValueError(f"task type {task_type!r}, but the network was made for {network.task_type!r}")
     with torch.inference_mode():
@@ -48,12 +48,12 @@ class _Cells:
     def __init__(self, network: Any, caches: Sequence[Any], shared: SharedColumns, spec: ComputeSpec) -> None:
         self._scaling = Scaling(caches, shared.columns, spec)
         self._neighbours, self._group = shared.neighbours, network.feature_group_size
-        self._tells_missing: bool = network.use_nan_indicators
+        self._has_indicators: bool = network.use_nan_indicators
         self._embed = spec.exact_linear(network.x_embed)
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
         """float32 [columns, R] to float32 [cells, R, E]."""
-        _, *told = self._scaling(values)
-        parts = told if self._tells_missing else told[:1]
+        _, scaled, indicators = self._scaling(values)
+        parts = (scaled, indicators) if self._has_indicators else (scaled,)
         grouped = [torch.unflatten(x.index_select(0, self._neighbours), 0, (-1, self._group)) for x in parts]
         return self._embed(torch.cat(grouped, dim=1).transpose(1, 2))

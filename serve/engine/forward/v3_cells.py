@@ -1,4 +1,4 @@
-"""What v3 and v3.5 make of a table's values before they embed them: statistics of the context, and neighbours."""
+"""What v3 and v3.5 compute from a table's values before they embed them: scaling by the context, and shared columns."""
 
 from __future__ import annotations
 
@@ -10,25 +10,27 @@ import torch
 from serve.engine.forward.layers import ComputeSpec
 
 _ROUNDING = 1e-5
-"""Of the largest value; measured 1e-6."""
+"""Relative to the largest value; 1e-6 was measured."""
 
 
 class SharedColumns:
-    """Which columns and cells are the same in several members, so that one of each kind is computed.
+    """The columns and cells that several members share. One of each kind is computed for all members.
 
-    Members differ in the order of their columns and in how some are prepared, and share most of them. A cell is known
-    by the columns that stand in it and by what the cache keeps of its context: members that number the classes
-    otherwise have other inducing states for the same column.
+    Members share most of their columns; they differ in the order of the columns and in how some are prepared. Two cells
+    are of one kind if they hold the same columns and the caches hold the same state for them. Members that number the
+    classes differently have different inducing states for the same column.
+
+    A place is an index into the columns, or cells, of all members, joined in the order of the members.
 
     Attributes:
-        columns: one of each kind, its place among all members' columns laid end to end; int64 [column kinds].
+        columns: the first place of each kind of column; int64 [column kinds].
         neighbours: the kinds of the columns in a cell, for each kind of cell; int64 [cell kinds * group].
-        cells: one of each kind, its place among all members' cells laid end to end; int64 [cell kinds].
-        kinds: of all cells; int64 [B, C].
+        cells: the first place of each kind of cell; int64 [cell kinds].
+        kinds: the kind of every cell; int64 [B, C].
     """
 
     def __init__(self, columns: torch.Tensor | None, caches: Sequence[Any], group: int, spec: ComputeSpec) -> None:
-        """`columns` as a `Builder` is given them; a cell holds `group` of them (`_group_features`)."""
+        """`columns` as in `Group`; a cell holds `group` columns (tabpfn's `_group_features`)."""
         means, stds = (torch.cat([cache.scaler_cache[name] for cache in caches]).cpu() for name in ("mean", "std"))
         num_members, num_columns = means.shape
         facts = [means.flatten(), stds.flatten()]
@@ -48,39 +50,42 @@ class SharedColumns:
 
 
 def _find_kinds(names: Sequence[Hashable], facts: Sequence[torch.Tensor]) -> tuple[list[int], list[int]]:
-    """The first place of each kind, and the kind of every place: one name, and equal facts [places, ...]."""
+    """The first place of each kind, and the kind of every place.
+
+    Places of one kind have the same name and equal facts; each of `facts` is [places, ...].
+    """
     firsts: list[int] = []
     kinds: list[int] = []
     known: dict[Hashable, list[int]] = {}
     for place, name in enumerate(names):
         candidates = known.setdefault(name, [])
-        alike = [kind for kind in candidates if all(_are_equal(fact[firsts[kind]], fact[place]) for fact in facts)]
-        if not alike:
-            alike.append(len(firsts))
+        equal = [kind for kind in candidates if all(_are_equal(fact[firsts[kind]], fact[place]) for fact in facts)]
+        if not equal:
+            equal.append(len(firsts))
             firsts.append(place)
-            candidates += alike
-        kinds.append(alike[0])
+            candidates += equal
+        kinds.append(equal[0])
     return firsts, kinds
 
 
 def _are_equal(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """To within the rounding of a product, which may differ from place to place in a batch."""
+    """Whether two tensors are equal within a product's rounding, which may differ between places of a batch."""
     largest = float(first.abs().nan_to_num(posinf=0).max())
     return torch.allclose(first, second, rtol=0, atol=_ROUNDING * largest, equal_nan=True)
 
 
 class Scaling:
-    """Imputes and standardises by the context (`_preprocess_raw`), and says what was missing."""
+    """Imputes and standardises values by the context's statistics, and marks missing ones (`_preprocess_raw`)."""
 
     def __init__(self, caches: Sequence[Any], columns: torch.Tensor, spec: ComputeSpec) -> None:
-        """`columns` are places among all members' columns laid end to end."""
+        """`columns` are places; see `SharedColumns`."""
         self._mean = spec.stack(caches, lambda cache: cache.scaler_cache["mean"]).flatten()[columns, None]
-        # The epsilon is that of the dtype which the statistics were stored in.
+        # tabpfn adds the epsilon of the dtype in which the statistics were stored.
         std = spec.stack(caches, lambda c: c.scaler_cache["std"] + torch.finfo(c.scaler_cache["std"].dtype).eps)
         self._std = std.flatten()[columns, None]
 
     def __call__(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """float32 [columns, R] to values without gaps, the same standardised, and indicators; float32 [columns, R]."""
+        """float32 [columns, R] to imputed values, standardised values, and indicators, each of the same shape."""
         finite = torch.isfinite(values)
         indicators = torch.where(finite, 0.0, torch.nan_to_num(values, nan=-2.0, posinf=2.0, neginf=4.0))
         values = torch.where(finite, values, self._mean)

@@ -9,7 +9,7 @@ import torch
 
 from serve.engine.execution import recorded as graphs
 from serve.engine.execution.recorded import TracedCompute
-from serve.engine.forward.layers import Product
+from serve.engine.forward.products import Product
 
 
 class Counted:

@@ -8,18 +8,16 @@ import pytest
 import torch
 from tabpfn.architectures.tabpfn_v3_5 import SoftmaxScalingMLP, apply_rope
 
-from serve.engine.forward import layers
+from serve.engine.forward import layers, products
 from serve.engine.forward.layers import (
     ComputeSpec,
     FeedForward,
     LengthScale,
-    Product,
     RotaryProjection,
     TiledAttention,
-    add_tanh,
     attend,
-    gelu,
 )
+from serve.engine.forward.products import Product, add_tanh, gelu
 
 CPU = ComputeSpec(torch.device("cpu"), torch.float32)
 
@@ -35,7 +33,8 @@ def _inference() -> Iterator[None]:
 def amx(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Both choices of kernels, on any machine."""
     has_amx: bool = request.param
-    monkeypatch.setattr(layers, "has_amx", lambda: has_amx)
+    for module in (layers, products):
+        monkeypatch.setattr(module, "has_amx", lambda: has_amx)
     return has_amx
 
 

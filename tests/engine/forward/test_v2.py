@@ -14,7 +14,7 @@ from tabpfn.architectures.tabpfn_v2 import TabPFNV2Cache
 from v2_harness import ARCHITECTURES, BUILDERS, CONTEXT_ROWS, TINY, Group, check, distance, distances, draw_network, fit
 
 from serve.engine.forward import Group as CacheGroup
-from serve.engine.forward import attention, layers, v2
+from serve.engine.forward import attention, layers, products, v2_layers
 
 every_arch = pytest.mark.parametrize("arch", ARCHITECTURES)
 
@@ -131,25 +131,25 @@ def test_rows_cut_into_passes_and_tiles_are_rows_uncut(
         monkeypatch.setattr(attention, "_TILE_BYTES", tile_bytes)
         assert distance(group.ours(rows), uncut) <= 1e-6
     for hidden_bytes in (1, len(group.caches) * 5 * TINY["emsize"] * 4 * 4 * 5):
-        monkeypatch.setattr(v2, "_MAX_HIDDEN_BYTES", hidden_bytes)
+        monkeypatch.setattr(v2_layers, "_MAX_HIDDEN_BYTES", hidden_bytes)
         assert distance(group.ours(rows), uncut) <= 1e-6
 
 
 @every_arch
 def test_the_fused_kernel_is_the_librarys(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What CUDA runs."""
-    monkeypatch.setattr(v2, "_tiled", lambda *_: False)
+    monkeypatch.setattr(v2_layers, "_use_tiles", lambda *_: False)
     check(Group.fit(arch), 7)
 
 
 @pytest.mark.parametrize("amx", [True, False])
 def test_the_kernel_is_the_fastest_of_the_processor(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(v2, "has_amx", lambda: amx)
+    monkeypatch.setattr(v2_layers, "has_amx", lambda: amx)
     keys = torch.zeros(1, 8, 50)
-    assert v2._tiled(keys, 500)
-    assert v2._tiled(keys.bfloat16(), 4)
-    assert v2._tiled(keys.bfloat16(), 500) != amx
-    assert not v2._tiled(keys.half(), 4)
+    assert v2_layers._use_tiles(keys, 500)
+    assert v2_layers._use_tiles(keys.bfloat16(), 4)
+    assert v2_layers._use_tiles(keys.bfloat16(), 500) != amx
+    assert not v2_layers._use_tiles(keys.half(), 4)
 
 
 @every_arch
@@ -157,7 +157,7 @@ def test_the_largest_score_is_one_that_a_normed_token_can_have(arch: str) -> Non
     block = Group.fit(arch, nlayers=1).network.blocks[0]
     attention, norm = block.per_column_attention_between_cells, block.layernorm_mha1
     keys = torch.randn(5, CONTEXT_ROWS, attention.head_dim)
-    largest = v2._largest_score(norm, attention, keys)
+    largest = v2_layers._largest_score(norm, attention, keys)
     weight = getattr(norm, "weight", None)
     heads = attention.q_projection.weight.detach().unflatten(0, (-1, attention.head_dim))
     heads = heads if weight is None else heads * weight.detach()
@@ -173,7 +173,7 @@ def test_the_largest_score_is_one_that_a_normed_token_can_have(arch: str) -> Non
 def test_scores_with_and_without_a_bound_are_the_librarys(
     arch: str, bounded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(v2, "_largest_score", lambda *_: 0.0 if bounded else math.inf)
+    monkeypatch.setattr(v2_layers, "_largest_score", lambda *_: 0.0 if bounded else math.inf)
     check(Group.fit(arch), 7)
 
 
@@ -184,7 +184,7 @@ def test_scores_with_and_without_a_bound_are_the_librarys(
 def test_low_precision_is_no_farther_from_float32_than_the_librarys(
     arch: str, classes: int, dtype: torch.dtype, bound: float, amx: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (v2, layers):
+    for module in (v2_layers, layers, products):
         monkeypatch.setattr(module, "has_amx", lambda: amx)
     # 16 numbers per column: torch draws a multiple of that alike in every dtype, so that theirs is of the same columns
     group = Group.fit(arch, classes=classes, nlayers=6, emsize=64, nhead=4)

@@ -229,7 +229,7 @@ def test_neither_caches_nor_rows_are_changed_or_needed_afterwards(arch: str) -> 
 def test_refuses_what_the_network_does_not_know(classifier: Fitted, regressor: Fitted) -> None:
     with pytest.raises(ValueError, match="task type 'ranking'"):
         dataclasses.replace(classifier, task="ranking").build()
-    with pytest.raises(ValueError, match="label 12, but the network knows 10 classes"):
+    with pytest.raises(ValueError, match="label 12, but the network has only 10 classes"):
         dataclasses.replace(classifier, targets=torch.full_like(classifier.targets, 12)).build()
     with pytest.raises(ValueError, match=r"no decoder keys|made for 'regression'"):
         dataclasses.replace(regressor, task="multiclass", targets=classifier.targets).build()
