@@ -26,6 +26,8 @@ from benchmarks.report import PLOTS, plot
 def publish(names: Sequence[str], source: Path = OUT, target: Path = RESULTS) -> None:
     """Copy the named runs. Raises ValueError, and copies none, if one is absent or of another kind."""
     for name in names:
+        if not (source / f"{name}.json").is_file():
+            raise ValueError(f"there is no {source / name}.json: measure it first, by its command in {PAGE}")
         run = read_run(source / f"{name}.json")
         if run["kind"] != kind_of(name):
             raise ValueError(f"{source / name}.json is a run of kind {run['kind']!r}; {name} needs {kind_of(name)!r}")

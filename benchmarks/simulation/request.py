@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from serve.core import Priority
 
@@ -33,6 +34,9 @@ class Context:
 @dataclass(slots=True, eq=False)
 class Request:
     """As `serve.batching.QueuedRequest`; times are seconds of the virtual clock."""
+
+    model: ClassVar[str] = "simulated"
+    """For the recorder of refusals; the policy does not read it."""
 
     context: Context
     num_rows: int

@@ -120,7 +120,7 @@ def test_only_the_named_runs_are_published(tmp_path: Path) -> None:
 def test_nothing_is_published_if_one_run_is_absent_or_of_another_kind(tmp_path: Path) -> None:
     out, results = tmp_path / "out", tmp_path / "results"
     write_run(out, "mlperf", "online-mlperf")
-    with pytest.raises(ValueError, match=r"there is no file .*overhead\.json; JSON files in that folder: mlperf\.json"):
+    with pytest.raises(ValueError, match=r"there is no .*overhead\.json: measure it first"):
         publish(["mlperf", "overhead"], out, results)
     write_run(out, "overhead", "online-load")
     with pytest.raises(ValueError, match="is a run of kind 'online-load'; overhead needs 'online-overhead'"):
@@ -132,7 +132,7 @@ def test_nothing_is_published_if_one_run_is_absent_or_of_another_kind(tmp_path: 
     ("arguments", "said"),
     [
         (["mlperv"], "no run is published as mlperv; choose from engine-full-size, offline-engine"),
-        (["mlperf", "--source", "nowhere"], "there is no file nowhere/mlperf.json"),
+        (["mlperf", "--source", "nowhere"], "there is no nowhere/mlperf.json: measure it first"),
     ],
 )
 def test_a_wrong_name_ends_in_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
