@@ -19,7 +19,7 @@ from serve.core import (
 from serve.engine.fake import FakeEngine
 from serve.replica.predictor import Predictor
 from serve.settings import BatchingSettings, EngineSettings, ServerSettings
-from serve.telemetry.prometheus import PrometheusRecorder
+from serve.telemetry.telemetry import Telemetry
 
 RECORD = {"amount": 3.0}
 
@@ -51,7 +51,7 @@ def make(
         batching=BatchingSettings.model_validate({"max_batch_rows": 8, **(batching or {})}),
         engine=EngineSettings.model_validate(engine_settings),
     )
-    return Predictor(store or OneModel(), engine or FakeEngine(), settings, PrometheusRecorder())
+    return Predictor(store or OneModel(), engine or FakeEngine(), settings, Telemetry())
 
 
 def request_of(

@@ -24,13 +24,14 @@ from serve.api.middleware.body_limit import BodyLimit
 from serve.api.middleware.early_refusal import EarlyRefusal
 from serve.api.middleware.request_id import Edge
 from serve.api.native.door import UNKNOWN_MODEL_LABEL, NativeDoor, asked_model
-from serve.api.operators import docs
+from serve.api.operators import docs, status
 from serve.api.operators.health import HealthDoor
 from serve.api.problems import CALLER_ERRORS, from_http, respond
 from serve.core import ServerState
 from serve.core.errors import ServeError
 from serve.replica.predictor import Predictor
-from serve.telemetry.cloudwatch import line_writer, publishing
+from serve.telemetry.cloudwatch import publishing
+from serve.telemetry.emf import line_writer
 
 
 class App(FastAPI):
@@ -72,6 +73,7 @@ def create_app(
     native = NativeDoor(predictor)
     native.mount(app)
     HealthDoor(predictor, render_metrics).mount(app)
+    status.mount(app, predictor)
     docs.mount(app)
     openapi.install(app, predictor)
     _answer_errors(app)
@@ -115,7 +117,7 @@ def _publishing(predictor: Predictor) -> AbstractAsyncContextManager[None]:
     settings = predictor.settings.metrics
     write = None if settings.emf_namespace is None else line_writer(settings.emf_path)
     return publishing(
-        predictor.recorder, write,
+        predictor.telemetry.cloudwatch, write,
         namespace=settings.emf_namespace, service=settings.emf_service, interval_s=settings.emf_interval_s,
     )  # fmt: skip
 

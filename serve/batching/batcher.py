@@ -30,7 +30,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from serve.batching.admission import AdmissionController, AdmissionPrecheck
-from serve.batching.cost import CostModel
+from serve.batching.cost import ContextCost, CostModel
 from serve.batching.deadlines import DeadlineTimer
 from serve.batching.device import BatchWatchdog, Computed, Device, WrongAnswer, count_rows, smaller_parts
 from serve.batching.fifo import Slice
@@ -86,7 +86,7 @@ class Batcher:
 
         The replica should then be replaced. A batch that hung and comes back ends this state.
         """
-        return self._died or self._watchdog.is_hung(self._clock())
+        return self._died or self.is_hung
 
     @property
     def died(self) -> bool:
@@ -102,6 +102,25 @@ class Batcher:
     def num_in_flight_requests(self) -> int:
         """Requests in the batch on the device."""
         return len(self._on_device)
+
+    @property
+    def num_ongoing_requests(self) -> int:
+        """Admitted requests without an outcome."""
+        return len(self._admission.ongoing)
+
+    @property
+    def num_ongoing_rows(self) -> int:
+        """Rows of those requests."""
+        return self._admission.num_rows
+
+    @property
+    def is_hung(self) -> bool:
+        """The batch on the device takes far longer than expected."""
+        return self._watchdog.is_hung(self._clock())
+
+    def cost_of(self, context: FittedContext) -> ContextCost:
+        """The learned costs of a context."""
+        return self._cost.of(context)
 
     def num_queued_rows(self, priority: Priority) -> int:
         """Rows that wait, of requests of this priority."""

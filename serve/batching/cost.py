@@ -93,6 +93,11 @@ class ContextCost:
         in_two = self._predicted[index - 1] + self.predict(num_rows - lower)
         return lower if in_two < self._predicted[index] else num_rows
 
+    def by_rows(self) -> dict[int, float]:
+        """The predicted seconds of every row bucket within the budget."""
+        pairs = zip(self._buckets, self._predicted, strict=True)
+        return {rows: seconds for rows, seconds in pairs if rows <= self.row_budget}
+
     def learn(self, num_rows: int, seconds: float, now: float) -> None:
         """Take the time of one batch into its bucket's estimate, and into what is typical."""
         self.measure(num_rows, seconds, now)

@@ -7,12 +7,12 @@ from serve.engine.worker.client import EngineProcess
 from serve.replica.predictor import Predictor
 from serve.settings import ServerSettings
 from serve.store import FolderStore, ModelStore, SourceStore
-from serve.telemetry.prometheus import PrometheusRecorder
+from serve.telemetry.telemetry import Telemetry
 
 
 def assemble(settings: ServerSettings) -> Predictor:
     """A predictor that has not started. Raises StartupError where the settings name what is not there."""
-    return Predictor(_store(settings), _engine(settings), settings, PrometheusRecorder())
+    return Predictor(_store(settings), _engine(settings), settings, Telemetry(settings.metrics))
 
 
 def _store(settings: ServerSettings) -> ModelStore:

@@ -11,10 +11,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
+import serve
 from serve.batching import Batcher
 from serve.core import (
     Engine,
@@ -31,10 +34,12 @@ from serve.core.errors import Draining, NotReady, TooLarge, UnknownModel
 from serve.engine.checks.parity import canary_rows, check_parity
 from serve.engine.checks.warmup import warm_up
 from serve.replica.large_requests import SMALL_ROWS, LargeRequestExecutor
+from serve.replica.status import DeviceStatus, ModelStatus, QueueStatus, Status
 from serve.settings import ServerSettings
 from serve.store import ModelStore
 from serve.telemetry.event_loop import observe_lag
-from serve.telemetry.prometheus import PrometheusRecorder
+from serve.telemetry.nvml import Gpu, find_gpu
+from serve.telemetry.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
 
@@ -64,18 +69,19 @@ class ServedModel:
 class Predictor:
     """Owns the engine, the batcher and the served models of one replica. Lives on one event loop."""
 
-    def __init__(
-        self, store: ModelStore, engine: Engine, settings: ServerSettings, recorder: PrometheusRecorder
-    ) -> None:
+    def __init__(self, store: ModelStore, engine: Engine, settings: ServerSettings, telemetry: Telemetry) -> None:
         self.settings = settings
-        self.recorder = recorder
+        self.telemetry = telemetry
+        self.recorder = telemetry.recorder
         self.large_requests = LargeRequestExecutor()
         self._store = store
         self._engine = engine
-        self._batcher = Batcher(engine, settings.batching, recorder)
+        self._batcher = Batcher(engine, settings.batching, self.recorder)
         self._lag: asyncio.Task[None] | None = None
         self._models: dict[str, ServedModel] = {}
         self._state = ServerState.STARTING
+        self._gpu: Gpu | None = None
+        self._made_at = time.monotonic()
 
     @property
     def state(self) -> ServerState:
@@ -117,7 +123,9 @@ class Predictor:
         # as many batches (130 ms, measured). It is told to leave them alone.
         gc.collect()
         gc.freeze()
-        self.recorder.watch_device(self._engine.device)
+        self._gpu = find_gpu(self._engine.device)
+        if self._gpu is not None:
+            self.recorder.watch_gpu(self._engine.device, self._gpu)
         self._enter(ServerState.READY)
 
     def _enter(self, state: ServerState) -> None:
@@ -179,6 +187,40 @@ class Predictor:
         rows = await self.large_requests.run(is_large, model.fitted.encode, request.table)
         return await self._batcher.submit(request, model.fitted, rows)
 
+    def snapshot(self) -> Status:
+        """State, models, queue, device and costs of now; also before the start is done, and after the end."""
+        batcher = self._batcher
+        queue = QueueStatus(
+            batcher.num_queued_requests,
+            {priority.value: batcher.num_queued_rows(priority) for priority in Priority},
+            batcher.num_in_flight_requests,
+            batcher.num_ongoing_requests,
+            batcher.num_ongoing_rows,
+        )
+        device = DeviceStatus(
+            self.device,
+            batcher.is_hung,
+            self._engine.lost,
+            _known(self._gpu and self._gpu.memory_used_bytes()),
+            _known(self._gpu and self._gpu.utilization_ratio()),
+        )
+        models = tuple(self._describe(self._models[name]) for name in sorted(self._models))
+        uptime_s = time.monotonic() - self._made_at
+        return Status(serve.__version__, self._state, self.is_ready, round(uptime_s, 3), models, queue, device)
+
+    def _describe(self, model: ServedModel) -> ModelStatus:
+        definition, cost = model.definition, self._batcher.cost_of(model.fitted)
+        return ModelStatus(
+            definition.name,
+            definition.version,
+            definition.checkpoint_name,
+            model.fitted.backend,
+            definition.context.num_rows,
+            round(1e3 * model.timeout_s, 3),
+            cost.row_budget,
+            {rows: round(1e3 * seconds, 3) for rows, seconds in cost.by_rows().items()},
+        )
+
     def _require_started(self) -> None:
         if self._state is ServerState.STARTING:
             raise NotReady("models are being loaded and warmed up")
@@ -204,3 +246,8 @@ class Predictor:
         await self._batcher.close()
         self.large_requests.close()
         await asyncio.to_thread(self._engine.close)
+
+
+def _known(reading: float | None) -> float | None:
+    """None for a reading that there is not."""
+    return None if reading is None or math.isnan(reading) else reading

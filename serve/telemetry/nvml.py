@@ -1,7 +1,7 @@
-"""The GPU's memory and load in `/metrics`, as its driver tells them (NVML).
+"""Memory and load of a GPU, read from its driver (NVML).
 
-NVML asks without a CUDA context, which would take some hundred megabytes of the device: the process that listens has
-none where the engine runs in another.
+NVML needs no CUDA context, which would take some hundred megabytes of the device. So the process that listens can ask,
+although the engine runs in another process.
 """
 
 from __future__ import annotations
@@ -9,73 +9,70 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable
-from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import pynvml
-from prometheus_client import Gauge
 
 _log = logging.getLogger(__name__)
 
 
-class GpuGauges(Protocol):
-    """Where the readings go; each gauge has the label `device`."""
+class Gpu:
+    """One GPU. Every reading asks the driver; a reading that the driver does not give is NaN."""
 
-    gpu_memory_used_bytes: Gauge
-    gpu_utilization_ratio: Gauge
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    def memory_used_bytes(self) -> float:
+        """Memory in use, by all processes."""
+        try:
+            return float(pynvml.nvmlDeviceGetMemoryInfo(self._handle).used)
+        except pynvml.NVMLError:
+            return math.nan
+
+    def utilization_ratio(self) -> float:
+        """Share of the driver's last sample period in which the GPU computed, by all processes; from 0 to 1.
+
+        NaN for a part of a GPU (MIG), whose load the driver does not know.
+        """
+        try:
+            return float(pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu) / 100
+        except pynvml.NVMLError:
+            return math.nan
 
 
-def observe_gpu(metrics: GpuGauges, device: str) -> None:
-    """Have the gauges of `cuda:N` ask the driver whenever they are read; a driver that cannot say is a warning.
-
-    Other devices get no series.
-    """
+def find_gpu(device: str) -> Gpu | None:
+    """The GPU of `cuda:N`. None for a CPU, and, with a warning in the log, where the driver cannot be asked."""
     kind, _, index = device.partition(":")
     if kind != "cuda":
-        return
+        return None
     try:
         pynvml.nvmlInit()
-        gpu = _find(int(index), os.environ.get("CUDA_VISIBLE_DEVICES"))
-        pynvml.nvmlDeviceGetMemoryInfo(gpu)
+        handle = _find(int(index), os.environ.get("CUDA_VISIBLE_DEVICES"))
+        pynvml.nvmlDeviceGetMemoryInfo(handle)
     except (pynvml.NVMLError, LookupError) as error:
         _log.warning("no metrics of %s: %s", device, error)
-        return
-    metrics.gpu_memory_used_bytes.labels(device).set_function(partial(_read, _memory_used, gpu))
-    metrics.gpu_utilization_ratio.labels(device).set_function(partial(_read, _utilization, gpu))
+        return None
+    return Gpu(handle)
 
 
 def _find(index: int, visible: str | None) -> Any:
-    """NVML's handle of CUDA's device `index`: NVML knows every GPU, CUDA those of `CUDA_VISIBLE_DEVICES`, in its order.
+    """NVML's handle of CUDA's device `index`.
 
-    Names there are indices or UUIDs, which may be cut short. Indices are taken to mean the same GPU to both, as torch
-    does: CUDA may count unequal GPUs otherwise. Raises LookupError where it holds no such device.
+    NVML knows every GPU; CUDA knows those of `CUDA_VISIBLE_DEVICES`, in that order. Names there are indices or UUIDs,
+    which may be abbreviated. An index means the same GPU to NVML and CUDA, as torch assumes.
+
+    Raises:
+        LookupError: the variable names no such device.
     """
     if visible is None:
         return pynvml.nvmlDeviceGetHandleByIndex(index)
     names = [name.strip() for name in visible.split(",") if name.strip()]
     if index >= len(names):
-        raise LookupError(f"CUDA_VISIBLE_DEVICES names {len(names)}")
+        raise LookupError(f"CUDA_VISIBLE_DEVICES names {len(names)} devices")
     if names[index].isdecimal():
         return pynvml.nvmlDeviceGetHandleByIndex(int(names[index]))
     for number in range(pynvml.nvmlDeviceGetCount()):
         gpu = pynvml.nvmlDeviceGetHandleByIndex(number)
         if pynvml.nvmlDeviceGetUUID(gpu).startswith(names[index]):
             return gpu
-    raise LookupError(f"the driver knows no {names[index]!r}")
-
-
-def _memory_used(gpu: Any) -> float:
-    return float(pynvml.nvmlDeviceGetMemoryInfo(gpu).used)
-
-
-def _utilization(gpu: Any) -> float:
-    return float(pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu) / 100
-
-
-def _read(read: Callable[[Any], float], gpu: Any) -> float:
-    """NaN where the driver does not say, as for the load of a part of a GPU (MIG), or no longer."""
-    try:
-        return read(gpu)
-    except pynvml.NVMLError:
-        return math.nan
+    raise LookupError(f"the driver knows no GPU {names[index]!r}")

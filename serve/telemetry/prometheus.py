@@ -11,15 +11,9 @@ from functools import partial
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from serve.core import ModelDefinition, Priority, ServerState
-from serve.telemetry import nvml
+from serve.telemetry.buckets import RATIO_BUCKETS, ROWS_BUCKETS, SECONDS_BUCKETS
+from serve.telemetry.nvml import Gpu
 from serve.telemetry.recorder import ComputedBatch, EngineFault, ExpiryStage, QueueDepth
-
-_SECONDS = (
-    0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075,
-    0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0,
-)  # fmt: skip
-_RATIOS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
-_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
 class Metrics:
@@ -37,42 +31,42 @@ class Metrics:
             "tabpfn_request_seconds",
             "Arrival to answer, answered requests.",
             ("model",),
-            buckets=_SECONDS,
+            buckets=SECONDS_BUCKETS,
             registry=self.registry,
         )
         self.queue_seconds = Histogram(
             "tabpfn_queue_seconds",
             "Admission to start of the batch, per request.",
             ("model",),
-            buckets=_SECONDS,
+            buckets=SECONDS_BUCKETS,
             registry=self.registry,
         )
         self.batch_seconds = Histogram(
             "tabpfn_batch_seconds",
             "Time of one batch on the device.",
             ("model",),
-            buckets=_SECONDS,
+            buckets=SECONDS_BUCKETS,
             registry=self.registry,
         )
         self.batch_rows = Histogram(
             "tabpfn_batch_rows",
             "Query rows in one batch.",
             ("model",),
-            buckets=_ROWS,
+            buckets=ROWS_BUCKETS,
             registry=self.registry,
         )
         self.batch_requests = Histogram(
             "tabpfn_batch_requests",
             "Requests in one batch.",
             ("model",),
-            buckets=_ROWS,
+            buckets=ROWS_BUCKETS,
             registry=self.registry,
         )
         self.batch_cost_ratio = Histogram(
             "tabpfn_batch_cost_ratio",
             "Measured over predicted time of one batch.",
             ("model",),
-            buckets=_RATIOS,
+            buckets=RATIO_BUCKETS,
             registry=self.registry,
         )
         self.refused_requests = Counter(
@@ -121,7 +115,7 @@ class Metrics:
         self.event_loop_lag_seconds = Histogram(
             "tabpfn_event_loop_lag_seconds",
             "How much later than due the event loop ran a task, sampled; added to every caller's latency.",
-            buckets=_SECONDS,
+            buckets=SECONDS_BUCKETS,
             registry=self.registry,
         )
         self.gpu_memory_used_bytes = Gauge(
@@ -160,8 +154,9 @@ class PrometheusRecorder(Metrics):
         for priority in Priority:
             self.queued_rows.labels(priority.value).set_function(partial(queue.num_queued_rows, priority))
 
-    def watch_device(self, device: str) -> None:
-        nvml.observe_gpu(self, device)
+    def watch_gpu(self, device: str, gpu: Gpu) -> None:
+        self.gpu_memory_used_bytes.labels(device).set_function(gpu.memory_used_bytes)
+        self.gpu_utilization_ratio.labels(device).set_function(gpu.utilization_ratio)
 
     def state_changed(self, state: ServerState) -> None:
         self.ready.set(state is ServerState.READY)

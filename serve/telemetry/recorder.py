@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from serve.core import ModelDefinition, Priority, ServerState
+from serve.telemetry.nvml import Gpu
 
 
 class EngineFault(enum.StrEnum):
@@ -74,8 +75,8 @@ class Recorder(Protocol):
     def watch_queue(self, queue: QueueDepth) -> None:
         """From now on, the queue may be asked for its depth."""
 
-    def watch_device(self, device: str) -> None:
-        """From now on, the device `cpu` or `cuda:N` may be asked for its memory and load."""
+    def watch_gpu(self, device: str, gpu: Gpu) -> None:
+        """From now on, the GPU `cuda:N` may be asked for its memory and load."""
 
     def state_changed(self, state: ServerState) -> None:
         """The replica entered another state."""
@@ -113,7 +114,7 @@ class NullRecorder:
 
     def watch_queue(self, queue: QueueDepth) -> None: ...
 
-    def watch_device(self, device: str) -> None: ...
+    def watch_gpu(self, device: str, gpu: Gpu) -> None: ...
 
     def state_changed(self, state: ServerState) -> None: ...
 
@@ -134,3 +135,58 @@ class NullRecorder:
     def answered(self, model: str, outcome: str, seconds: float) -> None: ...
 
     def loop_lagged(self, seconds: float) -> None: ...
+
+
+class RecorderGroup:
+    """Passes every event to several recorders."""
+
+    def __init__(self, recorders: Sequence[Recorder]) -> None:
+        self._recorders = tuple(recorders)
+
+    def watch_queue(self, queue: QueueDepth) -> None:
+        for recorder in self._recorders:
+            recorder.watch_queue(queue)
+
+    def watch_gpu(self, device: str, gpu: Gpu) -> None:
+        for recorder in self._recorders:
+            recorder.watch_gpu(device, gpu)
+
+    def state_changed(self, state: ServerState) -> None:
+        for recorder in self._recorders:
+            recorder.state_changed(state)
+
+    def model_ready(self, model: ModelDefinition, device: str) -> None:
+        for recorder in self._recorders:
+            recorder.model_ready(model, device)
+
+    def admitted(self, model: str, num_rows: int) -> None:
+        for recorder in self._recorders:
+            recorder.admitted(model, num_rows)
+
+    def refused(self, model: str, reason: str) -> None:
+        for recorder in self._recorders:
+            recorder.refused(model, reason)
+
+    def cut(self, model: str, num_rows: int, num_requests: int) -> None:
+        for recorder in self._recorders:
+            recorder.cut(model, num_rows, num_requests)
+
+    def computed(self, batch: ComputedBatch) -> None:
+        for recorder in self._recorders:
+            recorder.computed(batch)
+
+    def failed(self, model: str, fault: EngineFault) -> None:
+        for recorder in self._recorders:
+            recorder.failed(model, fault)
+
+    def expired(self, model: str, stage: ExpiryStage) -> None:
+        for recorder in self._recorders:
+            recorder.expired(model, stage)
+
+    def answered(self, model: str, outcome: str, seconds: float) -> None:
+        for recorder in self._recorders:
+            recorder.answered(model, outcome, seconds)
+
+    def loop_lagged(self, seconds: float) -> None:
+        for recorder in self._recorders:
+            recorder.loop_lagged(seconds)

@@ -13,18 +13,25 @@ from serve.api import create_app
 from serve.core import Engine
 from serve.engine.fake import FakeEngine
 from serve.replica.predictor import Predictor
-from serve.settings import ApiSettings, BatchingSettings, ServerSettings
-from serve.telemetry.prometheus import PrometheusRecorder
+from serve.settings import ApiSettings, BatchingSettings, MetricsSettings, ServerSettings
+from serve.telemetry.telemetry import Telemetry
 
 
 @pytest.fixture
 def make_predictor() -> MakePredictor:
-    def make(engine: Engine | None = None, *, max_body_bytes: int = 20_000, **batching: float) -> Predictor:
+    def make(
+        engine: Engine | None = None,
+        *,
+        max_body_bytes: int = 20_000,
+        metrics: MetricsSettings | None = None,
+        **batching: float,
+    ) -> Predictor:
         settings = ServerSettings(
             batching=BatchingSettings.model_validate({"max_batch_rows": 64, "max_request_rows": 256, **batching}),
             api=ApiSettings(max_body_bytes=max_body_bytes),
+            metrics=metrics or MetricsSettings(),
         )
-        return Predictor(TwoModels(), engine or FakeEngine(), settings, PrometheusRecorder())
+        return Predictor(TwoModels(), engine or FakeEngine(), settings, Telemetry(settings.metrics))
 
     return make
 

@@ -66,12 +66,10 @@ async def test_the_end_waits_for_what_was_admitted(make_predictor: MakePredictor
 async def test_metrics_are_written_to_the_log_where_that_was_asked_for(
     make_predictor: MakePredictor, tmp_path: Path
 ) -> None:
-    predictor = make_predictor()
     log = tmp_path / "log"
     log.touch()
-    told = MetricsSettings(emf_namespace="TabPFN", emf_service="cards", emf_interval_s=3_600, emf_path=log)
-    predictor.settings = predictor.settings.model_copy(update={"metrics": told})
-    app = create_app(predictor)
+    metrics = MetricsSettings(emf_namespace="TabPFN", emf_service="cards", emf_interval_s=3_600, emf_path=log)
+    app = create_app(make_predictor(metrics=metrics))
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,

@@ -37,7 +37,7 @@ async def test_it_answers_between_start_and_drain() -> None:
     assert by_record.batch_rows == 1
     assert (
         b'tabpfn_model_info{checkpoint="fake-1",device="cpu",model="fraud",version="1"} 1.0'
-        in predictor.recorder.render()
+        in predictor.telemetry.prometheus.render()
     )
     await predictor.drain()
     assert not predictor.is_ready

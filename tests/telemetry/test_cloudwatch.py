@@ -12,17 +12,11 @@ from typing import Any
 import pytest
 
 from serve.api.problems import INTERNAL_ERROR, STATUSES
-from serve.telemetry.cloudwatch import (
-    FAULTS,
-    Document,
-    Gauges,
-    difference,
-    documents,
-    line_writer,
-    publishing,
-    snapshot,
-)
-from serve.telemetry.prometheus import PrometheusRecorder
+from serve.core import Priority, ServerState
+from serve.telemetry.cloudwatch import SERVER_FAULTS, CloudWatchRecorder, publishing
+from serve.telemetry.emf import Document, Gauges, documents, line_writer
+from serve.telemetry.nvml import Gpu
+from serve.telemetry.recorder import ComputedBatch
 
 QUIET = Gauges([0.0], [0.0], ready=1.0)
 WITH_GPU = Gauges([3.0, 5.0], [0.0, 40.0], ready=1.0, gpu_memory_bytes=2.0e9, gpu_utilization=[0.5, 0.75])
@@ -70,30 +64,31 @@ def check_value(value: Any) -> None:
     assert all(isinstance(number, int | float) and abs(number) < 2**360 for number in numbers)
 
 
-def made(metrics: PrometheusRecorder, before: Any, gauges: Gauges = QUIET) -> list[Document]:
-    interval = difference(before, snapshot(metrics.registry))
-    return list(
-        documents(interval, gauges, namespace="TabPFNServe", service="tabpfn-gpu", timestamp_ms=1_764_028_800_000)
-    )
+@pytest.fixture
+def recorder() -> CloudWatchRecorder:
+    return CloudWatchRecorder()
 
 
-def serve_some(metrics: PrometheusRecorder) -> None:
+def made(recorder: CloudWatchRecorder, gauges: Gauges = QUIET) -> list[Document]:
+    identity = {"namespace": "TabPFNServe", "service": "tabpfn-gpu", "timestamp_ms": 1_764_028_800_000}
+    return list(documents(recorder.take(), gauges, **identity))  # type: ignore[arg-type]
+
+
+def serve_some(recorder: CloudWatchRecorder) -> None:
     for seconds in (0.004, 0.006, 0.006, 0.04):
-        metrics.requests.labels("fraud", "ok").inc()
-        metrics.request_seconds.labels("fraud").observe(seconds)
-        metrics.queue_seconds.labels("fraud").observe(seconds / 2)
-    metrics.requests.labels("churn", "overloaded").inc(2)
-    metrics.refused_requests.labels("churn", "deadline").inc(2)
-    metrics.requests.labels("fraud", "engine_error").inc()
-    metrics.requests.labels("fraud", "wrong_type").inc()
-    metrics.batch_rows.labels("fraud").observe(1)
-    metrics.batch_rows.labels("fraud").observe(7)
+        recorder.answered("fraud", "ok", seconds)
+    for _ in range(2):
+        recorder.refused("churn", "deadline")
+        recorder.answered("churn", "overloaded", 0.0)
+    recorder.answered("fraud", "engine_error", 0.1)
+    recorder.answered("fraud", "wrong_type", 0.1)
+    recorder.computed(ComputedBatch("fraud", 1, 1, 0.004, None, [0.002]))
+    recorder.computed(ComputedBatch("fraud", 7, 3, 0.004, 1.0, [0.003, 0.003, 0.02]))
 
 
-def test_documents_hold_to_the_specification(metrics: PrometheusRecorder) -> None:
-    before = snapshot(metrics.registry)
-    serve_some(metrics)
-    found = made(metrics, before, WITH_GPU)
+def test_documents_hold_to_the_specification(recorder: CloudWatchRecorder) -> None:
+    serve_some(recorder)
+    found = made(recorder, WITH_GPU)
     assert [(document["Service"], document.get("Model")) for document in found] == [
         ("tabpfn-gpu", None),
         ("tabpfn-gpu", "churn"),
@@ -103,10 +98,9 @@ def test_documents_hold_to_the_specification(metrics: PrometheusRecorder) -> Non
         check_specification(json.loads(json.dumps(document)))
 
 
-def test_a_document_says_what_was_counted(metrics: PrometheusRecorder) -> None:
-    before = snapshot(metrics.registry)
-    serve_some(metrics)
-    service, churn, fraud = made(metrics, before, WITH_GPU)
+def test_a_document_says_what_was_counted(recorder: CloudWatchRecorder) -> None:
+    serve_some(recorder)
+    service, churn, fraud = made(recorder, WITH_GPU)
     assert service["Requests"] == 8
     assert service["RefusedRequests"] == churn["RefusedRequests"] == 2
     assert service["Errors5xx"] == fraud["Errors5xx"] == 1
@@ -119,35 +113,53 @@ def test_a_document_says_what_was_counted(metrics: PrometheusRecorder) -> None:
     assert "RequestP50" not in churn, "nothing was answered, and no data is not zero"
 
 
-def test_only_the_interval_counts(metrics: PrometheusRecorder) -> None:
-    serve_some(metrics)
-    (service,) = made(metrics, snapshot(metrics.registry))
+def test_only_the_interval_counts(recorder: CloudWatchRecorder) -> None:
+    serve_some(recorder)
+    made(recorder)
+    (service,) = made(recorder)
     assert service["Requests"] == service["Errors5xx"] == 0
     assert "RequestP99" not in service
     assert not {"GpuMemory", "GpuUtilization"} & set(service)
     check_specification(service)
 
 
-def test_what_is_beyond_the_buckets_has_the_highest_bound(metrics: PrometheusRecorder) -> None:
-    before = snapshot(metrics.registry)
-    metrics.request_seconds.labels("fraud").observe(60)
-    metrics.requests.labels("fraud", "ok").inc()
-    assert made(metrics, before)[0]["RequestP99"] == 10_000
+def test_what_is_beyond_the_buckets_has_the_highest_bound(recorder: CloudWatchRecorder) -> None:
+    recorder.answered("fraud", "ok", 60.0)
+    assert made(recorder)[0]["RequestP99"] == 10_000
 
 
 def test_faults_are_what_callers_meet_as_5xx() -> None:
-    assert {error.code for error, status in STATUSES.items() if status >= 500} | {INTERNAL_ERROR} == FAULTS
+    assert {error.code for error, status in STATUSES.items() if status >= 500} | {INTERNAL_ERROR} == SERVER_FAULTS
 
 
-def test_a_line_is_written_in_one_piece(metrics: PrometheusRecorder) -> None:
-    before = snapshot(metrics.registry)
-    serve_some(metrics)
+def test_a_line_is_written_in_one_piece(recorder: CloudWatchRecorder) -> None:
+    serve_some(recorder)
     full = Gauges([4096.0] * 30, [123_456.0] * 30, ready=1.0, gpu_memory_bytes=2.0e10, gpu_utilization=[0.57] * 30)
-    for document in made(metrics, before, full):
+    for document in made(recorder, full):
         assert len(json.dumps(document)) < 4_096  # PIPE_BUF
 
 
-async def test_it_publishes_each_interval_and_the_rest_at_the_end(metrics: PrometheusRecorder) -> None:
+class Queue:
+    """Two requests wait and one is on the device."""
+
+    num_queued_requests = 2
+    num_in_flight_requests = 1
+
+    def num_queued_rows(self, priority: Priority) -> int:
+        return 5 if priority is Priority.BULK else 2
+
+
+class PartOfGpu(Gpu):
+    """A part of a GPU (MIG), of which the driver knows the memory but not the load."""
+
+    def memory_used_bytes(self) -> float:
+        return 3.0e9
+
+    def utilization_ratio(self) -> float:
+        return math.nan
+
+
+async def test_it_publishes_each_interval_and_the_rest_at_the_end(recorder: CloudWatchRecorder) -> None:
     lines: list[str] = []
     written = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -156,32 +168,33 @@ async def test_it_publishes_each_interval_and_the_rest_at_the_end(metrics: Prome
         lines.append(text)
         loop.call_soon_threadsafe(written.set)
 
-    metrics.queued_requests.set(2)
-    metrics.in_flight_requests.set(1)
-    metrics.gpu_memory_used_bytes.labels("cuda:0").set(3.0e9)
-    metrics.gpu_utilization_ratio.labels("cuda:0").set(math.nan)  # a part of a GPU does not say
-    async with publishing(metrics, write, namespace="N", service="s", interval_s=0.05):
+    recorder.watch_queue(Queue())
+    recorder.watch_gpu("cuda:0", PartOfGpu(None))
+    recorder.state_changed(ServerState.READY)
+    async with publishing(recorder, write, namespace="N", service="s", interval_s=0.05):
         await written.wait()
-        serve_some(metrics)
+        serve_some(recorder)
     first, *_ = [json.loads(line) for line in lines[0].splitlines()]
     assert set(first["OngoingRequests"]) == {3.0}
+    assert set(first["QueuedRows"]) == {7}
+    assert first["Ready"] == 1.0
     assert first["GpuMemory"] == 3.0e9
     assert "GpuUtilization" not in first
     every = [json.loads(line) for line in "".join(lines).splitlines()]
     assert sum(document["Requests"] for document in every if "Model" not in document) == 8
 
 
-async def test_a_broken_log_ends_no_server(metrics: PrometheusRecorder, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_broken_log_ends_no_server(recorder: CloudWatchRecorder, caplog: pytest.LogCaptureFixture) -> None:
     def refuse(_: str) -> None:
         raise OSError("gone")
 
-    async with publishing(metrics, refuse, namespace="N", service="s", interval_s=0.01):
+    async with publishing(recorder, refuse, namespace="N", service="s", interval_s=0.01):
         await asyncio.sleep(0.1)
-    assert "no longer published: gone" in caplog.text
+    assert "no longer published to CloudWatch: gone" in caplog.text
 
 
-async def test_nothing_is_published_unasked(metrics: PrometheusRecorder) -> None:
-    async with publishing(metrics, None):
+async def test_nothing_is_published_unasked(recorder: CloudWatchRecorder) -> None:
+    async with publishing(None, print), publishing(recorder, None):
         assert len(asyncio.all_tasks()) == 1
 
 
@@ -192,7 +205,7 @@ def test_a_worker_writes_into_the_launchers_output(capfd: pytest.CaptureFixture[
     reading, launchers = os.pipe()  # what a container's standard output is
     code = f"""
 from pathlib import Path
-from serve.telemetry.cloudwatch import line_writer
+from serve.telemetry.emf import line_writer
 line_writer(Path("/proc/{os.getpid()}/fd/{launchers}"))('{{"b":2}}\\n{{"c":3}}\\n')
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -14,7 +14,7 @@ import torch
 from predictor_harness import make
 
 from serve.engine.fake import FakeEngine
-from serve.telemetry.nvml import observe_gpu
+from serve.telemetry.nvml import find_gpu
 from serve.telemetry.prometheus import PrometheusRecorder
 
 
@@ -48,6 +48,12 @@ class Driver:
 def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return Driver(monkeypatch)
+
+
+def observe_gpu(metrics: PrometheusRecorder, device: str) -> None:
+    """As a replica does at its start."""
+    if (gpu := find_gpu(device)) is not None:
+        metrics.watch_gpu(device, gpu)
 
 
 def readings(metrics: PrometheusRecorder) -> list[tuple[str, float]]:
@@ -103,9 +109,9 @@ def test_a_driver_that_does_not_know_its_gpu_is_a_warning(
 async def test_a_replica_tells_of_the_gpu_of_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeEngine, "device", "cuda:1")
     predictor = make()
-    assert readings(predictor.recorder) == []
+    assert readings(predictor.telemetry.prometheus) == []
     await predictor.start()
-    assert readings(predictor.recorder) == [("cuda:1", 1e9), ("cuda:1", 0.1)]
+    assert readings(predictor.telemetry.prometheus) == [("cuda:1", 1e9), ("cuda:1", 0.1)]
     await predictor.close()
 
 

@@ -62,5 +62,5 @@ class HealthDoor:
 
     async def metrics(self, _: Request) -> Response:
         render = self._render_metrics
-        text = self._predictor.recorder.render() if render is None else await render()
+        text = self._predictor.telemetry.prometheus.render() if render is None else await render()
         return Response(text, headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
