@@ -12,7 +12,12 @@ from serve.telemetry.telemetry import Telemetry
 
 def assemble(settings: ServerSettings) -> Predictor:
     """A predictor that has not started. Raises StartupError where the settings name what is not there."""
-    return Predictor(_store(settings), _engine(settings), settings, Telemetry(settings.metrics))
+    return Predictor(
+        _store(settings),
+        _engine(settings),
+        settings,
+        Telemetry(publishes_to_cloudwatch=settings.metrics.emf_namespace is not None),
+    )
 
 
 def _store(settings: ServerSettings) -> ModelStore:

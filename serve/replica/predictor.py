@@ -201,8 +201,8 @@ class Predictor:
             self.device,
             batcher.is_hung,
             self._engine.lost,
-            _known(self._gpu and self._gpu.memory_used_bytes()),
-            _known(self._gpu and self._gpu.utilization_ratio()),
+            None if self._gpu is None else _known(self._gpu.memory_used_bytes()),
+            None if self._gpu is None else _known(self._gpu.utilization_ratio()),
         )
         models = tuple(self._describe(self._models[name]) for name in sorted(self._models))
         uptime_s = time.monotonic() - self._made_at
@@ -248,6 +248,6 @@ class Predictor:
         await asyncio.to_thread(self._engine.close)
 
 
-def _known(reading: float | None) -> float | None:
-    """None for a reading that there is not."""
-    return None if reading is None or math.isnan(reading) else reading
+def _known(reading: float) -> float | None:
+    """None where the driver does not say."""
+    return None if math.isnan(reading) else reading

@@ -31,7 +31,12 @@ def make_predictor() -> MakePredictor:
             api=ApiSettings(max_body_bytes=max_body_bytes),
             metrics=metrics or MetricsSettings(),
         )
-        return Predictor(TwoModels(), engine or FakeEngine(), settings, Telemetry(settings.metrics))
+        return Predictor(
+            TwoModels(),
+            engine or FakeEngine(),
+            settings,
+            Telemetry(publishes_to_cloudwatch=settings.metrics.emf_namespace is not None),
+        )
 
     return make
 

@@ -58,7 +58,7 @@ async def test_a_lame_duck_is_not_ready_and_serves() -> None:
     assert predictor.state is ServerState.LAME_DUCK
     assert not predictor.is_ready
     assert not predictor.failed
-    assert b"tabpfn_ready 0.0" in predictor.recorder.render()
+    assert b"tabpfn_ready 0.0" in predictor.telemetry.prometheus.render()
     assert len((await predict(predictor, [RECORD])).outputs) == 1
     await predictor.drain()
     assert predictor.state is ServerState.DRAINING
