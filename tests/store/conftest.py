@@ -26,7 +26,7 @@ def relay(swift: Swift) -> Iterator[Relay]:
 
 @pytest.fixture
 def bucket(swift: Swift, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A bucket of this test, with the credentials for it in the environment."""
+    """A new bucket, with the credentials for it in the environment."""
     for name in _OF_AWS:
         monkeypatch.delenv(name, raising=False)
     for name, value in swift.environment.items():
@@ -39,7 +39,7 @@ def bucket(swift: Swift, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def cards(tmp_path: Path, swift: Swift, bucket: str) -> Path:
-    """A model folder that is at `s3://BUCKET/models/cards/1` too."""
+    """A model folder, uploaded to `s3://BUCKET/models/cards/1` as well."""
     folder = write_cards(tmp_path / "models")
     swift.upload_folder(bucket, "models/cards/1", folder)
     return folder
@@ -47,5 +47,5 @@ def cards(tmp_path: Path, swift: Swift, bucket: str) -> Path:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    """The folder of downloads, not made yet."""
+    """The folder of downloads, which does not exist yet."""
     return tmp_path / "cache"

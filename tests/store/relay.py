@@ -1,4 +1,4 @@
-"""A TCP relay in front of a server: it counts requests, and stops or cuts an answer at a byte that the test names."""
+"""A TCP relay in front of a server, which records requests and holds or cuts answers after a number of bytes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Relay:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.requests: list[str] = []
-        """The head of each, in order."""
+        """The head of each request, in order."""
         self.held = threading.Event()
-        """An answer has come to the byte where it is to be held."""
+        """Set when an answer is held."""
         self._go_on = threading.Event()
         self._bytes_left: int | None = None
         self._cuts = False
@@ -31,17 +31,17 @@ class Relay:
         return f"http://127.0.0.1:{self.port}"
 
     def hold_after(self, num_bytes: int) -> None:
-        """Stop the answers, once, after so many bytes; `release` lets them go on."""
+        """Hold one answer, once `num_bytes` of all answers were sent. `release` lets it continue."""
         self.held.clear()
         self._go_on.clear()
         self._bytes_left, self._cuts = num_bytes, False
 
     def cut_after(self, num_bytes: int) -> None:
-        """Close the connection, once, after so many bytes of answers."""
+        """Close one connection, once `num_bytes` of all answers were sent."""
         self._bytes_left, self._cuts = num_bytes, True
 
     def wait_until_held(self) -> None:
-        assert self.held.wait(TIMEOUT_S), f"no answer came so far: {self.requests}"
+        assert self.held.wait(TIMEOUT_S), f"no answer was held: {self.requests}"
 
     def release(self) -> None:
         self._go_on.set()
@@ -88,7 +88,7 @@ class Relay:
 
 
 def _connect(address: tuple[str, int]) -> socket.socket:
-    """With a small window, so that an answer which is held here is held at the server too."""
+    """A connection with a small window, so that the server cannot send on while an answer is held here."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
     try:

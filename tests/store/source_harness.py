@@ -1,4 +1,4 @@
-"""A small model folder with all its files inside, and stores and processes that load it, for the tests of sources."""
+"""A small model folder with all its files inside, and stores and processes that load it."""
 
 import json
 import subprocess
@@ -15,17 +15,17 @@ from serve.store import SourceStore, write_model
 from serve.store.folder import sha256_of
 
 WEIGHTS = bytes(range(256)) * 12_000
-"""3 MB, so that a download can be stopped in the middle."""
+"""3 MB: one part of a download, which can be held in the middle."""
 
 LARGE_WEIGHTS = WEIGHTS * 6
-"""18 MB, more than the system holds for a socket, so that a server can be killed before it has sent all."""
+"""18 MB: three parts, more than the system buffers for a socket, so that a server can be killed before it sent all."""
 
 NUM_FILES = 3
 """Manifest, context, weights."""
 
 
 def write_cards(repository: Path, weights: bytes = WEIGHTS, **changes: Any) -> Path:
-    """The folder `cards/1`, which needs no file outside of itself."""
+    """Write the folder `cards/1`, with all of its files inside."""
     folder = repository / "cards" / "1"
     folder.mkdir(parents=True)
     checkpoint = folder / "some-v3.5.safetensors"
@@ -51,13 +51,13 @@ def store_of(uri: str | Path, sha256: str | None = None, name: str = "cards", **
 
 
 def load_cards(relay: Relay, bucket: str, cache: Path, sha256: str | None = None, **settings: Any) -> ModelDefinition:
-    """From S3, through the relay."""
+    """The model, loaded from S3 through the relay."""
     settings = {"s3_endpoint_url": relay.endpoint, "download_dir": cache, **settings}
     return store_of(f"s3://{bucket}/models/cards/1", sha256, **settings).load("cards")
 
 
 def kept(cache: Path, suffix: str = "*") -> list[str]:
-    """The files in a cache folder, but for the locks."""
+    """Names of the files in a folder of downloads, without locks."""
     return sorted(path.name for path in cache.rglob(suffix) if path.is_file() and path.suffix != ".lock")
 
 
@@ -88,7 +88,7 @@ def start_process(relay: Relay, bucket: str, cache: Path) -> subprocess.Popen[st
 
 
 def start_loading(relay: Relay, bucket: str, cache: Path, num_bytes: int) -> subprocess.Popen[str]:
-    """A process whose download is held after so many bytes."""
+    """Start a process that loads the model, and hold its download after `num_bytes`."""
     relay.hold_after(num_bytes)
     process = start_process(relay, bucket, cache)
     relay.wait_until_held()
@@ -96,7 +96,7 @@ def start_loading(relay: Relay, bucket: str, cache: Path, num_bytes: int) -> sub
 
 
 def end_of(process: subprocess.Popen[str]) -> str:
-    """The only line that it printed."""
+    """Wait for the end of a process and return the only line that it printed."""
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     assert len(printed.splitlines()) == 1

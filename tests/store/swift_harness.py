@@ -1,7 +1,7 @@
-"""A real S3 server on loopback: OpenStack Swift with its s3api, four processes and all data in one folder.
+"""A real S3 server on loopback: OpenStack Swift with its s3api, as four processes with all data in one folder.
 
-By hand, or for a container: `python -m tests.store.swift_harness --dir FOLDER [--port PORT] [--host ADDRESS]` prints
-what boto3 and `tabpfn-serve` need in their environment, and serves until it is ended.
+To start it by hand, or for a container: `python -m tests.store.swift_harness --dir FOLDER [--port PORT]` prints the
+variables that boto3 and `tabpfn-serve` need, and serves until it is ended.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from botocore.config import Config
 ACCESS_KEY, SECRET_KEY, REGION = "test:tester", "testing", "us-east-1"
 STARTS_WITHIN_S = 60.0
 
-# Swift looks for swift.conf in /etc; these names are what reads it.
+# Swift looks for swift.conf in /etc, unless these names are set before it reads the file.
 _LAUNCH = """
 import ctypes
 import sys
-ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG: it ends with the tests, also where those are killed
+ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG: the server ends with the tests, even if they are killed
 import swift.common.utils
 import swift.common.utils.config
 name, folder = sys.argv[1], sys.argv[2]
@@ -119,7 +119,7 @@ use = egg:swift#symlink
 
 
 class Swift:
-    """The server; what it was given survives `kill` and the next `start`."""
+    """The server. Uploaded objects survive `kill` and the next `start`."""
 
     def __init__(self, folder: Path, port: int = 0, host: str = "127.0.0.1") -> None:
         self.folder = folder
@@ -134,7 +134,7 @@ class Swift:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a client needs, and nothing else that could give it credentials."""
+        """The variables that a client needs, and no other source of credentials."""
         return {**client_environment(ACCESS_KEY, SECRET_KEY), "AWS_ENDPOINT_URL_S3": self.endpoint}
 
     def start(self) -> None:
@@ -153,7 +153,7 @@ class Swift:
             raise
 
     def kill(self) -> None:
-        """SIGKILL to all of it."""
+        """Send SIGKILL to all of its processes."""
         for process in self._processes:
             process.kill()
             process.wait()
@@ -200,7 +200,7 @@ class Swift:
 
 
 def client_environment(access_key: str, secret_key: str) -> dict[str, str]:
-    """Variables of boto3 that leave it no credentials but these."""
+    """Variables that give boto3 these credentials and no others."""
     return {
         "AWS_ACCESS_KEY_ID": access_key,
         "AWS_SECRET_ACCESS_KEY": secret_key,

@@ -1,4 +1,4 @@
-"""What is kept is whole and of the pinned digest, or is not there."""
+"""A kept file is whole and has the pinned digest, or does not exist."""
 
 import hashlib
 from pathlib import Path, PurePosixPath
@@ -15,7 +15,7 @@ FILE = PurePosixPath(DIGEST, "weights.safetensors")
 
 
 class Source:
-    """Counts how often it was asked."""
+    """A download that counts its calls."""
 
     def __init__(self, content: bytes = CONTENT) -> None:
         self.content = content
@@ -42,7 +42,7 @@ def test_a_kept_file_is_not_downloaded_again(tmp_path: Path) -> None:
     assert files(tmp_path) == {"weights.safetensors"}
 
 
-def test_nobody_else_may_look_into_the_folder(tmp_path: Path) -> None:
+def test_only_the_owner_can_read_the_folder(tmp_path: Path) -> None:
     get(tmp_path / "cache", Source())
     assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
 

@@ -1,4 +1,4 @@
-"""A model folder is served as written, or refused by the file at fault."""
+"""A model folder is loaded as it was written, or refused with the name of the faulty file."""
 
 import datetime
 import json
@@ -58,7 +58,7 @@ def store(repository: Path, **settings: Any) -> FolderStore:
     return FolderStore(StoreSettings(model_repository=repository, **settings))
 
 
-def test_what_was_written_is_loaded(repository: Path, checkpoint: Path) -> None:
+def test_a_written_model_is_loaded(repository: Path, checkpoint: Path) -> None:
     write(
         repository, checkpoint, class_priors={"0": 0.99, "1": 0.01}, example={"amount": 1, "country": None, "at": None}
     )
@@ -159,7 +159,7 @@ def test_a_pickled_checkpoint_is_refused(repository: Path, checkpoint: Path) -> 
         store(repository).load("cards")
 
 
-def test_non_commercial_weights_need_the_operators_word(repository: Path, checkpoint: Path) -> None:
+def test_non_commercial_weights_need_the_operators_consent(repository: Path, checkpoint: Path) -> None:
     write(repository, checkpoint, {**FACTS, "licence": "research-1.0", "non_commercial": True})
     with pytest.raises(InvalidModel, match=r"non-commercial.*research-1\.0.*allow_non_commercial"):
         store(repository).load("cards")
@@ -189,7 +189,7 @@ def edit(folder: Path, **changes: Any) -> None:
         ({"options": {"num_members": 0}}, "options.num_members"),
     ],
 )
-def test_a_bad_manifest_is_refused_by_place(
+def test_a_bad_manifest_is_refused_with_its_field(
     repository: Path, checkpoint: Path, changes: dict[str, Any], message: str
 ) -> None:
     folder = write(repository, checkpoint)

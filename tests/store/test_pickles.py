@@ -40,7 +40,7 @@ FACTS = {
 
 
 def child(code: str) -> tuple[str, ...]:
-    """Stands for `pickle_import`: `folder` is where it writes."""
+    """Arguments of Python that stand for the sandbox; `folder` is the folder that the code writes into."""
     return ("-c", f"import os, sys, pathlib, json, time; folder = pathlib.Path(sys.argv[2])\n{code}")
 
 
@@ -55,7 +55,7 @@ def writes(outcome: Any) -> str:
 
 
 def linked(name: str) -> str:
-    """Writes as it should, and a link to an endless file in the place of one."""
+    """Code that writes a good outcome, and then a link to an endless file in place of one file."""
     path = f"(folder / {name!r})"
     return f"{writes({'facts': FACTS})}\n{path}.unlink()\n{path}.symlink_to('/dev/zero')"
 
@@ -85,7 +85,7 @@ def load(work_dir: Path, *, allow_non_commercial: bool = False) -> ModelDefiniti
 
 
 class Payload:
-    """Pickled, it is a call."""
+    """An object whose pickle is a call."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self._call = (function, arguments)
@@ -125,7 +125,7 @@ def test_a_repository_does_not_serve_it_unpinned(tmp_path: Path, file: Path) -> 
         store.load("cards")
 
 
-def test_weights_of_unknown_licence_need_the_operators_word(tmp_path: Path, file: Path) -> None:
+def test_weights_of_unknown_licence_need_the_operators_consent(tmp_path: Path, file: Path) -> None:
     bring(file, tmp_path / "v3", child=GOOD)
     with pytest.raises(InvalidModel, match=r"TabPFNV3 of a pickle.*unknown.*allow_non_commercial"):
         load(tmp_path / "v3")
@@ -148,7 +148,7 @@ def test_a_wrong_digest_is_never_opened(tmp_path: Path) -> None:
 
 
 def _nested(payload: bytes) -> dict[str, bytes]:
-    """The payload where joblib and tabpfn keep pickles inside pickles."""
+    """The payload in the places where joblib and tabpfn keep pickles inside pickles."""
     objects, archive = io.BytesIO(), io.BytesIO()
     joblib.dump(np.array([1], dtype=object), objects)
     inner = pickle.dumps(np.array([1], dtype=object), protocol=5)
@@ -169,8 +169,8 @@ def _nested(payload: bytes) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("place", ["plain", "in an array of objects", "in an archive", "in a storage"])
-def test_what_a_pickle_brings_along_is_not_run(tmp_path: Path, place: str) -> None:
-    """The digest is right, and still nothing but the parts of an estimator may be named."""
+def test_no_code_in_a_pickle_is_run(tmp_path: Path, place: str) -> None:
+    """Even with the right digest, a pickle may name the parts of an estimator only."""
     trace = tmp_path / "trace"
     file = tmp_path / "bad.pkl"
     file.write_bytes(_nested(pickle.dumps(Payload(os.mkdir, str(trace)), protocol=2))[place])
@@ -206,7 +206,7 @@ def test_names_that_a_module_only_imported_are_not_its_own() -> None:
             unpickling.find_admitted(module, name)
 
 
-def test_a_real_child_says_what_is_wrong(tmp_path: Path) -> None:
+def test_the_real_child_reports_the_fault(tmp_path: Path) -> None:
     file = tmp_path / "bad.pkl"
     file.write_bytes(pickle.dumps(Payload(os._exit, 0)))
     with pytest.raises(InvalidModel, match=r"bad.pkl: it is not opened: it names posix._exit"):
@@ -253,14 +253,14 @@ def test_what_the_child_wrote_is_never_unpickled_by_its_parent(tmp_path: Path) -
     trace = tmp_path / "trace"
     file = tmp_path / "bad.pkl"
     file.write_bytes(pickle.dumps(Payload(os.mkdir, str(trace))))
-    folder = bring(file, tmp_path / "models", child=GOOD)  # this child takes the file for an estimator
+    folder = bring(file, tmp_path / "models", child=GOOD)  # this child writes the file as if it were an estimator
     definition = load(tmp_path / "models", allow_non_commercial=True)
     assert definition.estimator_path == str(folder / "estimator.pickle")
     assert Path(definition.estimator_path).read_bytes() == file.read_bytes()
     assert not trace.exists()
 
 
-def test_what_the_child_started_is_ended_with_it(tmp_path: Path, file: Path) -> None:
+def test_processes_that_the_child_started_end_with_it(tmp_path: Path, file: Path) -> None:
     pid_file = tmp_path / "pid"
     code = f"""
 import subprocess
@@ -272,10 +272,10 @@ pathlib.Path({str(pid_file)!r}).write_text(str(subprocess.Popen(['sleep', '1000'
         if not status.exists() or "State:\tZ" in status.read_text():
             return
         time.sleep(0.1)
-    pytest.fail("it is still there")
+    pytest.fail("the process is still running")
 
 
-def test_the_child_is_given_no_secret(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_child_gets_no_secret(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy")
     seen = tmp_path / "seen.json"
@@ -286,11 +286,11 @@ def test_the_child_is_given_no_secret(tmp_path: Path, file: Path, monkeypatch: p
     assert environment["HF_HUB_OFFLINE"] == "1"
 
 
-def test_a_folder_of_the_same_file_is_taken_as_it_is(tmp_path: Path, file: Path) -> None:
+def test_a_folder_that_was_made_of_the_same_file_is_used_again(tmp_path: Path, file: Path) -> None:
     models = tmp_path / "models"
     folder = bring(file, models, child=GOOD)
     assert bring(file, models, child=NEVER, sha256=digest(file).upper()) == folder
-    file.unlink()  # not even needed any more
+    file.unlink()  # the folder is enough
     assert import_pickle(file, name="cards", sha256=_source(folder), work_dir=models, child=NEVER) == folder
 
 

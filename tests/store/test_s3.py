@@ -1,4 +1,4 @@
-"""Models from a real S3 server (OpenStack Swift): downloaded, verified and kept, or refused with the reason."""
+"""Models from a real S3 server (OpenStack Swift) are downloaded, verified and kept, or refused with the cause."""
 
 import hashlib
 from pathlib import Path
@@ -82,7 +82,7 @@ def test_a_file_of_another_digest_is_refused(cards: Path, swift: Swift, relay: R
 
 
 @pytest.mark.parametrize("path", ["../../some-v3.5.safetensors", "/etc/passwd", "a/../../x", "."])
-def test_a_file_outside_of_the_folder_is_never_asked_for(
+def test_a_file_outside_of_the_folder_is_never_requested(
     cards: Path, swift: Swift, relay: Relay, bucket: str, cache: Path, path: str
 ) -> None:
     edit(cards, context={"path": path, "sha256": "0" * 64})
@@ -104,7 +104,7 @@ def test_a_pickle_is_downloaded_only_to_be_compared(swift: Swift, relay: Relay, 
 def test_a_pinned_pickle_is_handed_to_the_import(
     swift: Swift, relay: Relay, bucket: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The import itself is test_pickles.py's; here it is replaced by a folder made before."""
+    """test_pickles.py tests the import; here a ready folder stands for it."""
     swift.upload(bucket, "exports/tabpfn_model.pkl", b"code")
     pin = hashlib.sha256(b"code").hexdigest()
     monkeypatch.setattr("serve.store.pickles.import_pickle", lambda path, **named: handed(path, **named))
@@ -118,7 +118,7 @@ def test_a_pinned_pickle_is_handed_to_the_import(
     assert store_of(uri, pin, s3_endpoint_url=relay.endpoint, download_dir=cache).load("cards").name == "cards"
 
 
-# --- what is not there, or not for us
+# --- absent objects and wrong credentials
 
 
 @pytest.mark.usefixtures("cards")
@@ -129,7 +129,7 @@ def test_a_missing_object_is_named(swift: Swift, relay: Relay, bucket: str, cach
 
 
 @pytest.mark.usefixtures("cards")
-def test_a_missing_manifest_says_what_uri_is_meant(relay: Relay, bucket: str, cache: Path) -> None:
+def test_a_missing_manifest_says_which_uri_is_needed(relay: Relay, bucket: str, cache: Path) -> None:
     uri = f"s3://{bucket}/models/cards"
     with pytest.raises(InvalidModel, match=rf"{uri}/manifest\.json .*no such object.*NAME/VERSION"):
         store_of(uri, s3_endpoint_url=relay.endpoint, download_dir=cache).load("cards")

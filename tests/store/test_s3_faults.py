@@ -1,4 +1,4 @@
-"""Downloads that are disturbed: by a network or server that fails, by killed processes, by others that start too."""
+"""Downloads disturbed by a failing network or server, by killed processes, and by processes that start together."""
 
 import hashlib
 import re
@@ -55,7 +55,7 @@ def large_cards(tmp_path: Path, swift: Swift, bucket: str) -> Path:
 
 
 @pytest.mark.usefixtures("cards")
-def test_a_stream_that_breaks_off_is_asked_for_again(
+def test_a_stream_that_breaks_off_is_requested_again(
     relay: Relay, bucket: str, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     relay.cut_after(MIDDLE)
@@ -80,7 +80,7 @@ def test_a_large_object_comes_in_parts_and_only_a_broken_part_comes_again(
 
 
 @pytest.mark.usefixtures("cards")
-def test_a_part_that_is_asked_for_again_from_another_object_is_compared_too(
+def test_the_digest_of_a_part_that_is_requested_again_is_compared_too(
     swift: Swift, relay: Relay, bucket: str, cache: Path
 ) -> None:
     loading = start_loading(relay, bucket, cache, MIDDLE)
@@ -140,9 +140,7 @@ def test_a_server_that_is_restarted_in_the_middle(
 
 
 @pytest.mark.usefixtures("cards")
-def test_a_process_that_is_killed_leaves_nothing_that_is_taken_for_whole(
-    relay: Relay, bucket: str, cache: Path
-) -> None:
+def test_a_killed_process_leaves_no_file_that_counts_as_whole(relay: Relay, bucket: str, cache: Path) -> None:
     loading = start_loading(relay, bucket, cache, MIDDLE)
     wait_until(lambda: any(path.stat().st_size > 0 for path in cache.rglob("*.safetensors.part")))
     loading.send_signal(signal.SIGKILL)

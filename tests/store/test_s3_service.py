@@ -1,4 +1,4 @@
-"""`tabpfn-serve up` with a model from a real S3 server, told as a container is: it answers, or ends with one line."""
+"""`tabpfn-serve up` with a model from a real S3 server, configured as in a container, answers or ends with one line."""
 
 import hashlib
 import json
@@ -40,8 +40,8 @@ def fraud(tmp_path: Path, swift: Swift, bucket: str) -> Path:
 
 
 @pytest.fixture
-def told(fraud: Path, relay: Relay, bucket: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The entry of `store.models` that the environment holds."""
+def entry(fraud: Path, relay: Relay, bucket: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The entry of `store.models` in the environment."""
     entry = {"name": "fraud", "uri": f"s3://{bucket}/fraud/1", "sha256": digest(fraud)}
     monkeypatch.setenv("TABPFN_SERVE_STORE_MODELS", json.dumps([entry]))
     monkeypatch.setenv("TABPFN_SERVE_STORE_DOWNLOAD_DIR", str(cache))
@@ -61,7 +61,7 @@ def prediction(server: Server, model: str = "fraud") -> Any:
 
 
 def failed_start(*arguments: str) -> str:
-    """The only line of a start that failed."""
+    """The only line that a failed start prints."""
     done = subprocess.run([*WITHOUT_RAY, *UP, *arguments], capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout == ""
     assert done.returncode == 1
@@ -72,8 +72,8 @@ def failed_start(*arguments: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("told")
-def test_a_model_from_s3_answers_as_the_same_one_inside_and_restarts_without_s3(relay: Relay) -> None:
+@pytest.mark.usefixtures("entry")
+def test_a_model_from_s3_answers_like_the_embedded_one_and_restarts_without_s3(relay: Relay) -> None:
     with running(WITHOUT_RAY, *UP) as server:
         first = prediction(server)
         assert server.stop() == (0, "")
@@ -85,19 +85,19 @@ def test_a_model_from_s3_answers_as_the_same_one_inside_and_restarts_without_s3(
         assert prediction(server) == first
 
 
-def test_a_wrong_digest_ends_the_start_with_one_line(told: dict[str, Any], bucket: str) -> None:
-    line = failed_start("--model", f"fraud={told['uri']}@sha256:{'0' * 64}")
-    found = f"s3://{bucket}/fraud/1/manifest.json has sha256 {told['sha256']}"
+def test_a_wrong_digest_ends_the_start_with_one_line(entry: dict[str, Any], bucket: str) -> None:
+    line = failed_start("--model", f"fraud={entry['uri']}@sha256:{'0' * 64}")
+    found = f"s3://{bucket}/fraud/1/manifest.json has sha256 {entry['sha256']}"
     assert f"{found}, but store.models (fraud) says {'0' * 64}" in line
 
 
-@pytest.mark.usefixtures("told")
+@pytest.mark.usefixtures("entry")
 def test_a_missing_object_ends_the_start_with_one_line(bucket: str) -> None:
     assert "there is no such object" in failed_start("--model", f"fraud=s3://{bucket}/fraud/2")
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("told")
+@pytest.mark.usefixtures("entry")
 def test_a_pinned_pickle_from_s3_answers_as_the_estimator_in_it(swift: Swift, bucket: str) -> None:
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"amount": rng.lognormal(3, 1, 80), "age": rng.integers(18, 80, 80).astype(float)})
@@ -114,7 +114,7 @@ def test_a_pinned_pickle_from_s3_answers_as_the_estimator_in_it(swift: Swift, bu
     assert answer["probabilities"] == pytest.approx(expected.tolist(), abs=1e-4)
 
 
-def test_an_unpinned_pickle_ends_with_the_setting_to_add(
+def test_an_unpinned_pickle_ends_the_start_with_the_setting_to_add(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from serve.cli import main as cli
@@ -126,8 +126,8 @@ def test_an_unpinned_pickle_ends_with_the_setting_to_add(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("told")
-def test_a_stop_during_a_download_is_heard_and_the_next_start_is_whole(relay: Relay, cache: Path) -> None:
+@pytest.mark.usefixtures("entry")
+def test_a_stop_during_a_download_ends_at_once_and_the_next_start_is_whole(relay: Relay, cache: Path) -> None:
     relay.hold_after(2_000_000)
     starting = subprocess.Popen([*WITHOUT_RAY, *UP], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     relay.wait_until_held()

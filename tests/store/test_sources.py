@@ -1,4 +1,4 @@
-"""Models one by one, from this machine: taken as pinned, or refused by what is wrong. Those in S3: test_s3.py."""
+"""Models of `store.models` on this machine are loaded as pinned, or refused with the fault. For S3 see test_s3.py."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ def test_a_folder_on_this_machine_is_served_where_it_lies(cards: Path, form: str
     assert not (tmp_path / "cache").exists()
 
 
-def test_boto3_is_loaded_only_where_s3_is_asked(cards: Path) -> None:
+def test_boto3_is_imported_only_if_a_model_is_in_s3(cards: Path) -> None:
     code = """
 import sys
 import serve.cli.main
@@ -53,12 +53,12 @@ def test_models_are_named_in_order_and_others_unknown(cards: Path) -> None:
         served.load("fraud")
 
 
-def test_the_name_is_the_manifests(cards: Path) -> None:
+def test_the_manifest_must_have_the_same_name(cards: Path) -> None:
     with pytest.raises(InvalidModel, match=r"manifest\.json is of model 'cards', not of 'fraud'"):
         store_of(cards, name="fraud").load("fraud")
 
 
-def test_a_pinned_folder_is_that_of_the_digest_in_any_case(cards: Path) -> None:
+def test_a_pinned_folder_must_have_the_digest_in_either_case(cards: Path) -> None:
     pin = digest(cards)
     assert store_of(cards, pin.upper()).load("cards").version == "1"
     edit(cards, description="changed")
@@ -66,14 +66,14 @@ def test_a_pinned_folder_is_that_of_the_digest_in_any_case(cards: Path) -> None:
         store_of(cards, pin).load("cards")
 
 
-def test_a_folder_without_a_manifest_says_what_uri_is_meant(cards: Path) -> None:
+def test_a_folder_without_a_manifest_says_which_uri_is_needed(cards: Path) -> None:
     with pytest.raises(InvalidModel, match=r"cards/manifest\.json cannot be read: No such file.*NAME/VERSION"):
         store_of(cards.parent).load("cards")
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "context.parquet", "some-v3.5.safetensors"])
 def test_an_unreadable_file_is_named(cards: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Permissions do not stop root, as whom tests often run, so reading itself is refused."""
+    """Permissions do not stop root, who often runs tests, so reading itself is refused."""
     original = Path.open
 
     def refuse(path: Path, *arguments: Any, **named: Any) -> Any:
@@ -107,13 +107,13 @@ def test_a_pickle_of_another_digest_is_not_opened(tmp_path: Path) -> None:
         store_of(file, "0" * 64, name="churn", download_dir=tmp_path / "cache").load("churn")
 
 
-def test_a_pickle_that_is_not_there(tmp_path: Path) -> None:
+def test_an_absent_pickle(tmp_path: Path) -> None:
     with pytest.raises(InvalidModel, match=r"absent\.joblib cannot be read: No such file"):
         store_of(tmp_path / "absent.joblib", "0" * 64, name="churn").load("churn")
 
 
 def test_a_pickle_of_the_pinned_digest_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The import itself is test_pickles.py's; here it is replaced by a folder made before."""
+    """test_pickles.py tests the import; here a ready folder stands for it."""
     file = tmp_path / "tabpfn_model.pkl"
     file.write_bytes(b"code")
     seen: dict[str, Any] = {}
@@ -138,7 +138,7 @@ def test_a_pickle_needs_a_folder_to_be_imported_into(tmp_path: Path) -> None:
 
 
 @given(st.text(alphabet=st.sampled_from("./a\\\n\0"), max_size=12))
-def test_what_is_downloaded_stays_inside_its_folder(path: str) -> None:
+def test_a_downloaded_file_stays_inside_its_folder(path: str) -> None:
     entry = FileEntry(path=Path(path), sha256="0" * 64)
     try:
         inside = _path_inside(entry, "s3://bucket/x/manifest.json")
