@@ -24,6 +24,7 @@ class Relay:
         self._go_on = threading.Event()
         self._bytes_left: int | None = None
         self._cuts = False
+        self._bytes_left_after_cut: int | None = None
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
@@ -39,6 +40,11 @@ class Relay:
     def cut_after(self, num_bytes: int) -> None:
         """Close one connection, once `num_bytes` of all answers were sent."""
         self._bytes_left, self._cuts = num_bytes, True
+
+    def cut_every(self, num_bytes: int) -> None:
+        """Close a connection each time that `num_bytes` of answers were sent since the last cut."""
+        self.cut_after(num_bytes)
+        self._bytes_left_after_cut = num_bytes
 
     def wait_until_held(self) -> None:
         assert self.held.wait(TIMEOUT_S), f"no answer was held: {self.requests}"
@@ -77,6 +83,7 @@ class Relay:
                     self._bytes_left = None
                     client.sendall(data[: max(rest + len(data), 0)])
                     if self._cuts:
+                        self._bytes_left = self._bytes_left_after_cut
                         break
                     self.held.set()
                     self._go_on.wait(TIMEOUT_S)

@@ -1,6 +1,7 @@
 """Downloads disturbed by a failing network or server, by killed processes, and by processes that start together."""
 
 import hashlib
+import io
 import re
 import signal
 import socket
@@ -64,6 +65,25 @@ def test_a_stream_that_breaks_off_is_requested_again(
     assert "some-v3.5.safetensors broke off: downloading a part again" in caplog.text
 
 
+@pytest.mark.usefixtures("cards")
+def test_a_stream_that_stops_is_requested_again(
+    relay: Relay, bucket: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "READ_TIMEOUT_S", 2)
+    relay.hold_after(MIDDLE)
+    assert Path(load_cards(relay, bucket, cache).checkpoint_path).read_bytes() == WEIGHTS
+    assert relay.held.is_set()
+
+
+@pytest.mark.usefixtures("cards")
+def test_a_stream_that_always_breaks_off_is_given_up(relay: Relay, bucket: str) -> None:
+    relay.cut_every(100_000)
+    place = S3Location(bucket, "models/cards/1/some-v3.5.safetensors")
+    with pytest.raises(StartupError, match=rf"{place} cannot be downloaded: the connection broke off 3 times \("):
+        s3.S3(relay.endpoint).download(place, io.BytesIO())
+    assert len(relay.requests) == s3.MAX_ATTEMPTS
+
+
 @pytest.mark.usefixtures("large_cards")
 def test_a_large_object_comes_in_parts_and_only_a_broken_part_comes_again(
     relay: Relay, bucket: str, cache: Path
@@ -106,11 +126,11 @@ def test_an_empty_object_is_empty(swift: Swift, relay: Relay, bucket: str, cache
         load_cards(relay, bucket, cache)
 
 
-@pytest.mark.usefixtures("large_cards")
+@pytest.mark.usefixtures("cards")
 def test_a_full_disk(swift: Swift, bucket: str) -> None:
     """The system's own full device stands in for a full disk."""
-    place = S3Location(bucket, "models/cards/1/some-v3.5.safetensors")
-    with open("/dev/full", "wb") as full, pytest.raises(OSError, match="No space left on device"):
+    place = S3Location(bucket, "models/cards/1/manifest.json")
+    with open("/dev/full", "wb", buffering=0) as full, pytest.raises(OSError, match="No space left on device"):
         s3.S3(swift.endpoint).download(place, full)
 
 
