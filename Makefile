@@ -54,9 +54,9 @@ synth: install-deploy  ## the CloudFormation templates of every stage, linted; o
 # Benchmarks write into a folder that git ignores; only `make results` publishes.
 OUT := benchmarks/out
 
-bench: install  ## the engine in one process, then the demo server under load; about four minutes
+bench: install  ## the engine in one process, then the demo server under load up to its knee; about six minutes
 	$(VENV)/bin/python -m benchmarks.offline.engine --precision float32 auto --threads 2 --json $(OUT)/offline-engine.json --plot $(OUT)/offline-engine.png
-	$(VENV)/bin/python -m benchmarks.online.demo --edge serve --rate 20 40 80 160 240 480 --duration 20 --json $(OUT)/online-load.json --plot $(OUT)/online-load.png
+	$(VENV)/bin/python -m benchmarks.online.demo --edge serve --rate 20 40 80 160 240 480 --until-knee --duration 20 --json $(OUT)/online-load.json --plot $(OUT)/online-load.png
 
 bench-peers: install  ## the same model behind other servers; about 45 minutes on an otherwise quiet machine
 	$(VENV)/bin/python -m benchmarks.peers --json $(OUT)/peers.json --plot $(OUT)/peers.png

@@ -98,6 +98,21 @@ def test_every_section_states_machine_date_commit_and_command() -> None:
     assert "1 x GPU X" in with_gpu
 
 
+def test_a_load_run_past_its_knee_is_written_and_the_readme_shows_the_highest_rate_in_time() -> None:
+    run: Any = copy.deepcopy(RUNS["online-load"])
+    past = copy.deepcopy(run["results"][-1])
+    past |= {"rate": 2000.0, "verified": None, "ok": 0}
+    past["latency"] |= {"p50_ms": 900.0, "p99_ms": 5000.0}
+    past["batch_rows"]["per_batch"] = past["server_ms"]["queue"] = past["server_ms"]["compute"] = None
+    run["results"].append(past)
+    run["config"]["until_knee"] = True
+    run["knee"] = {"highest_good_rate": 480.0, "ended": "goodput fell from 486/s to 20/s"}
+    page = " ".join(render_page({**RUNS, "online-load": run}).split())
+    assert "in time: 480 (goodput fell from 486/s to 20/s)" in page
+    assert "--rate 20 40 80 160 240 480 --until-knee --duration 20" in page
+    assert "latency at 480 one-row" in render_table({**RUNS, "online-load": run})
+
+
 # --- publishing -------------------------------------------------------------------------------------------------------
 
 
