@@ -19,8 +19,14 @@ STAGES = Path(__file__).parent / "stages"
 METRIC_NAMESPACE = "TabPFNServe"
 """The CloudWatch namespace of the metrics that the server reports itself."""
 
+GRACE_S = 1
+"""Seconds for which the server serves what is inside after it closed its port. A constant of the server."""
+
 STOP_MARGIN_S = 20
 """Seconds that a container needs beyond its drain: last answers to slow readers, then Ray (docs/operations.md)."""
+
+MAX_FARGATE_STOP_S = 120
+"""The longest stop timeout that Fargate allows."""
 
 
 class _Settings(BaseModel):
@@ -65,6 +71,12 @@ class ServerSettings(_Settings):
 
     models: tuple[ModelSettings, ...] = Field((), description="Empty serves the demo model of the image.")
     default_timeout_ms: int = Field(30_000, gt=0, description="The deadline of a request that names none.")
+    lame_duck_s: int = Field(
+        5,
+        ge=0,
+        description="Seconds after SIGTERM in which readiness fails and requests are still served. ECS deregisters a "
+        "task before or while it sends SIGTERM, so this covers the time until every node of the load balancer knows.",
+    )
     drain_timeout_s: int = Field(30, gt=0, description="Most that a stop waits for admitted requests.")
     keep_alive_s: int = Field(
         75, gt=0, description="How long the server keeps an idle connection. Longer than the load balancer keeps it."
@@ -73,6 +85,11 @@ class ServerSettings(_Settings):
     environment: dict[str, str] = Field(
         default_factory=dict, description="Further settings of the server, as variables TABPFN_SERVE_<GROUP>_<NAME>."
     )
+
+    @property
+    def stop_s(self) -> int:
+        """Seconds that a stop may take: lame duck, grace, drain and margin. The least stop timeout of a container."""
+        return self.lame_duck_s + GRACE_S + self.drain_timeout_s + STOP_MARGIN_S
 
     @model_validator(mode="after")
     def _names_settings_and_distinct_models(self) -> Self:
@@ -109,13 +126,19 @@ class ServiceSettings(_Settings):
     """What every service has, on whatever hosts it runs. A task has one container."""
 
     memory_mib: int
-    stop_timeout_s: int = Field(60, ge=2, description="Seconds between SIGTERM and SIGKILL.")
+    stop_timeout_s: int | None = Field(
+        None, ge=2, description="Seconds between SIGTERM and SIGKILL. Empty is what the server's own settings need."
+    )
     start_grace_s: int = Field(
         600, ge=60, description="Seconds to load, fit and warm up before a failed health check counts."
     )
     min_tasks: int = Field(1, ge=0)
     max_tasks: int = Field(ge=1)
     load_balancer: LoadBalancerSettings = LoadBalancerSettings()
+
+    def stop_s(self, server: ServerSettings) -> int:
+        """Seconds between SIGTERM and SIGKILL: `stop_timeout_s`, or as long as a stop of the server may take."""
+        return server.stop_s if self.stop_timeout_s is None else self.stop_timeout_s
 
     @model_validator(mode="after")
     def _tasks_are_in_order(self) -> Self:
@@ -154,7 +177,6 @@ class CpuServiceSettings(ServiceSettings):
 
     cpu_units: Literal[1024, 2048, 4096, 8192, 16384] = 4096
     memory_mib: int = Field(8_192, ge=2_048)
-    stop_timeout_s: int = Field(60, ge=2, le=120, description="Fargate allows at most 120 s.")
     max_tasks: int = Field(4, ge=1)
     target_cpu_percent: int = Field(70, ge=10, le=90)
     spot: bool = Field(False, description="Run every task beyond min_tasks on FARGATE_SPOT.")
@@ -183,11 +205,19 @@ class Stage(_Settings):
 
     @model_validator(mode="after")
     def _containers_may_finish(self) -> Self:
-        """Refuse it here with a sentence. The policies check the same in every template, whoever wrote it."""
-        needed = self.server.drain_timeout_s + STOP_MARGIN_S
+        """Refuse a stage here, with a sentence. The policies check the same in a template, however it was made."""
+        server = self.server
         for service in (self.gpu_service, self.cpu_service):
-            if service is not None and service.stop_timeout_s < needed:
-                raise ValueError(f"stop_timeout_s is {service.stop_timeout_s}, the drain needs {needed}")
+            if service is not None and service.stop_s(server) < server.stop_s:
+                raise ValueError(
+                    f"stop_timeout_s is {service.stop_timeout_s}, but lame_duck_s {server.lame_duck_s} and "
+                    f"drain_timeout_s {server.drain_timeout_s} need {server.stop_s}"
+                )
+        if self.cpu_service is not None and self.cpu_service.stop_s(server) > MAX_FARGATE_STOP_S:
+            raise ValueError(
+                f"a stop of cpu_service may take {self.cpu_service.stop_s(server)} s and Fargate allows "
+                f"{MAX_FARGATE_STOP_S} s; lower stop_timeout_s, drain_timeout_s or lame_duck_s"
+            )
         return self
 
 

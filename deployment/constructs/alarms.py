@@ -1,4 +1,4 @@
-"""The alarms on one service: those that roll a deployment back, and those that people are told of."""
+"""The alarms on one service: those that roll a deployment back, and those that notify people."""
 
 from __future__ import annotations
 

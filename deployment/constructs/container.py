@@ -43,6 +43,7 @@ def add_server_container(
     task: ecs.TaskDefinition,
     *,
     settings: ServiceSettings,
+    stop_timeout_s: int,
     image: ecr.IRepository,
     image_tag: str,
     command: Sequence[str],
@@ -52,11 +53,7 @@ def add_server_container(
     linux: ecs.LinuxParameters,
     num_gpus: int | None,
 ) -> ecs.ContainerDefinition:
-    """Add the container of the server to a task and return it.
-
-    `linux` must enable an init process, which passes SIGTERM on. This function drops all capabilities in it.
-    """
-    linux.drop_capabilities(ecs.Capability.ALL)
+    """Add the container of the server to a task and return it."""
     container = task.add_container(
         NAME,
         container_name=NAME,
@@ -70,7 +67,7 @@ def add_server_container(
         linux_parameters=linux,
         gpu_count=num_gpus,
         memory_limit_mib=settings.memory_mib,
-        stop_timeout=Duration.seconds(settings.stop_timeout_s),
+        stop_timeout=Duration.seconds(stop_timeout_s),
         logging=ecs.LogDriver.aws_logs(stream_prefix=NAME, log_group=log_group),
         port_mappings=[ecs.PortMapping(container_port=PORT, protocol=ecs.Protocol.TCP)],
         health_check=_health_check(settings.start_grace_s),
@@ -112,6 +109,7 @@ def server_environment(settings: ServerSettings, *, models: s3.IBucket, service:
         "TABPFN_SERVE_ENGINE_DEVICE": device,
         "TABPFN_SERVE_ENGINE_KV_CACHE_DIR": f"{_CACHE}/kv",
         "TABPFN_SERVE_STORE_DOWNLOAD_DIR": f"{_CACHE}/models",
+        "TABPFN_SERVE_API_LAME_DUCK_S": str(settings.lame_duck_s),
         "TABPFN_SERVE_API_DRAIN_TIMEOUT_S": str(settings.drain_timeout_s),
         "TABPFN_SERVE_API_KEEP_ALIVE_S": str(settings.keep_alive_s),
         "TABPFN_SERVE_BATCHING_DEFAULT_TIMEOUT_MS": str(settings.default_timeout_ms),

@@ -35,7 +35,6 @@ class CpuService(ServerService):
             command=["up"],
             device="cpu",
             environment={"TABPFN_SERVE_ENGINE_NUM_THREADS": str(num_threads)},
-            linux=ecs.LinuxParameters(self, "Linux", init_process_enabled=True),
         )
         return task
 

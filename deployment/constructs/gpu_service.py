@@ -70,7 +70,7 @@ class GpuService(ServerService):
             device="cuda:0",
             environment={"NVIDIA_DRIVER_CAPABILITIES": "compute,utility"},
             secrets={"RAY_AUTH_TOKEN": ecs.Secret.from_secrets_manager(token)},
-            linux=ecs.LinuxParameters(self, "Linux", init_process_enabled=True, shared_memory_size=settings.shm_mib),
+            shm_mib=settings.shm_mib,
             num_gpus=1,
         )
         if settings.operator_access:

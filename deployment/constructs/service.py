@@ -122,16 +122,20 @@ class ServerService(Construct):
         command: list[str],
         device: str,
         environment: Mapping[str, str],
-        linux: ecs.LinuxParameters,
+        shm_mib: int | None = None,
         secrets: Mapping[str, ecs.Secret] | None = None,
         num_gpus: int | None = None,
     ) -> ecs.ContainerDefinition:
         """Add the server's container; `environment` is added to the variables that both services have."""
         parts, registry = self._parts, self._parts.registry
+        # The init process forwards SIGTERM to the server.
+        linux = ecs.LinuxParameters(self, "Linux", init_process_enabled=True, shared_memory_size=shm_mib)
+        linux.drop_capabilities(ecs.Capability.ALL)
         shared = server_environment(parts.server, models=registry.models, service=parts.name, device=device)
         container = add_server_container(
             task,
             settings=self._settings,
+            stop_timeout_s=self._settings.stop_s(parts.server),
             image=image,
             image_tag=parts.image_tag,
             command=command,

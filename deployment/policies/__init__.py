@@ -3,7 +3,7 @@
 cfn-lint knows the schema of each resource, and cdk-nag what AWS advises against: wildcard actions, security groups open
 to everyone, public buckets, buckets without TLS. Neither compares two resources, and neither knows this server. So
 both accept a drain longer than the stop timeout, or a task larger than its instance. The rules here find such faults.
-They read the template that is deployed, whoever wrote it.
+They read the template that is deployed, whatever it was made from.
 """
 
 from deployment.policies.access import ACCESS_POLICIES

@@ -4,7 +4,7 @@ longest request   <= drain of the server         or a stop fails requests that i
 longest request   <= deregistration delay        or the load balancer cuts a request off when its task leaves
 longest request   <  idle timeout of the ALB     or the load balancer cuts a request off while it waits
 ALB idle timeout  <  keep-alive of the server    or a request meets a connection that is just being closed (502)
-drain + margin    <= stop timeout                or SIGKILL ends the drain
+lame duck + grace + drain + margin <= stop timeout, or SIGKILL ends the drain
 """
 
 from __future__ import annotations
@@ -24,23 +24,28 @@ from deployment.policies.template import (
     resources,
     services,
 )
-from deployment.settings import STOP_MARGIN_S
+from deployment.settings import GRACE_S, MAX_FARGATE_STOP_S, STOP_MARGIN_S
 
-MAX_FARGATE_STOP_S = 120
-
+_LAME_DUCK = "TABPFN_SERVE_API_LAME_DUCK_S"
 _DRAIN = "TABPFN_SERVE_API_DRAIN_TIMEOUT_S"
 _DEADLINE = "TABPFN_SERVE_BATCHING_DEFAULT_TIMEOUT_MS"
 _KEEP_ALIVE = "TABPFN_SERVE_API_KEEP_ALIVE_S"
 
 
 def stop_waits_for_the_drain(template: Template) -> Iterator[Violation]:
-    """The stop timeout of a container covers the drain and STOP_MARGIN_S."""
+    """The stop timeout of a container covers lame duck, grace, drain and margin, and the template states all of them.
+
+    A lame duck that only the image sets could change with the image.
+    """
     for container in containers(template):
-        drain, stop = number(container.environment.get(_DRAIN)), number(container.properties.get("StopTimeout"))
-        if drain is None or stop is None:
-            yield container.violation(f"set both {_DRAIN} and StopTimeout")
-        elif drain + STOP_MARGIN_S > stop:
-            yield container.violation(f"StopTimeout {stop:g} s is below drain {drain:g} s + {STOP_MARGIN_S} s")
+        lame_duck, drain = (number(container.environment.get(name)) for name in (_LAME_DUCK, _DRAIN))
+        stop = number(container.properties.get("StopTimeout"))
+        if lame_duck is None or drain is None or stop is None:
+            yield container.violation(f"set {_LAME_DUCK}, {_DRAIN} and StopTimeout")
+        elif (needed := lame_duck + GRACE_S + drain + STOP_MARGIN_S) > stop:
+            yield container.violation(
+                f"StopTimeout is {stop:g} s; lame duck {lame_duck:g} s and drain {drain:g} s need {needed:g} s"
+            )
 
 
 def fargate_stops_in_two_minutes(template: Template) -> Iterator[Violation]:

@@ -105,6 +105,18 @@ def stops_by_sigterm(file: Dockerfile) -> Findings:
             yield f"{target.name} has no STOPSIGNAL SIGTERM"
 
 
+def has_a_lame_duck(file: Dockerfile) -> Findings:
+    """Readiness fails for some seconds before the server stops serving; `docker stop` sends SIGKILL after 10 s."""
+    for target in file.targets:
+        given = re.findall(r"TABPFN_SERVE_API_LAME_DUCK_S=(\d+)", " ".join(target.all("ENV")))
+        lame_duck_s = int(given[-1]) if given else None
+        if target.name == "sagemaker":
+            if lame_duck_s != 0:
+                yield "SageMaker allows 30 s for the whole stop, which leaves no time for a lame duck"
+        elif lame_duck_s is None or not 0 < lame_duck_s <= 5:
+            yield f"{target.name} has a lame duck of {lame_duck_s} s, not of 1 to 5 s"
+
+
 def listens_on_8080_of_all_addresses(file: Dockerfile) -> Findings:
     for target in file.targets:
         environment = " ".join(target.all("ENV"))
@@ -173,6 +185,7 @@ RULES: tuple[Callable[[Dockerfile], Findings], ...] = (
     the_argument_is_serve,
     health_is_readiness,
     stops_by_sigterm,
+    has_a_lame_duck,
     listens_on_8080_of_all_addresses,
     has_writable_places,
     contains_no_secret,

@@ -51,6 +51,14 @@ def variable(name: str, value: str) -> Break:
     return set_it
 
 
+def without_variable(name: str) -> Break:
+    def remove_it(template: Template) -> None:
+        environment = container(template)["Environment"]
+        environment[:] = [entry for entry in environment if entry["Name"] != name]
+
+    return remove_it
+
+
 def attribute(kind: str, entries: str, key: str, value: str) -> Break:
     def set_it(template: Template) -> None:
         place = first(template, kind)[entries]
@@ -128,8 +136,15 @@ FAULTS: list[tuple[Policy, str, Break, str]] = [
         "not in instance_types.yaml",
     ),
     (containers.shared_memory_fits, GPU, on("LinuxParameters.SharedMemorySize", 8192), "more than half"),
-    (timing.stop_waits_for_the_drain, GPU, on("StopTimeout", 45), "below drain 30 s + 20 s"),
-    (timing.stop_waits_for_the_drain, CPU, lambda template: container(template).pop("StopTimeout"), "set both"),
+    (timing.stop_waits_for_the_drain, GPU, on("StopTimeout", 55), "lame duck 5 s and drain 30 s need 56 s"),
+    (
+        timing.stop_waits_for_the_drain,
+        CPU,
+        lambda template: container(template).pop("StopTimeout"),
+        "set TABPFN_SERVE_API_LAME_DUCK_S",
+    ),
+    (timing.stop_waits_for_the_drain, CPU, variable("TABPFN_SERVE_API_LAME_DUCK_S", "6"), "lame duck 6 s"),
+    (timing.stop_waits_for_the_drain, CPU, without_variable("TABPFN_SERVE_API_LAME_DUCK_S"), "set TABPFN_SERVE_API"),
     (timing.fargate_stops_in_two_minutes, CPU, on("StopTimeout", 300), "Fargate allows 120"),
     (
         timing.drain_answers_the_longest,

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
+from server_variables import server_variables
 
 from deployment.app import Template
 from deployment.cost import _NUM_ENDPOINTS
 from deployment.policies.template import containers, resources
-from deployment.settings import METRIC_NAMESPACE, STAGES, Stage, read_stage, stage_names
-from serve.settings import ServerSettings
+from deployment.settings import GRACE_S, METRIC_NAMESPACE, STAGES, Stage, read_stage, stage_names
+from serve.edges.uvicorn_server import GRACE_S as SERVER_GRACE_S
 from serve.telemetry.cloudwatch import Gauges, Interval, documents
 
 Templates = dict[str, dict[str, Template]]
@@ -25,15 +26,16 @@ GPU = {"instance_types": ["g6.xlarge"]}
     [
         ({"gpu": {}}, "Extra inputs are not permitted"),
         ({"gpu_service": {**GPU, "colour": "red"}}, "Extra inputs are not permitted"),
-        ({"gpu_service": {**GPU, "stop_timeout_s": 40}}, "the drain needs 50"),
+        ({"gpu_service": {**GPU, "stop_timeout_s": 55}}, "lame_duck_s 5 and drain_timeout_s 30 need 56"),
         ({"gpu_service": {**GPU, "min_tasks": 3, "max_tasks": 2}}, "min_tasks is above max_tasks"),
         ({"gpu_service": {"instance_types": ["p9.huge"]}}, "not in instance_types.yaml"),
         ({"network": {"nat_gateways": 0}}, "NAT gateway"),
         ({"server": {"environment": {"HF_TOKEN": "x"}}}, "not settings of the server"),
         ({"server": {"models": [{"name": "a", "key": "a", "sha256": "0" * 64}] * 2}}, "two models have one name"),
         ({"server": {"models": [{"name": "a", "key": "a", "sha256": "abc"}]}}, "should match pattern"),
-        ({"cpu_service": {"stop_timeout_s": 300}}, "less than or equal to 120"),
-        ({"cpu_service": {"stop_timeout_s": 40}}, "the drain needs 50"),
+        ({"cpu_service": {"stop_timeout_s": 300}}, "may take 300 s and Fargate allows 120 s"),
+        ({"cpu_service": {}, "server": {"drain_timeout_s": 95}}, "may take 121 s and Fargate allows 120 s"),
+        ({"cpu_service": {"stop_timeout_s": 40}}, "need 56"),
         ({"cpu_service": {"min_tasks": 3, "max_tasks": 2}}, "min_tasks is above max_tasks"),
     ],
 )
@@ -42,6 +44,17 @@ def test_a_bad_stage_is_refused(part: dict[str, Any], words: str, tmp_path: Path
     path.write_text(yaml.safe_dump({"name": "bad", "gpu_service": GPU, **part}))
     with pytest.raises(ValidationError, match=words):
         read_stage(path)
+
+
+def test_the_stop_timeout_follows_the_server_variables() -> None:
+    stage = Stage(name="demo", gpu_service=GPU, server={"lame_duck_s": 10, "drain_timeout_s": 60})
+    assert stage.gpu_service.stop_s(stage.server) == 10 + 1 + 60 + 20
+    longer = stage.gpu_service.model_copy(update={"stop_timeout_s": 100})
+    assert longer.stop_s(stage.server) == 100
+
+
+def test_the_grace_is_the_one_of_the_server() -> None:
+    assert GRACE_S == SERVER_GRACE_S
 
 
 def test_stages_are_named_as_their_files() -> None:
@@ -54,23 +67,13 @@ def test_a_stage_cannot_be_changed() -> None:
         stage.name = "other"
 
 
-def settings_of_the_server() -> set[str]:
-    """The environment variables that the server reads for its settings."""
-    names = {"TABPFN_SERVE_HOST", "TABPFN_SERVE_PORT"}
-    for owner, group in ServerSettings.model_fields.items():
-        assert isinstance(group.annotation, type)
-        assert issubclass(group.annotation, BaseModel)
-        names |= {f"TABPFN_SERVE_{owner}_{name}".upper() for name in group.annotation.model_fields}
-    return names
-
-
 def test_every_variable_is_a_setting_of_the_server(synthesised: Templates) -> None:
     """With an unknown one the server refuses to start."""
     for templates in synthesised.values():
         for stack in ("gpu-service", "cpu-service"):
             for container in containers(templates.get(stack, {})):
                 given = {name for name in container.environment if name.startswith("TABPFN_SERVE_")}
-                assert given <= settings_of_the_server()
+                assert given <= server_variables()
 
 
 def test_every_metric_that_is_watched_is_one_that_the_server_emits(synthesised: Templates) -> None:
