@@ -1,20 +1,21 @@
-"""What batches cost: seconds by context and row bucket, seeded by the warm-up and learned from every batch since.
+"""The cost of batches: seconds by context and row bucket, seeded by the warm-up and learned from every batch since.
 
-Theory of operation: batches are padded to a few shapes, the row buckets, so the time of a batch is a property of its
-bucket. Each bucket has its own estimate, the measured seconds with newer batches counting more. A bucket that was
-never measured is filled in by `a + b * rows`, the least-squares line through those that were; warm-up measures all of
-them, so this serves contexts that came without. Where nothing was ever measured a prediction is 0: who knows nothing
-refuses nobody.
+Theory of operation
+-------------------
+Batches are padded to a few shapes, the row buckets, so the time of a batch is a property of its bucket. Each bucket has
+its own estimate: the measured seconds, in which newer batches count more. A bucket without a measurement is filled in
+by `a + b * rows`, the least-squares line through the measured ones. The warm-up measures every bucket, so this serves
+contexts that came without one. Where nothing was measured a prediction is 0, which refuses no request.
 
 What is always true:
-- one strange measurement moves an estimate by at most a factor of 1.6 (`_MOST_STRANGE`), so that a machine that stalled
-  once does not refuse its callers for minutes; a lasting change is learned within ten batches all the same;
-- an estimate is held per context *object*; `CostModel` keeps the object alive, so its identity stays valid.
+- One strange measurement moves an estimate by at most a factor of 1.6 (`_MAX_STRANGENESS`), so that a machine that
+  stalled once does not refuse its callers for minutes. A lasting change is still learned within ten batches.
+- An estimate is held per context *object*. `CostModel` keeps the object alive, so its identity stays valid.
 
-The row budget is here too, because it is the other thing that only running batches can tell: the most rows of this
-context that fit the device's memory. It starts at the largest bucket, and running out of memory lowers it. Whose memory
-it was that ran out is not known, another process's for a moment or this batch's own for ever, so a budget that batches
-have filled for a while is tried one bucket higher; each time that fails, the next trial waits twice as long.
+The row budget is held here too, because only running batches can tell it: the most rows of this context that fit into
+the memory of the device. It starts at the largest bucket, and running out of memory lowers it. The cause may have been
+another process for a moment, or this batch for good. So a budget that batches have filled for a while is tried one
+bucket higher, and each failed trial doubles the wait until the next.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 
-from serve.core import FittedContext
+from serve.core import FittedContext, row_buckets
 
 _NEWEST_WEIGHT = 0.2
 """Weight of the newest batch in an estimate: about the last ten batches count."""
 
-_MOST_STRANGE = 4.0
-"""A measurement counts as at most so many times the estimate, and at least as this part of it."""
+_MAX_STRANGENESS = 4.0
+"""A measurement counts as at most this many times the estimate, and at least as this fraction of it."""
 
 _FIRST_TRIAL_S, _LAST_TRIAL_S = 60.0, 3_600.0
-"""How long a lowered budget holds before a larger one is tried: at first, and at most."""
+"""How long a lowered budget holds before a larger one is tried: the first time, and at most."""
 
 _SHORTEST_S = 1e-6
-"""No batch takes less; an estimate of 0 could not grow by factors."""
+"""No batch takes less. An estimate of 0 could not grow by factors."""
 
 
 class ContextCost:
@@ -51,9 +52,9 @@ class ContextCost:
         self.row_budget = buckets[-1]
         """Most rows in one batch."""
         self.learned_at = -math.inf
-        """When it was last measured."""
+        """When a batch of it was last measured."""
         self.typical_s = 0.0
-        """Seconds of the batches of late, whatever their rows; 0 before the first."""
+        """Seconds of recent batches, whatever their rows; 0 before the first."""
         self._trial_at, self._trial_s = -math.inf, _FIRST_TRIAL_S
         self._buckets = tuple(buckets)
         self._measured: list[float | None] = [None] * len(buckets)
@@ -64,7 +65,7 @@ class ContextCost:
         return self._predicted[self._index(num_rows)]
 
     def predict_all(self, num_rows: int, batch_rows: int) -> float:
-        """Seconds of so many rows in batches of `batch_rows`, one after the other."""
+        """Seconds of `num_rows` in batches of `batch_rows`, one after the other."""
         num_full, rest = divmod(num_rows, batch_rows)
         seconds = num_full * self.predict(batch_rows) if num_full else 0.0
         return seconds + self.predict(rest) if rest else seconds
@@ -77,14 +78,14 @@ class ContextCost:
         return 1
 
     def padded(self, num_rows: int) -> int:
-        """Rows that cost no more than `num_rows`, because they run in the same bucket; within the budget."""
+        """The most rows that cost no more than `num_rows`, because they run in the same bucket; within the budget."""
         return min(self._buckets[self._index(num_rows)], self.row_budget)
 
     def efficient_batch_rows(self, num_rows: int) -> int:
-        """How many of so many rows to run at once: all, or a full row bucket if that and the rest are sooner done.
+        """How many of `num_rows` to run at once: all, or a full row bucket if that and the rest are done sooner.
 
-        Just above a bucket's size most of the next one is padding: where costs grow with the rows, 140 rows are
-        answered sooner, the last of them too, as 128 and 12 than as 256.
+        Just above the size of a bucket most of the next one is padding. Where costs grow with the rows, all of 140
+        rows are answered sooner as 128 and 12 than as 256.
         """
         index = self._index(num_rows)
         if not index or num_rows >= self._buckets[index]:
@@ -99,7 +100,7 @@ class ContextCost:
         return {rows: seconds for rows, seconds in pairs if rows <= self.row_budget}
 
     def learn(self, num_rows: int, seconds: float, now: float) -> None:
-        """Take the time of one batch into its bucket's estimate, and into what is typical."""
+        """Take the time of one batch into the estimate of its bucket, and into the typical time."""
         self.measure(num_rows, seconds, now)
         is_lowered = self.row_budget < self._buckets[-1]
         if is_lowered and now >= self._trial_at and self._index(num_rows) >= self._index(self.row_budget):
@@ -107,19 +108,19 @@ class ContextCost:
         self.typical_s += _NEWEST_WEIGHT * (self.predict(num_rows) - self.typical_s)
 
     def measure(self, num_rows: int, seconds: float, now: float) -> None:
-        """The time of a batch that no caller rode in."""
+        """Take the time of a batch without callers, such as one of the warm-up."""
         index = self._index(num_rows)
         new = max(seconds, _SHORTEST_S)
         old = self._measured[index]
         if old is not None:
-            new = old + _NEWEST_WEIGHT * (min(max(new, old / _MOST_STRANGE), old * _MOST_STRANGE) - old)
+            new = old + _NEWEST_WEIGHT * (min(max(new, old / _MAX_STRANGENESS), old * _MAX_STRANGENESS) - old)
         self._measured[index] = self._predicted[index] = new
         self.learned_at = now
         if None in self._measured:
             self._fill_in()
 
     def lower_budget(self, num_rows: int, now: float) -> None:
-        """The row bucket of so many rows did not fit into the memory."""
+        """The row bucket of `num_rows` did not fit into the memory."""
         self.row_budget = min(self.row_budget, max(1, self._buckets[self._index(num_rows)] // 2))
         self._trial_at = now + self._trial_s
         self._trial_s = min(2 * self._trial_s, _LAST_TRIAL_S)
@@ -144,19 +145,18 @@ class CostModel:
     """The costs of every context of one device."""
 
     def __init__(self, max_batch_rows: int) -> None:
-        num_smaller = (max_batch_rows - 1).bit_length()
-        self._buckets = (*(2**exponent for exponent in range(num_smaller)), max_batch_rows)
+        self._buckets = row_buckets(max_batch_rows)
         self._costs: dict[int, ContextCost] = {}
 
     def of(self, context: FittedContext) -> ContextCost:
-        """The costs of this context, unknown ones where it is new."""
+        """The costs of this context; all unknown for a new one."""
         cost = self._costs.get(id(context))
         if cost is None:
             cost = self._costs[id(context)] = ContextCost(context, self._buckets)
         return cost
 
     def seed(self, context: FittedContext, seconds_by_rows: Mapping[int, float], now: float) -> ContextCost:
-        """Begin a context with what the warm-up measured: seconds of every row bucket of the engine."""
+        """Begin a context with the measurements of its warm-up: seconds of every row bucket of the engine."""
         cost = self._costs[id(context)] = ContextCost(context, sorted(seconds_by_rows))
         for num_rows, seconds in seconds_by_rows.items():
             cost.measure(num_rows, seconds, now)

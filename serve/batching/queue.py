@@ -2,44 +2,46 @@
 
 Theory of operation
 -------------------
-Requests of one fitted context may share a forward pass, others may not: the batch key is the *identity* of the fitted
-context. A context has a FIFO of interactive requests and one of bulk; it lives here only while it holds a request.
+Requests of one fitted context may share a forward pass; requests of two contexts may not. The batch key is the
+*identity* of the fitted context. A context has one FIFO of interactive requests and one of bulk requests. It is listed
+here only while it holds a request.
 
 When the device is free, the shell calls `expire(now)` and then `cut(now)`:
 
-- a context is ready when waiting for company can gain nothing or is over: its rows fill a batch, its oldest request
+- A context is ready when waiting for more rows is over or can gain nothing: its rows fill a batch, its oldest request
   came `max_queue_delay_s` ago or longer, or its deadline would not survive more waiting. With a delay of 0 every
-  context is always ready: "never wait", and still all that queued while the device was busy rides together;
-- of the ready contexts with interactive rows, the one whose oldest interactive request has the earliest deadline has
-  its turn; only where there is none, a context with bulk rows, by the same rule. Deadlines further off than
-  `max_turn_delay_s` count as that, so that a turn comes for everybody;
-- interactive rows are taken from the front, up to the context's row budget. What is larger than the room that is left
-  is split there, and its rest stays at the head: nobody is overtaken within a FIFO;
-- not taken are the few rows that would pad the batch to the next row bucket for more time than they take alone
-  (`ContextCost.efficient_batch_rows`); they are at the head of the next batch;
-- then bulk rows of the same context fill the room that is left.
+  context is always ready, and requests that queued while the device was busy still share a batch.
+- Of the ready contexts with interactive rows, the turn goes to the one whose oldest interactive request has the
+  earliest deadline. Where there is none, it goes to a context with bulk rows, by the same rule. A deadline counts as at most
+  `max_turn_delay_s` after arrival, so that every context gets a turn.
+- Interactive rows are taken from the front, up to the row budget of the context. A request that is larger than the
+  remaining room is split there, and its rest stays at the head: no request is overtaken within a FIFO.
+- A few rows are left if they would pad the batch to the next row bucket at a higher cost than in a batch of their own
+  (`ContextCost.efficient_batch_rows`). They are at the head of the next batch.
+- Then bulk rows of the same context fill the remaining room.
 
 Bulk rows must not cost interactive callers more than one bounded batch:
 
-- a batch with bulk rows is bounded: predicted to take `max_bulk_batch_s` at most (by default `BULK_COST_FACTOR` times
-  one row alone), unless its interactive rows alone take longer, or not even one row takes less;
-- no interactive row waits behind two such batches. A request that waits while one is cut, or comes while one runs, is
-  *delayed*; bulk rows go to the device only when no delayed request would be left waiting. For this each interactive
-  request has an *epoch*, the number of bulk batches before it: it is delayed when that is no longer the newest.
+- A batch with bulk rows is bounded: it is predicted to take `max_bulk_batch_s` at most (by default `BULK_COST_FACTOR`
+  times one row), unless its interactive rows alone take longer, or not even one row takes less.
+- No interactive row waits behind two such batches. An interactive request that waits while one is cut, or arrives while
+  one runs, is *delayed*. Bulk rows go to the device only when no delayed request would be left waiting. For this, each
+  interactive request has an *epoch*, the number of bulk batches before it. It is delayed when its epoch is not the
+  newest.
 
-And yet bulk never starves: a context whose bulk rows were not served for `max_bulk_wait_s` is *due*. It has the next
-turn in which no delayed request waits, with at least half of the batch for bulk, and until then no other context's bulk
-rows may ride (they would make new delayed requests). Every delayed request is served or expires by its deadline, so
-that the wait is bounded: `max_bulk_wait_s`, then the longest interactive timeout, for each context that is due.
+Bulk does not starve either. A context whose bulk rows were not served for `max_bulk_wait_s` is *due*. It gets the next
+turn in which no delayed request waits, with at least half of the batch for bulk. Until then no other context's bulk
+rows are batched, because they would make new delayed requests. Every delayed request is served or expires by its deadline,
+so the wait is bounded: `max_bulk_wait_s`, then the longest interactive timeout, for each context that is due.
 
 What is always true:
-- an added request leaves exactly once: in slices by `cut`, which follow each other from row 0 to its last, or (with
-  what rows are left) by `remove`, `expire` or `clear`;
-- a batch holds 1 row to the row budget, of one context;
-- `cut(now)` is empty exactly when `next_cut_at()` is None or later than `now`, so the shell sleeps until then or until
+- An added request leaves exactly once: in slices by `cut`, which follow each other from row 0 to its last row, or (with
+  its remaining rows) by `remove`, `expire` or `clear`.
+- A batch holds 1 row to the row budget, of one context.
+- `cut(now)` is empty exactly when `next_cut_at()` is None or later than `now`. So the shell sleeps until then or until
   the next `add`, and never polls.
 
-What would break it: a `cut` while the last batch is still on the device (arrivals would not count as delayed); a
+What would break it: a `cut` while the last batch is still on the device, since arrivals would not count as delayed; a
 request whose hash is not its identity; `arrived_at` or `deadline` from another clock than `now`.
 """
 
@@ -56,7 +58,7 @@ from serve.core import Priority
 
 
 class BatchQueue(Generic[R]):
-    """Waiting requests, and the decision which of their rows ride together. See the theory above."""
+    """Waiting requests, and the decision which rows form the next batch. See the theory above."""
 
     def __init__(self, cost: CostModel, limits: QueueLimits) -> None:
         self._cost = cost
@@ -77,14 +79,15 @@ class BatchQueue(Generic[R]):
 
     @property
     def num_rows(self) -> int:
-        """Rows that wait."""
+        """Waiting rows."""
         return sum(self._num_rows.values())
 
     def num_rows_of(self, priority: Priority) -> int:
+        """Waiting rows of one priority."""
         return self._num_rows[priority]
 
     def holds(self, request: R) -> bool:
-        """Some of its rows wait here."""
+        """True if some of its rows wait here."""
         queue = self._contexts.get(id(request.context))
         return queue is not None and request in queue.fifo(request.priority).waiting
 
@@ -106,7 +109,7 @@ class BatchQueue(Generic[R]):
         self._deadlines.add(request, self.num_requests)
 
     def remove(self, request: R) -> bool:
-        """Take out what is left of a request, wherever it stands; False if nothing of it waits here."""
+        """Take out the remaining rows of a request, wherever it stands; False if none of its rows wait."""
         queue = self._contexts.get(id(request.context))
         if queue is None:
             return False
@@ -120,18 +123,18 @@ class BatchQueue(Generic[R]):
         return True
 
     def expire(self, now: float) -> list[R]:
-        """Take out those whose deadline has passed: an answer could only come too late."""
+        """Take out the requests whose deadline has passed, since an answer could only come too late."""
         passed = self._deadlines.pop(now)
         for request in passed:
             self.remove(request)
         return passed
 
     def next_expiry_at(self) -> float | None:
-        """The earliest deadline of those who wait."""
+        """The earliest deadline of a waiting request."""
         return self._deadlines.earliest()
 
     def clear(self) -> list[R]:
-        """Take everything out."""
+        """Take out all requests."""
         fifos = (fifo for queue in self._contexts.values() for fifo in (queue.interactive, queue.bulk))
         left = [request for fifo in fifos for request in fifo.waiting]
         self._contexts.clear()
@@ -139,15 +142,15 @@ class BatchQueue(Generic[R]):
         return left
 
     def next_cut_at(self) -> float | None:
-        """When `cut` will next give a batch if nothing is added or removed; past or present: now; None: never."""
+        """When `cut` next gives a batch if nothing is added or removed; None: never. A time in the past means now."""
         return min((self._ready_at(queue) for queue in self._contexts.values()), default=None)
 
     def stop_waiting(self) -> None:
-        """No more company will come: from now on every context is ready."""
+        """No more requests will arrive: from now on every context is ready."""
         self._delay_s = 0.0
 
     def cut(self, now: float) -> list[Slice[R]]:
-        """Take out the next batch, for a device that is free; empty if there is reason to wait or nothing waits."""
+        """Take out the next batch, for a device that is free; empty if waiting may gain rows, or nothing waits."""
         self._bulk_on_device = False
         queue, due = self._turn(now)
         if queue is None:
@@ -171,10 +174,10 @@ class BatchQueue(Generic[R]):
         return slices
 
     def seconds_ahead(self, request: QueuedRequest) -> tuple[float, float]:
-        """(before, own): device time of what waits and would be served first, and what `request` would add to it.
+        """(before, own) in seconds of device time: the rows that would be served first, and the rows of `request`.
 
-        In O(1), and so pessimistic: interactive contexts that have more time count as served before it. Bulk rows do
-        not count for an interactive request: it may meet one bounded batch of them.
+        In O(1), and so pessimistic: interactive contexts with later deadlines count as served first. Bulk rows do not
+        count for an interactive request, which meets one bounded batch of them at most.
         """
         before = self._interactive_s
         if request.priority is Priority.BULK:
@@ -182,17 +185,17 @@ class BatchQueue(Generic[R]):
         return before, self._own_seconds(request)
 
     def seconds_of_company(self, request: QueuedRequest) -> float:
-        """How much longer than by its rows of now the batch of an interactive request will take when it is cut.
+        """Seconds by which the batch of an interactive request will grow until it is cut.
 
-        While it waits others come and ride along, as many as of late: the batches of now tell.
+        While it waits, other requests arrive and join its batch, as many as in recent batches.
         """
         if request.priority is Priority.BULK:
-            return 0.0  # its batches are filled already, by the rows of its like
+            return 0.0  # its batches are full already, of bulk rows
         cost, num_waiting, _ = self._others(request)
         return max(0.0, cost.typical_s - cost.predict((num_waiting + request.num_rows - 1) % cost.row_budget + 1))
 
     def seconds_before_turn(self, request: QueuedRequest) -> float:
-        """The first number of `seconds_ahead`, of those contexts only whose turn would come first; O(contexts)."""
+        """The first number of `seconds_ahead`, counting only contexts whose turn comes first; O(contexts)."""
         seconds = 0.0
         turn = self._turn_of(request)
         is_bulk = request.priority is Priority.BULK
@@ -210,7 +213,7 @@ class BatchQueue(Generic[R]):
         return cost.predict_all(num_waiting + request.num_rows, batch_rows) - waiting_s
 
     def _others(self, request: QueuedRequest) -> tuple[ContextCost, int, float]:
-        """The cost of its context, and what waits in its FIFO: rows and seconds."""
+        """The cost of its context, and the rows and seconds that wait in its FIFO."""
         queue = self._contexts.get(id(request.context))
         if queue is None:
             return self._cost.of(request.context), 0, 0.0
@@ -219,7 +222,7 @@ class BatchQueue(Generic[R]):
         return queue.cost, queue.interactive.num_rows, queue.interactive_s
 
     def _turn(self, now: float) -> tuple[ContextQueue[R] | None, ContextQueue[R] | None]:
-        """The context that is next, and the one whose bulk rows have waited longest and too long."""
+        """The context with the next turn, and the one whose bulk rows are due for the longest time."""
         interactive: ContextQueue[R] | None = None
         bulk = due = interactive
         interactive_turn = bulk_turn = math.inf
@@ -242,7 +245,7 @@ class BatchQueue(Generic[R]):
         return interactive or bulk, due
 
     def _turn_of(self, request: QueuedRequest) -> float:
-        """The lowest has the device first."""
+        """The context with the lowest value has the device first."""
         return min(request.deadline, request.arrived_at + self._limits.max_turn_delay_s)
 
     def _ready_at(self, queue: ContextQueue[R]) -> float:
@@ -260,7 +263,7 @@ class BatchQueue(Generic[R]):
         return cost.rows_within(BULK_COST_FACTOR * cost.predict(1) if bound_s is None else bound_s)
 
     def _take(self, queue: ContextQueue[R], priority: Priority, max_rows: int, slices: list[Slice[R]]) -> int:
-        """Move rows from a FIFO into a batch; how many there were."""
+        """Move rows from a FIFO into a batch; returns how many."""
         fifo = queue.fifo(priority)
         num_rows = fifo.num_rows
         for request, epoch in fifo.take(max_rows, slices):
@@ -282,7 +285,7 @@ class BatchQueue(Generic[R]):
         self._bulk_on_device = True
 
     def _recount(self, queue: ContextQueue[R]) -> None:
-        """After a context's rows have changed: its seconds, and none of it where nothing is left."""
+        """After the rows of a context changed: update its seconds, and drop it where no row is left."""
         cost = queue.cost
         interactive_s = bulk_s = 0.0
         if queue.interactive:
