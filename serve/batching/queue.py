@@ -12,8 +12,8 @@ When the device is free, the shell calls `expire(now)` and then `cut(now)`:
   came `max_queue_delay_s` ago or longer, or its deadline would not survive more waiting. With a delay of 0 every
   context is always ready, and requests that queued while the device was busy still share a batch.
 - Of the ready contexts with interactive rows, the turn goes to the one whose oldest interactive request has the
-  earliest deadline. Where there is none, it goes to a context with bulk rows, by the same rule. A deadline counts as at most
-  `max_turn_delay_s` after arrival, so that every context gets a turn.
+  earliest deadline. Where there is none, it goes to a context with bulk rows, by the same rule. A deadline counts as
+  at most `max_turn_delay_s` after arrival, so that every context gets a turn.
 - Interactive rows are taken from the front, up to the row budget of the context. A request that is larger than the
   remaining room is split there, and its rest stays at the head: no request is overtaken within a FIFO.
 - A few rows are left if they would pad the batch to the next row bucket at a higher cost than in a batch of their own
@@ -31,8 +31,8 @@ Bulk rows must not cost interactive callers more than one bounded batch:
 
 Bulk does not starve either. A context whose bulk rows were not served for `max_bulk_wait_s` is *due*. It gets the next
 turn in which no delayed request waits, with at least half of the batch for bulk. Until then no other context's bulk
-rows are batched, because they would make new delayed requests. Every delayed request is served or expires by its deadline,
-so the wait is bounded: `max_bulk_wait_s`, then the longest interactive timeout, for each context that is due.
+rows are batched, because they would make new delayed requests. Every delayed request is served or expires by its
+deadline, so the wait is bounded: `max_bulk_wait_s`, then the longest interactive timeout, for each context that is due.
 
 What is always true:
 - An added request leaves exactly once: in slices by `cut`, which follow each other from row 0 to its last row, or (with

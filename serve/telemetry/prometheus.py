@@ -1,4 +1,4 @@
-"""Every metric of a replica: name, unit, buckets, in one table.
+"""Every metric of a replica in one table, and the `Recorder` that fills it.
 
 Prometheus conventions: base units (seconds, rows, bytes), `_total` for counters. One `Metrics` owns one registry, so
 that two servers in one process (tests) do not share numbers.
@@ -6,6 +6,7 @@ that two servers in one process (tests) do not share numbers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -17,127 +18,77 @@ from serve.telemetry.recorder import ComputedBatch, EngineFault, ExpiryStage, Qu
 
 
 class Metrics:
-    """The table. `model` is a label only where a model is known to exist, so callers cannot invent series."""
+    """The table of metrics. `model` names a served model or is `unknown`, so callers cannot invent series."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "tabpfn_requests",
-            "Prediction requests by outcome: `ok` or the error's code.",
-            ("model", "outcome"),
-            registry=self.registry,
+        self._add_request_metrics()
+        self._add_batch_metrics()
+        self._add_replica_metrics()
+
+    def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
+        return Counter(f"tabpfn_{name}", meaning, labels, registry=self.registry)
+
+    def _gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
+        return Gauge(f"tabpfn_{name}", meaning, labels, registry=self.registry)
+
+    def _histogram(self, name: str, meaning: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(f"tabpfn_{name}", meaning, labels, buckets=buckets, registry=self.registry)
+
+    def _add_request_metrics(self) -> None:
+        self.requests = self._counter(
+            "requests", "Prediction requests by outcome: `ok` or the code of the error.", "model", "outcome"
         )
-        self.request_seconds = Histogram(
-            "tabpfn_request_seconds",
-            "Arrival to answer, answered requests.",
-            ("model",),
-            buckets=SECONDS_BUCKETS,
-            registry=self.registry,
+        self.request_seconds = self._histogram(
+            "request_seconds", "Arrival to answer, of answered requests.", SECONDS_BUCKETS, "model"
         )
-        self.queue_seconds = Histogram(
-            "tabpfn_queue_seconds",
-            "Admission to start of the batch, per request.",
-            ("model",),
-            buckets=SECONDS_BUCKETS,
-            registry=self.registry,
+        self.queue_seconds = self._histogram(
+            "queue_seconds", "Admission to the start of the batch, per request.", SECONDS_BUCKETS, "model"
         )
-        self.batch_seconds = Histogram(
-            "tabpfn_batch_seconds",
-            "Time of one batch on the device.",
-            ("model",),
-            buckets=SECONDS_BUCKETS,
-            registry=self.registry,
+        self.refused_requests = self._counter(
+            "refused_requests", "Requests refused as overloaded, by reason.", "model", "reason"
         )
-        self.batch_rows = Histogram(
-            "tabpfn_batch_rows",
-            "Query rows in one batch.",
-            ("model",),
-            buckets=ROWS_BUCKETS,
-            registry=self.registry,
+        self.expired_requests = self._counter(
+            "expired_requests", "Admitted requests whose deadline passed, by stage.", "model", "stage"
         )
-        self.batch_requests = Histogram(
-            "tabpfn_batch_requests",
-            "Requests in one batch.",
-            ("model",),
-            buckets=ROWS_BUCKETS,
-            registry=self.registry,
+        self.queued_requests = self._gauge("queued_requests", "Admitted requests that wait for a batch.")
+        self.queued_rows = self._gauge("queued_rows", "Rows of those requests, by priority.", "priority")
+        self.in_flight_requests = self._gauge("in_flight_requests", "Requests in the batch on the device.")
+
+    def _add_batch_metrics(self) -> None:
+        self.batch_seconds = self._histogram(
+            "batch_seconds", "Time of one batch on the device.", SECONDS_BUCKETS, "model"
         )
-        self.batch_cost_ratio = Histogram(
-            "tabpfn_batch_cost_ratio",
-            "Measured over predicted time of one batch.",
-            ("model",),
-            buckets=RATIO_BUCKETS,
-            registry=self.registry,
+        self.batch_rows = self._histogram("batch_rows", "Query rows of one batch.", ROWS_BUCKETS, "model")
+        self.batch_requests = self._histogram("batch_requests", "Requests of one batch.", ROWS_BUCKETS, "model")
+        self.batch_cost_ratio = self._histogram(
+            "batch_cost_ratio", "Measured over predicted time of one batch.", RATIO_BUCKETS, "model"
         )
-        self.refused_requests = Counter(
-            "tabpfn_refused_requests",
-            "Requests refused at the door as overloaded, by reason.",
-            ("model", "reason"),
-            registry=self.registry,
+        self.bisected_batches = self._counter(
+            "bisected_batches", "Batches that failed and were tried again in two parts.", "model"
         )
-        self.expired_requests = Counter(
-            "tabpfn_expired_requests",
-            "Admitted requests whose deadline passed, by where they were.",
-            ("model", "stage"),
-            registry=self.registry,
+        self.out_of_memory = self._counter("out_of_memory", "Batches for which the device had no memory.", "model")
+        self.wrong_answers = self._counter(
+            "wrong_answers", "Batches that the engine answered with another number of rows or outputs.", "model"
         )
-        self.bisected_batches = Counter(
-            "tabpfn_bisected_batches",
-            "Batches that failed and were tried again in two parts.",
-            ("model",),
-            registry=self.registry,
+
+    def _add_replica_metrics(self) -> None:
+        self.event_loop_lag_seconds = self._histogram(
+            "event_loop_lag_seconds",
+            "How much later than due the event loop ran a task, sampled. It adds to the latency of every request.",
+            SECONDS_BUCKETS,
         )
-        self.out_of_memory = Counter(
-            "tabpfn_out_of_memory",
-            "Batches for which the device had no memory.",
-            ("model",),
-            registry=self.registry,
+        self.gpu_memory_used_bytes = self._gauge(
+            "gpu_memory_used_bytes", "Memory of the GPU in use, by all processes.", "device"
         )
-        self.wrong_answers = Counter(
-            "tabpfn_wrong_answers",
-            "Batches that the engine answered with another number of rows or outputs.",
-            ("model",),
-            registry=self.registry,
+        self.gpu_utilization_ratio = self._gauge(
+            "gpu_utilization_ratio",
+            "Share of the driver's last sample period in which the GPU computed, by all processes.",
+            "device",
         )
-        self.queued_requests = Gauge(
-            "tabpfn_queued_requests",
-            "Requests admitted and waiting for a batch.",
-            registry=self.registry,
-        )
-        self.queued_rows = Gauge(
-            "tabpfn_queued_rows", "Rows of those requests, by priority.", ("priority",), registry=self.registry
-        )
-        self.in_flight_requests = Gauge(
-            "tabpfn_in_flight_requests",
-            "Requests in the batch on the device.",
-            registry=self.registry,
-        )
-        self.event_loop_lag_seconds = Histogram(
-            "tabpfn_event_loop_lag_seconds",
-            "How much later than due the event loop ran a task, sampled; added to every caller's latency.",
-            buckets=SECONDS_BUCKETS,
-            registry=self.registry,
-        )
-        self.gpu_memory_used_bytes = Gauge(
-            "tabpfn_gpu_memory_used_bytes",
-            "Memory of the GPU in use, by whomever.",
-            ("device",),
-            registry=self.registry,
-        )
-        self.gpu_utilization_ratio = Gauge(
-            "tabpfn_gpu_utilization_ratio",
-            "Share of the driver's last sample period in which the GPU computed, by whomever.",
-            ("device",),
-            registry=self.registry,
-        )
-        self.ready = Gauge(
-            "tabpfn_ready", "1 once every model is warmed up, 0 before and while draining.", registry=self.registry
-        )
-        self.model_info = Gauge(
-            "tabpfn_model_info",
-            "1 for each model served.",
-            ("model", "version", "checkpoint", "device"),
-            registry=self.registry,
+        self.ready = self._gauge("ready", "1 once every model is warmed up; 0 before, and from the drain on.")
+        self.model_info = self._gauge(
+            "model_info", "1 for each served model.", "model", "version", "checkpoint", "device"
         )
 
     def render(self) -> bytes:
