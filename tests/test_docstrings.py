@@ -7,8 +7,8 @@ documented Protocol overrides it too, without inheriting from it.
 import ast
 import importlib
 import inspect
-import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,9 @@ def undocumented(package: str, root: Path) -> Iterator[str]:
     place = root / Path(*package.split("."))
     files = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
     for file in files:
-        module = ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+        module = module_name(file, root)
         for names, node in public_definitions(ast.parse(file.read_text(encoding="utf-8")), ()):
-            if not ast.get_docstring(node) and not overrides_documented(module, names, package):
+            if not ast.get_docstring(node) and not overrides_documented(module, names, root):
                 yield f"{module}.{'.'.join(names)}"
 
 
@@ -56,24 +56,30 @@ def is_variant(node: Definition) -> bool:
     return any(text.endswith((".setter", ".deleter")) or text.split(".")[-1] == "overload" for text in decorators)
 
 
-def overrides_documented(module: str, names: tuple[str, ...], package: str) -> bool:
+def overrides_documented(module: str, names: tuple[str, ...], root: Path) -> bool:
     """Whether `names` is a method whose base class, or whose Protocol, has a docstring for it."""
     if len(names) < 2:
         return False
     found: Any = importlib.import_module(module)
     for name in names[:-1]:
         found = getattr(found, name)
-    bases = [*found.__mro__[1:], *(p for p in protocols(package.partition(".")[0]) if has_all_members(found, p))]
+    bases = [*found.__mro__[1:], *(p for p in protocols(module.partition(".")[0], root) if has_all_members(found, p))]
     return any(inspect.getdoc(vars(base)[names[-1]]) for base in bases if names[-1] in vars(base))
 
 
-def protocols(package: str) -> Iterator[type]:
-    """The Protocol classes of every imported module of a top-level package."""
-    for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] == package:
-            for value in list(vars(module).values()):
-                if isinstance(value, type) and getattr(value, "_is_protocol", False) and value.__module__ == name:
-                    yield value
+@cache
+def protocols(package: str, root: Path) -> list[type]:
+    """The Protocol classes that a top-level package defines."""
+    return [
+        getattr(importlib.import_module(module_name(file, root)), node.name)
+        for file in sorted((root / package).rglob("*.py"))
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and any(ast.unparse(base).startswith("Protocol") for base in node.bases)
+    ]
+
+
+def module_name(file: Path, root: Path) -> str:
+    return ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
 
 
 def has_all_members(found: type, protocol: type) -> bool:
