@@ -1,4 +1,4 @@
-"""Where and with what a number was measured: machine, versions, commit. No number is kept without them."""
+"""The circumstances of a measurement: machine, versions, commit. Every run's JSON states them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ _OUTPUTS = ("json", "plot", "logs", "from_json")
 def envelope(
     kind: str, config: Mapping[str, Any], results: Sequence[Mapping[str, Any]], **extra: Any
 ) -> dict[str, Any]:
-    """One run as it is written to JSON. `extra` (`server`, `ceiling`, ...) stands before the results.
+    """One run as it is written to JSON, begun now: `started_at` and the load average are of this moment.
 
-    Of `config` paths are told by their last part, and where the run was written not at all: neither says anything of
-    the numbers, and both tell of the machine.
+    Args:
+        config: every option of the run. Of a path only the last part is kept, and options that name outputs are left
+            out: they say nothing of the numbers.
+        extra: further entries, such as `server` and `ceiling`; they stand before the results.
     """
     return {
         "kind": kind,
@@ -43,7 +45,7 @@ def envelope(
 
 
 def write_json(run: Mapping[str, Any], path: Path) -> None:
-    """`allow_nan=False`: a number that is not there is null, and the file is JSON for every reader."""
+    """Write a run. Raises ValueError for NaN and infinity, so that every reader can parse the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(run, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -70,7 +72,7 @@ def describe(facts: Mapping[str, Any]) -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """Python and every distribution that can move a number; None where it is not installed."""
+    """Versions of Python and of every package that can change a number; None where one is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in DISTRIBUTIONS:
         try:
@@ -81,7 +83,7 @@ def versions() -> dict[str, str | None]:
 
 
 def commit() -> dict[str, Any]:
-    """`commit` of the working tree and whether it was `dirty`; None for both outside git or before a first commit."""
+    """`commit` of the working tree, and whether it is `dirty`; None for both outside git or before a first commit."""
     head = _output("git", "-C", str(ROOT), "rev-parse", "--verify", "--quiet", "HEAD")
     if head is None:
         return {"commit": None, "dirty": None}
@@ -99,7 +101,7 @@ def _cpu_model() -> str:
 
 
 def _cpu_quota() -> float | None:
-    """Cores that the container may use (cgroup v2); None for no limit."""
+    """Cores that the container may use (cgroup v2); None without a limit."""
     quota, _, period = (_text(Path("/sys/fs/cgroup/cpu.max")) or "max").strip().partition(" ")
     return None if quota == "max" else int(quota) / int(period)
 
@@ -113,7 +115,7 @@ def _os_name() -> str:
 
 
 def _gpus() -> list[dict[str, str]]:
-    """By nvidia-smi, so that the load generator need not import torch."""
+    """As nvidia-smi lists them, so that the load generator need not import torch."""
     if shutil.which("nvidia-smi") is None:
         return []
     lines = _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
@@ -126,7 +128,7 @@ def _lines(text: str | None) -> list[str]:
 
 
 def _output(*command: str) -> str | None:
-    """What a command prints; None where it is missing, fails or hangs."""
+    """The output of a command; None where it is missing, fails or hangs."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):

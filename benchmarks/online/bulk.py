@@ -41,8 +41,7 @@ class BulkLoad:
         self._expected = [value for number in order for value in self.ready.target.alone[number]]
 
     async def check(self) -> None:
-        """Send one request alone. Raises Refused where the system does not take so many rows, or answers them
-        wrongly."""
+        """Send one request alone. Raises Refused if the system refuses it or answers it wrongly."""
         client = self._client()
         await client.open()
         try:

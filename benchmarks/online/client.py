@@ -59,8 +59,10 @@ class Exchange:
 
 
 class Client:
-    """A pool of connections to one server. The most recently used one goes first, so that the server may close idle
-    ones."""
+    """A pool of connections to one server.
+
+    The most recently used connection goes first, so that the server may close idle ones.
+    """
 
     def __init__(
         self, host: str, port: int, *, connections: int = 1, max_connections: int = 1024, timeout_s: float = 30.0
@@ -241,10 +243,12 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the event loop."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's transport has the methods, not the base class
         self._client.attach(self)
 
     def data_received(self, data: bytes) -> None:
+        """Called by the event loop."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -276,6 +280,7 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the event loop; an exchange that is under way ends with an error."""
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
             reason = self._lost_because or (f"connection lost: {exc}" if exc else "connection closed by the server")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -24,28 +25,35 @@ Run = dict[str, Any]
 
 def above_zero(text: str) -> float:
     """A number above 0, for `type=`."""
-    number = float(text)
-    if not 0 < number < float("inf"):
+    number = _number(text)
+    if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return number
 
 
 def not_negative(text: str) -> float:
     """A number of at least 0, for `type=`."""
-    number = float(text)
-    if not 0 <= number < float("inf"):
+    number = _number(text)
+    if not 0 <= number < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
     return number
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def at_least(least: int) -> Callable[[str], int]:
     """Whole numbers of at least `least`, for `type=`."""
 
     def whole_number(text: str) -> int:
-        number = int(text)
-        if number < least:
-            raise argparse.ArgumentTypeError(f"{text} is too small: at least {least}")
-        return number
+        number = _number(text)
+        if not (number >= least and number.is_integer()):
+            raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least {least}")
+        return int(number)
 
     return whole_number
 
@@ -54,8 +62,8 @@ def server_url(text: str) -> str:
     """`http://HOST[:PORT]`, for `type=`."""
     try:
         parse_url(text)
-    except UnusableInput as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    except UnusableInput:
+        raise argparse.ArgumentTypeError(f"{text} is not http://HOST[:PORT]") from None
     return text
 
 

@@ -63,6 +63,7 @@ def _stop(server: subprocess.Popen[str]) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The options of this command."""
     parser = command_parser("benchmarks.online.demo", __doc__)
     parser.add_argument(
         "--edge",
@@ -78,6 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; its exit status."""
     parser = make_parser()
     given = parser.parse_args(arguments)
     if given.from_json is not None:

@@ -181,6 +181,7 @@ def finish(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The options of this command."""
     parser = command_parser("benchmarks.online.load", __doc__)
     add_load_options(parser)
     add_server_options(parser)
@@ -190,6 +191,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status is 1 where a rate is void."""
     parser = make_parser()
     return finish(parser, parser.parse_args(arguments))
 

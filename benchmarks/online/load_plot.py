@@ -24,7 +24,7 @@ def draw_load(run: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=SIZE_INCHES, layout="constrained")
     latency, goodput, batch = figure.subplots(3, 1, sharex=True, height_ratios=[2.2, 1, 1])
     _draw_latency(latency, results, config)
-    _draw_goodput(goodput, results, config)
+    _draw_goodput(goodput, results, config, run.get("knee", {}).get("highest_good_rate"))
     _draw_batch_rows(batch, results)
     arrivals = str(config.get("arrivals", "poisson")).capitalize()
     batch.set_xlabel(f"offered rate, requests per second (open loop, {arrivals} arrivals)")
@@ -47,12 +47,15 @@ def _draw_latency(axes: Axes, results: Sequence[Result], config: Mapping[str, An
     finish(axes)
 
 
-def _draw_goodput(axes: Axes, results: Sequence[Result], config: Mapping[str, Any]) -> None:
+def _draw_goodput(axes: Axes, results: Sequence[Result], config: Mapping[str, Any], knee: float | None) -> None:
+    """`knee`: the highest rate of a run with `--until-knee` at which nearly all requests were answered in time."""
     offered = [result["scheduled"] / config["duration"] for result in results]
     axes.plot([result["rate"] for result in results], offered, color=GREY, linewidth=6, alpha=0.35, label="offered")
     _line(axes, [(each["rate"], each["ok_per_s"], each["void"]) for each in results], AMBER, "answered with 200")
     label = f"goodput: answered with 200 within {config['deadline_ms']:g} ms"
     _line(axes, [(each["rate"], each["goodput_per_s"], each["void"]) for each in results], BLUE, label)
+    if knee is not None:
+        axes.axvline(knee, color=GREY, linestyle="--", label=f"knee: up to {knee:g}/s nearly all were in time")
     axes.set_ylim(bottom=0)
     axes.set_ylabel("requests per second")
     finish(axes)

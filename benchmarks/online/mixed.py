@@ -66,7 +66,7 @@ async def run_mixed(given: argparse.Namespace) -> Run:
         async with Generator(given.processes) as generator:
             ready = await make_ready(url, system.wire, records, system.tolerance)
             capacity = given.capacity or await answers_per_s(ready.target, _CAPACITY_CONNECTIONS, _CAPACITY_S)
-            progress.say(f"{system.name} answers {capacity:.0f} one-row requests per second in a closed loop")
+            progress.say(f"{system.name}: capacity of {capacity:.0f} one-row requests per second")
             bench = Bench(given, system, records, ready, generator, capacity, progress, run["results"])
             run["capacity_per_s"] = rounded(capacity, 1)
             run["mixed"] = await bench.mixed() if given.rounds else None
@@ -220,6 +220,7 @@ def _add_load_options(parser: argparse.ArgumentParser) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The options of this command."""
     parser = command_parser("benchmarks.online.mixed", __doc__)
     server = parser.add_argument_group("server")
     server.add_argument(
@@ -237,6 +238,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; its exit status."""
     parser = make_parser()
     given = parser.parse_args(arguments)
     run = run_command(parser, given, KIND, lambda: run_mixed(given))

@@ -212,6 +212,7 @@ def _line(result: Mapping[str, Any]) -> str:
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The options of this command."""
     parser = command_parser("benchmarks.online.mlperf", __doc__)
     group = parser.add_argument_group("load")
     group.add_argument(
@@ -236,6 +237,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status is 1 where a rate is not valid."""
     parser = make_parser()
     given = parser.parse_args(arguments)
     run = run_command(parser, given, KIND, lambda: run_mlperf(given))

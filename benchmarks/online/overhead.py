@@ -153,6 +153,7 @@ def table(run: Mapping[str, Any]) -> str:
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The options of this command."""
     parser = command_parser("benchmarks.online.overhead", __doc__)
     parser.add_argument(
         "--systems", nargs="+", choices=_SYSTEMS, default=list(_SYSTEMS), metavar="NAME",
@@ -183,6 +184,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; its exit status."""
     parser = make_parser()
     given = parser.parse_args(arguments)
     print(table(run_command(parser, given, KIND, lambda: run_overhead(given))))

@@ -38,9 +38,11 @@ class Responder(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the event loop."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's transport has the methods, not the base class
 
     def data_received(self, data: bytes) -> None:
+        """Called by the event loop."""
         self._parser.feed_data(data)
 
     def on_message_complete(self) -> None:

@@ -87,6 +87,7 @@ class _Search:
         self._progress = Progress(tries_left(0.0, math.inf, settings) + given.rounds, "probes")
 
     async def passes(self, rate: float) -> bool:
+        """As `Prober.passes`."""
         passed = await self.prober.passes(rate)
         if passed:
             self._passed = max(self._passed, rate)
@@ -96,6 +97,7 @@ class _Search:
         return passed
 
     async def measure(self, rate: float) -> dict[str, Any]:
+        """As `Prober.measure`; one round of the confirmation."""
         probe = await self.prober.measure(rate)
         self._rounds = max(0, self._rounds - 1)
         self._tell(self._rounds)
@@ -163,6 +165,7 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The options of this command."""
     parser = command_parser("benchmarks.online.search", __doc__)
     _add_search_options(parser)
     add_probe_options(parser, ProbeSettings())
@@ -173,6 +176,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; its exit status."""
     parser = make_parser()
     given = parser.parse_args(arguments)
     run = run_command(parser, given, KIND, lambda: run_search(given))

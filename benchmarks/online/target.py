@@ -110,10 +110,13 @@ def _model_names(listed: Exchange) -> str:
 
 
 def told(exchange: Exchange) -> str:
-    """An exchange's end in words: its status and what the answer says, or its error."""
+    """An exchange's end in words: its status and what the answer says (the `detail` of a problem), or its error."""
     if exchange.error is not None:
         return f"by no answer: {exchange.error}"
-    return f"{exchange.status}: {exchange.body.decode('utf-8', 'replace')[:500]}"
+    said = exchange.body.decode("utf-8", "replace")[:500]
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        said = json.loads(exchange.body)["detail"]
+    return f"{exchange.status}: {said}"
 
 
 async def make_ready(

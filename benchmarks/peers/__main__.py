@@ -133,6 +133,7 @@ def _plan(given: argparse.Namespace) -> Plan:
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The options of this command."""
     parser = command_parser("benchmarks.peers", __doc__)
     parser.add_argument(
         "--systems", nargs="+", choices=tuple(SYSTEMS), default=list(SYSTEMS), metavar="NAME",
@@ -172,6 +173,7 @@ def _end_once(*_: object) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status is 1 where a system failed."""
     parser = make_parser()
     given = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _end_once)

@@ -56,8 +56,7 @@ class Contender:
 
     @property
     def can_be_revived(self) -> bool:
-        """Whether it ran well, then hung or died. It is then started again for the next round, and the failure is
-        kept."""
+        """Whether it ran well, then hung or died: it is then started again for the next round."""
         return self.failure is not None and self._ready is not None and len(self.failures) <= _MAX_REVIVALS
 
     @property

@@ -31,8 +31,10 @@ def python_of(name: str) -> Path:
 
 
 def install(name: str, folder: Path = FOLDER) -> Path:
-    """Make the environment, unless these very pins are installed already. Returns its interpreter. Raises
-    StartFailed."""
+    """Make the environment, unless these very pins are installed. Returns its interpreter.
+
+    Raises StartFailed.
+    """
     requirements = REQUIREMENTS / f"{name}.txt"
     place = folder / name
     digest = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()

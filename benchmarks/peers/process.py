@@ -141,8 +141,10 @@ class Process:
             self._signal_until(signal.SIGCONT, lambda status: status != psutil.STATUS_STOPPED)
 
     def _signal_until(self, signum: signal.Signals, is_done: Callable[[str], bool]) -> None:
-        """Signal again and again: a signal takes effect a moment later, and a process may have started another
-        meanwhile."""
+        """Signal the processes until all have reached a state.
+
+        A signal takes effect a moment later, and a process may have started another one meanwhile.
+        """
         deadline = time.monotonic() + _SIGNAL_S
         while time.monotonic() < deadline:
             left = []

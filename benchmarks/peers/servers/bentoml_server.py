@@ -24,4 +24,5 @@ class Fraud:
 
     @bentoml.api(batchable=True, max_batch_size=MAX_BATCH_ROWS, max_latency_ms=MAX_LATENCY_MS)
     def predict(self, records: list[dict[str, Any]]) -> list[list[float]]:
+        """One batch; BentoML joins and splits the requests."""
         return self._predict(records)

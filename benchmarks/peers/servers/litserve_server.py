@@ -19,23 +19,29 @@ class FraudAPI(ls.LitAPI):
     """The hooks that LitServe calls."""
 
     def setup(self, device: str) -> None:  # noqa: ARG002 - the framework's own signature
+        """Load the model, in the worker."""
         from benchmarks.peers.models import load_batched  # torch in the worker alone
 
         self.predict_all = load_batched()
 
     def decode_request(self, request: dict[str, Any]) -> Records:
+        """The records of one request."""
         return request["records"]
 
     def batch(self, inputs: list[Records]) -> list[Records]:
+        """The requests as they are; `predict` joins them."""
         return inputs
 
     def predict(self, x: list[Records]) -> list[list[list[float]]]:
+        """One batch."""
         return self.predict_all(x)
 
     def unbatch(self, output: list[list[list[float]]]) -> list[list[list[float]]]:
+        """One answer for each request."""
         return output
 
     def encode_response(self, output: list[list[float]]) -> dict[str, Any]:
+        """The body of one answer."""
         return {"probabilities": output}
 
 

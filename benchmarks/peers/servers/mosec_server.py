@@ -27,12 +27,15 @@ class Fraud(Worker):
         self._predict_all = load_batched()
 
     def deserialize(self, data: bytes) -> Records:
+        """The records of one request."""
         return msgspec.json.decode(data)["records"]
 
     def forward(self, data: list[Records]) -> list[list[list[float]]]:
+        """One batch."""
         return self._predict_all(data)
 
     def serialize(self, data: list[list[float]]) -> bytes:
+        """The body of one answer."""
         return msgspec.json.encode({"probabilities": data})
 
 

@@ -74,6 +74,8 @@ def _deployment(engine: str, threads: int, tuned: bool) -> Any:
 
     @ray_serve.deployment(**ongoing)
     class Fraud:
+        """The deployment."""
+
         def __init__(self) -> None:
             _keep_to_loopback()
             from benchmarks.peers.models import load, predict_all  # torch in the replica alone
