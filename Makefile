@@ -5,7 +5,7 @@ PORT ?= 8080
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: install serve up test test-images lint bench bench-peers bench-policy results lock clean
+.PHONY: install serve up test test-images lint bench bench-peers bench-policy results settings-page lock clean
 
 install: $(STAMP)
 
@@ -69,6 +69,9 @@ PUBLISH :=
 
 results: install  ## copy the runs named in PUBLISH from benchmarks/out, then write all plots and pages of results
 	$(VENV)/bin/python -m benchmarks.publish $(PUBLISH)
+
+settings-page: install  ## write the tables of docs/settings.md from the settings' descriptions
+	$(VENV)/bin/python -m serve.settings.page docs/settings.md
 
 lock: install-deploy  ## pin what is installed now; run it in a fresh environment after changing pyproject.toml
 	$(VENV)/bin/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt

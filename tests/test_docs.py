@@ -1,4 +1,4 @@
-"""The docs say what the code does. `python tests/test_docs.py` writes the tables of docs/settings.md anew."""
+"""The documentation says what the code does."""
 
 import ast
 import re
@@ -9,16 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from annotated_types import Ge, Gt, Le
 from prometheus_client.metrics import MetricWrapperBase
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 from tabpfn.checkpoint import Checkpoint
 
 from serve.core import Batch, ColumnKind, QueryTable, Task
 from serve.engine.engine import TabPFNEngine
-from serve.settings import EngineSettings, ServerSettings, StoreSettings
+from serve.settings import EngineSettings, ServerSettings, StoreSettings, every_setting
+from serve.settings import page as settings_page
 from serve.settings.model_source import PICKLE_SUFFIXES, ModelSource
+from serve.settings.sources import ServeOptions, flag, own_options
 from serve.store import FolderStore
 from serve.store.folder import EMBEDDED
 from serve.store.manifest import CheckpointEntry, Manifest, OptionsEntry
@@ -28,9 +27,6 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-
-SETTINGS = DOCS / "settings.md"
-TABLES_FOLLOW = "<!-- What follows is written from serve/config.py: python tests/test_docs.py -->\n"
 
 
 def read(name: str) -> str:
@@ -47,39 +43,17 @@ def table_rows(markdown: str) -> list[list[str]]:
 # --- settings -------------------------------------------------------------------------------------------------------
 
 
-def render_settings() -> str:
-    """One table per class of `ServerSettings`."""
-    parts = []
-    for owner, group in ServerSettings.model_fields.items():
-        parts.append(f"\n## `{owner}`\n\n{group.description}\n\n")
-        parts.append("| setting | default | limits | how to choose it |\n|---|---|---|---|\n")
-        assert issubclass(group.annotation, BaseModel)  # type: ignore[arg-type]
-        for name, field in group.annotation.model_fields.items():  # type: ignore[union-attr]
-            parts.append(f"| `{name}` | {default_of(field)} | {limits_of(field)} | {field.description} |\n")
-    return "".join(parts)
-
-
-def default_of(field: FieldInfo) -> str:
-    value = field.default
-    return "empty" if value in (None, ()) else f"`{str(value).lower() if isinstance(value, bool) else value}`"
-
-
-def limits_of(field: FieldInfo) -> str:
-    words = {Ge: "at least {0.ge}", Gt: "above {0.gt}", Le: "at most {0.le}"}
-    return ", ".join(words[type(limit)].format(limit) for limit in field.metadata if type(limit) in words)
-
-
 def test_settings_are_written_from_the_code() -> None:
-    _, _, tables = read("settings.md").partition(TABLES_FOLLOW)
-    assert tables == render_settings(), "run: python tests/test_docs.py"
+    _, _, tables = read("settings.md").partition(settings_page.MARKER)
+    assert tables == settings_page.render(), "run: make settings-page"
 
 
 def test_every_setting_says_how_to_choose_it() -> None:
-    rendered = render_settings()
-    for group in ServerSettings.model_fields.values():
-        for name, field in group.annotation.model_fields.items():  # type: ignore[union-attr]
-            assert len(field.description or "") > 20, name
-            assert f"| `{name}` |" in rendered
+    rendered = settings_page.render()
+    for _, name, field in every_setting():
+        assert len(field.description or "") > 20, name
+        assert f"| `{name}` |" in rendered
+    assert all(f"| `{flag(name)}` |" in rendered for name, _ in own_options(ServeOptions))
 
 
 # --- metrics --------------------------------------------------------------------------------------------------------
@@ -206,8 +180,3 @@ def test_every_dependency_is_explained() -> None:
     asked = [re.match(r"[\w.-]+", line)[0].lower() for group in groups for line in group]  # type: ignore[index]
     rows = re.findall(r"^\| ([\w.-]+) \|", read("dependencies.md"), re.MULTILINE)
     assert [name for name in rows if name != "package"] == asked
-
-
-if __name__ == "__main__":
-    head, marker, _ = SETTINGS.read_text(encoding="utf-8").partition(TABLES_FOLLOW)
-    SETTINGS.write_text(head + marker + render_settings(), encoding="utf-8")

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import Any
-
-from serve.store.folder import sha256_of
-from serve.store.manifest import MANIFEST
-from serve.store.pickles import import_pickle
 
 
 def add_parser(commands: Any) -> None:
@@ -20,7 +17,12 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--name", required=True, help="name of the model")
     parser.add_argument("--out", type=Path, required=True, help="folder in which NAME/1/ is made")
-    parser.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
+    parser.add_argument(
+        "--log-level",
+        default="warning",
+        choices=["debug", "info", "warning", "error"],
+        help="least severe message that is written to stderr (default: warning)",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -29,5 +31,10 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         InvalidModel: the file cannot be imported.
     """
+    from serve.store.folder import sha256_of  # these imports take longer than --help may
+    from serve.store.manifest import MANIFEST
+    from serve.store.pickles import import_pickle
+
+    logging.getLogger().setLevel(options.log_level.upper())
     folder = import_pickle(options.file, name=options.name, sha256=options.sha256, work_dir=options.out)
     print(f"made {folder}; serve it with --model {options.name}={folder}@sha256:{sha256_of(folder / MANIFEST)}")

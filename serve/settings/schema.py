@@ -1,16 +1,17 @@
-"""Every setting: frozen, one class per owner, unknown keys are errors. Each description says how to choose the value.
+"""The classes of the settings: frozen, one class per group; an unknown key is an error.
 
-The environment and files are read by the command line and the Ray edge only; below them settings are arguments.
-`docs/settings.md` is written from these descriptions (`tests/test_docs.py` compares).
+A description says how to choose the value. Help, docs/settings.md and error messages are made of it.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
 from serve.core import DEVICE_PATTERN
@@ -19,67 +20,100 @@ from serve.settings.model_source import ModelSource
 _MOST_ONGOING_REQUESTS = 4_096
 
 
-class _Settings(BaseModel):
+def _check_device(value: str) -> str:
+    if not re.fullmatch(DEVICE_PATTERN, value):
+        raise ValueError(f"{value!r} is no device; write `cpu`, or one GPU by its number, such as `cuda:0`")
+    return value
+
+
+def _check_http_address(value: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/]+/?", value):
+        raise ValueError(f"{value!r} is no address of a server; write it as `https://HOST` or `http://HOST:PORT`")
+    return value
+
+
+def _read_json(value: Any) -> Any:
+    """The list of models as an environment variable holds it."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"the text is not JSON: {error}") from None
+
+
+Device = Annotated[str, AfterValidator(_check_device)]
+HttpAddress = Annotated[str, AfterValidator(_check_http_address)]
+# A path means what it means in the folder in which the settings are read: a replica under Ray works in another one.
+AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
+Models = Annotated[
+    tuple[Annotated[ModelSource, AfterValidator(ModelSource.with_absolute_path)], ...], BeforeValidator(_read_json)
+]
+Precision = Literal["float32", "bfloat16", "float16", "auto"]
+
+
+class _Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class EngineSettings(_Settings):
-    """Owner: `engine/`."""
+class EngineSettings(_Group):
+    """The device, and how it computes. Used by `serve/engine/`."""
 
-    device: str = Field(
+    device: Device = Field(
         "cpu",
-        pattern=DEVICE_PATTERN,
-        description="Where models run: `cpu` or one named GPU, `cuda:0`. Never guessed: a fitted context belongs to "
-        "the kind of device that built it.",
+        description="Where models run: `cpu`, or one GPU by its number, such as `cuda:0`. The server never chooses: a "
+        "KV cache fits only the kind of device that built it.",
     )
     worker_process: bool = Field(
         True,
-        description="Run the engine in a process of its own, so that reading requests and computing answers do not "
-        "wait for each other. Without it a single process does both: for one core, or to look into it with a profiler.",
+        description="Run the engine in a process of its own, so that reading requests and computing answers run at "
+        "the same time. Turn it off on a machine with one core, or to profile everything in one process.",
     )
     num_threads: int = Field(
         1,
         ge=1,
-        description="Threads of torch on the CPU. 1 is steady beside other work; threads that wait for each other on "
-        "busy cores can be a hundred times slower. Raise it for full-size checkpoints on cores of their own.",
+        description="Number of CPU threads that torch computes with. 1 is steady beside other work: on busy cores, "
+        "several threads that wait for each other can be a hundred times slower. Raise it for full-size checkpoints "
+        "on cores that nothing else uses.",
     )
-    backend: str = Field(
+    backend: Literal["compiled", "tabpfn"] = Field(
         "compiled",
-        pattern="^(compiled|tabpfn)$",
-        description="`compiled` answers with this server's compiled forward passes, checked against tabpfn at every "
-        "load. An architecture without one is answered by tabpfn. `tabpfn` answers with tabpfn's own prediction.",
+        description="`compiled` answers with this server's compiled forward passes, which are checked against tabpfn "
+        "at every load; tabpfn answers for an architecture that has none. `tabpfn` always answers with tabpfn's own "
+        "prediction.",
     )
-    inference_precision: str = Field(
+    inference_precision: Precision = Field(
         "float32",
-        pattern="^(float32|bfloat16|float16|auto)$",
-        description="`float32` answers the same on every CPU. `bfloat16` and `float16` halve what is read of weights "
-        "and KV cache, and move answers by about 1e-2 and 1e-3. `auto` is bfloat16 where the device multiplies it "
-        "(on a CPU for large checkpoints only, the demo's is not), else float16 on a GPU and float32 on a CPU; with "
-        "`backend: library`, tabpfn's own choice.",
+        description="Number format of the computation. `float32` gives the same answers on every CPU. `bfloat16` and "
+        "`float16` read half as many bytes of weights and KV cache, and change answers by about 1e-2 and 1e-3. `auto` "
+        "takes bfloat16 where the device multiplies it; on a CPU only for large checkpoints, and the demo's is small. "
+        "Elsewhere `auto` takes float16 on a GPU and float32 on a CPU. With `backend: tabpfn`, tabpfn interprets "
+        "`auto`.",
     )
-    kv_cache_precision: str = Field(
+    kv_cache_precision: Precision = Field(
         "auto",
-        pattern="^(float32|bfloat16|float16|auto)$",
-        description="Number format of the cached keys and values, and of attention to them, in our forward passes. "
-        "`auto` follows a named `inference_precision`; where that is `auto` too, it is what the device multiplies, for "
-        "small checkpoints as well: 100 rows of the demo model take a fifth less time, and answers move by 1e-4.",
+        description="Number format of the cached keys and values, and of the attention to them, with `backend: "
+        "compiled`. `auto` takes the `inference_precision`. Where both are `auto`, it takes what the device "
+        "multiplies, for small checkpoints too: 100 rows of the demo model then take a fifth less time, and answers "
+        "change by 1e-4.",
     )
-    kv_cache_dir: Path | None = Field(
+    kv_cache_dir: AbsolutePath | None = Field(
         None,
-        description="Folder that keeps built KV caches between starts, one file per model, version and kind of device: "
-        "a full-size model then starts in seconds, not minutes. A file of another fit, or a damaged one, is rebuilt. "
-        "Such a file holds values of the context: guard it like the data.",
+        description="Folder that keeps KV caches between starts, so that a full-size model starts in seconds instead "
+        "of minutes. It holds one file per model, version and kind of device. A damaged file, or one of another fit, "
+        "is built again. The files hold values of the context: protect them like the data. Empty keeps none.",
     )
     parity_tolerance: float = Field(
         1e-5,
         gt=0,
-        description="Largest difference in the start-up check between a canary row alone, batched and as the library "
-        "answers it. Beyond it the start fails. About 2e-2 suits half precision.",
+        description="Largest allowed difference between three answers to the same canary rows: one row at a time, in a "
+        "batch, and by tabpfn. They are compared at every start, and a larger difference ends it. About 2e-2 suits "
+        "half precision.",
     )
 
 
-class BatchingSettings(_Settings):
-    """Owner: `batching/`."""
+class BatchingSettings(_Group):
+    """Limits of batches and of the queue. Used by `serve/batching/`."""
 
     max_batch_rows: int = Field(
         256,
@@ -91,73 +125,76 @@ class BatchingSettings(_Settings):
     max_request_rows: int = Field(
         10_000,
         ge=1,
-        description="Most query rows in one request; more are refused with 413. A request is read and its answer "
-        "written in one piece on the thread that serves everyone, so keep it as small as your callers can bear.",
+        description="Most query rows in one request; a larger one is refused with 413. Keep it as small as your "
+        "callers allow: a large request takes memory and reading time that the others wait for.",
     )
     max_queue_delay_ms: float = Field(
         0.0,
         ge=0,
-        description="Most a request may wait for company while the device is idle, counted from its arrival. 0 never "
-        "waits and still batches whatever queued while the device was busy, which suits nearly every load.",
+        description="Longest time, from its arrival, that a request waits for others to share its batch while the "
+        "device is idle. 0 suits nearly every load: requests that arrive while the device is busy still form a batch.",
     )
     default_timeout_ms: float = Field(
         30_000.0,
         gt=0,
-        description="The deadline of a request without `x-request-timeout-ms`, from its arrival; a manifest may give "
-        "its model another. A model whose full batch was measured to take more than a quarter of it gets four full "
-        "batches instead. It also bounds the queue: keep it below the time after which your callers or proxies give "
-        "up, and no longer than `drain_timeout_s`, so that a shutdown can answer all that was admitted.",
+        description="Time from arrival to deadline of a request without the header `x-request-timeout-ms`. A manifest "
+        "may set another for its model. A model whose full batch takes more than a quarter of it gets the time of "
+        "four full batches. It also limits the queue. Keep it below the timeouts of your callers and proxies, and at "
+        "most `drain_timeout_s`, so that a shutdown answers every admitted request.",
     )
     max_ongoing_requests: int | None = Field(
         None,
         ge=1,
-        description="Admitted requests, queued and in flight together; one more is refused with 429 at once. Empty "
-        "admits whom the measured cost says can be answered in time, 4,096 at most since each holds a socket.",
+        description="Most admitted requests, queued and in flight together; the next one is refused with 429 at once. "
+        "Empty admits the requests that can be answered in time at the measured cost, and at most 4,096, because each "
+        "holds a socket.",
     )
     max_ongoing_rows: int | None = Field(
         None,
         ge=1,
-        description="Rows of those requests. Empty admits as many as the measured cost says can be answered within the "
-        "default timeout; set it only where memory is short.",
+        description="Most query rows in the admitted requests. Empty admits the rows that can be answered within the "
+        "default timeout at the measured cost. Set it only where memory is short.",
     )
     max_bulk_batch_ms: float | None = Field(
         None,
         gt=0,
-        description="Most a batch with bulk rows is predicted to take, and so the most that bulk adds to an "
-        "interactive request's wait (one row always fits). Empty takes four times the measured time of one row. Raise "
-        "it for more bulk throughput, lower it for steadier interactive latency.",
+        description="Longest predicted time of a batch with bulk rows, so the most that bulk requests add to the wait "
+        "of an interactive one. One row is always allowed. Empty takes four times the measured time of one row. Raise "
+        "it for more bulk throughput; lower it for steadier interactive latency.",
     )
     max_bulk_wait_ms: float = Field(
         1_000.0,
         ge=0,
-        description="Bulk rows of a model that were not served for so long have the next turn that does not delay an "
-        "interactive request twice. Lower it where bulk must get on although interactive load fills the device.",
+        description="Longest time that the bulk rows of a model wait under interactive load. After it they get the "
+        "next turn, but never delay the same interactive request twice. Lower it where bulk requests must progress "
+        "although interactive load fills the device.",
     )
     hung_batch_factor: float = Field(
         20.0,
         gt=1,
-        description="A batch that takes so many times its expected time, and more than 10 s, is taken for hung: the "
-        "replica is not ready until it comes back, and its health check fails, so that Ray replaces it.",
+        description="A batch counts as hung after this multiple of its expected time, and never before 10 s. Until it "
+        "returns the replica is not ready and its health check fails, so that Ray replaces the replica.",
     )
 
     @property
     def ongoing_requests_limit(self) -> int:
-        """`max_ongoing_requests`, or what stands in its place."""
+        """`max_ongoing_requests`, or the limit that applies where it is empty."""
         return _MOST_ONGOING_REQUESTS if self.max_ongoing_requests is None else self.max_ongoing_requests
 
 
-class ApiSettings(_Settings):
-    """Owner: `api/`."""
+class ApiSettings(_Group):
+    """HTTP limits and shutdown. Used by `serve/api/` and `serve/edges/`."""
 
     max_body_bytes: int = Field(
         8 * 2**20,
         ge=1_024,
-        description="Largest request body; a larger one is refused with 413 before it is read whole.",
+        description="Largest request body. A larger one is refused with 413 before all of it is read.",
     )
     drain_timeout_s: float = Field(
         30.0,
         gt=0,
-        description="Most that a shutdown waits for admitted requests. Keep it below the orchestrator's kill timeout.",
+        description="Longest time that a shutdown waits for admitted requests. Keep it below the time after which "
+        "your orchestrator kills the process.",
     )
     lame_duck_s: float = Field(
         0.0,
@@ -169,90 +206,97 @@ class ApiSettings(_Settings):
     keep_alive_s: float = Field(
         75.0,
         gt=0,
-        description="How long an idle connection is kept. Longer than the load balancer in front keeps its own, or it "
-        "sends a request into a connection that is just being closed (502).",
+        description="How long an idle connection stays open. Keep it above the idle timeout of the load balancer in "
+        "front; otherwise the balancer may send a request into a connection that is being closed, and answer 502.",
     )
 
 
-class StoreSettings(_Settings):
-    """Owner: `store/`."""
+class StoreSettings(_Group):
+    """Where models come from. Used by `serve/store/`."""
 
-    model_repository: Path | None = Field(
+    model_repository: AbsolutePath | None = Field(
         None,
-        description="Folder of models, `NAME/VERSION/manifest.json`. Empty serves those of `models`, or, where that is "
-        "empty too, the demo model inside the package.",
+        description="Folder of models, `NAME/VERSION/manifest.json`. Empty serves `models`, or the demo model inside "
+        "the package where that is empty too.",
     )
-    models: tuple[ModelSource, ...] = Field(
+    models: Models = Field(
         (),
-        description="Models one by one, instead of `model_repository`: a list of `name`, `uri` and `sha256` for "
-        "folders on this machine or in S3, and for pickles of pinned digest (docs/models.md, Models from S3).",
+        description="Single models, instead of `model_repository`: a list of `name`, `uri` and `sha256`. A `uri` is a "
+        "model folder or a pickle, on this machine or in S3; a pickle needs its `sha256` (docs/models.md, Models from "
+        "S3).",
     )
-    download_dir: Path | None = Field(
+    download_dir: AbsolutePath | None = Field(
         None,
-        description="Folder that keeps what `models` had downloaded or imported, so that a restart downloads nothing. "
-        "Empty is `tabpfn-serve` in `XDG_CACHE_HOME` or `~/.cache`. It holds contexts: guard it like the data. "
-        "Nothing in it is ever deleted by the server; you may.",
+        description="Folder that keeps downloaded and imported `models`, so that a restart downloads nothing. Empty is "
+        "`tabpfn-serve` in `XDG_CACHE_HOME` or in `~/.cache`. The files hold contexts: protect them like the data. "
+        "The server deletes none of them; you may.",
     )
-    s3_endpoint_url: str | None = Field(
+    s3_endpoint_url: HttpAddress | None = Field(
         None,
-        pattern=r"^https?://[^\s/]+/?$",
-        description="Address of an S3-compatible server, such as `http://127.0.0.1:9000`. Empty is AWS, or what "
-        "`AWS_ENDPOINT_URL_S3` says. Region and credentials are found as by every AWS tool.",
+        description="Address of an S3-compatible server, such as `http://127.0.0.1:9000`. Empty is the address in "
+        "`AWS_ENDPOINT_URL_S3`, or AWS. Region and credentials are found as by every AWS tool.",
     )
     allow_non_commercial: bool = Field(
         False,
         description="Serve checkpoints whose licence forbids commercial use (TabPFN 2.5 and newer). Set it only where "
-        "the use is research or evaluation.",
+        "you use them for research or evaluation.",
     )
 
     @model_validator(mode="after")
-    def _names_one_origin(self) -> Self:
+    def _check_origin(self) -> Self:
         if self.models and self.model_repository is not None:
-            raise ValueError("store.models and store.model_repository are both set; models come from one of them")
+            raise ValueError("store.models and store.model_repository are both set; take one of them away")
         names = [source.name for source in self.models]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"store.models names {', '.join(twice)} more than once")
+            raise ValueError(f"store.models names {', '.join(twice)} more than once; give each model its own name")
         return self
 
 
-class MetricsSettings(_Settings):
-    """Owner: `emf.py`. Prometheus reads `/metrics` whatever is said here."""
+class MetricsSettings(_Group):
+    """Metrics in CloudWatch. Used by `serve/telemetry/`; `/metrics` for Prometheus needs no setting."""
 
     emf_namespace: str | None = Field(
         None,
         min_length=1,
-        description="CloudWatch namespace: where it is set, metrics are written to the log in CloudWatch's embedded "
-        "metric format, which needs no agent. Empty writes none.",
+        description="CloudWatch namespace. Set it to write metrics to the log in CloudWatch's embedded metric format "
+        "(EMF), which needs no agent. Empty writes none.",
     )
     emf_service: str = Field(
         "tabpfn-serve",
         min_length=1,
-        description="The dimension `Service` of those metrics. Name it as the service is named where it runs.",
+        description="Value of the dimension `Service` of these metrics. Take the name of the service in its cluster.",
     )
     emf_interval_s: float = Field(
         15.0,
         gt=0,
-        description="Seconds between two documents. Shorter lets scaling react sooner, and fills the log.",
+        description="Seconds between two records of metrics. A shorter interval lets autoscaling react sooner and "
+        "writes more log.",
     )
-    emf_path: Path | None = Field(
+    emf_path: AbsolutePath | None = Field(
         None,
-        description="File or pipe that they are appended to. Empty is standard output; under Ray, the launcher's.",
+        description="File or pipe to which the metrics are appended. Empty is standard output; under Ray, that of the "
+        "launcher.",
     )
 
 
-class ServerSettings(_Settings):
-    """Everything one replica is told; also the `args` of `serve_config.yaml`."""
+class ServerSettings(_Group):
+    """Every setting of one replica; also the `args` in `serve_config.yaml`."""
 
-    engine: EngineSettings = Field(default_factory=EngineSettings, description="The device and how it computes.")
-    batching: BatchingSettings = Field(default_factory=BatchingSettings, description="Batch and queue limits.")
+    engine: EngineSettings = Field(default_factory=EngineSettings, description="The device, and how it computes.")
+    batching: BatchingSettings = Field(
+        default_factory=BatchingSettings, description="Limits of batches and of the queue."
+    )
     api: ApiSettings = Field(default_factory=ApiSettings, description="HTTP limits and shutdown.")
     store: StoreSettings = Field(default_factory=StoreSettings, description="Where models come from.")
-    metrics: MetricsSettings = Field(default_factory=MetricsSettings, description="Metrics beside `/metrics`.")
+    metrics: MetricsSettings = Field(
+        default_factory=MetricsSettings,
+        description="Metrics in CloudWatch. `/metrics` for Prometheus needs no setting.",
+    )
 
 
 def every_setting() -> Iterator[tuple[str, str, FieldInfo]]:
-    """(owner, name, field) of each."""
-    for owner, group in ServerSettings.model_fields.items():
-        assert group.annotation is not None
-        for name, field in group.annotation.model_fields.items():
-            yield owner, name, field
+    """Yield (group, name, field) of each setting."""
+    for group, field in ServerSettings.model_fields.items():
+        assert field.annotation is not None
+        for name, setting in field.annotation.model_fields.items():
+            yield group, name, setting

@@ -1,18 +1,24 @@
 """`tabpfn-serve up`, in real processes in which Ray cannot be imported; and the command line itself."""
 
 import json
+import re
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import httpx
 import pytest
 from edge_harness import TIMEOUT_S, WITHOUT_RAY, Server, corrupt_repository, running, stop_under_load
 
-from serve.cli import main as cli
-from serve.settings import ServerSettings
+from serve.cli import serve_command
+from serve.cli.main import main
+from serve.cli.parser import Parser, given
+from serve.settings import ServerSettings, every_setting
+from serve.settings.sources import ServeOptions, UpOptions, flag, load, own_options
+from serve.settings.words import InvalidSettings, choices_of, default_of
 from serve.store.folder import EMBEDDED
 
 FAST_START = ["--max-batch-rows", "16"]  # fewer row buckets to warm up
@@ -55,7 +61,7 @@ def test_busy_port_ends_with_one_line(server: Server) -> None:
 
 
 def test_nobody_listens_before_the_models_are_ready() -> None:
-    with cli._bind("127.0.0.1", 0) as sock:
+    with serve_command._bind("127.0.0.1", 0) as sock:
         port = sock.getsockname()[1]
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port))
@@ -110,21 +116,30 @@ def test_predictor_imports_without_ray() -> None:
         (["--device", "gpu"], "setting engine.device: "),
         (["--max-batch-rows", "0"], "setting batching.max_batch_rows: "),
         (["--model", "a=s3://models/x.pkl"], "setting store.models.0: model a: s3://models/x.pkl is a pickle"),
-        (["--model", "a=ftp://b/x"], "setting store.models.0: ftp://b/x: models are read from folders and s3://"),
+        (["--model", "a=ftp://b/x"], "setting store.models.0: ftp://b/x: models are read from folders and from s3://"),
         (["--model", "a=x", "--model", "a=y"], "setting store: store.models names a more than once"),
         (["--model", "a=x", "--model-repository", "y"], "setting store: store.models and store.model_repository are"),
         (["--config", "absent.yaml"], "cannot read absent.yaml: "),
-        (["--port", "80800"], "cannot listen on 127.0.0.1 port 80800: "),
+        (["--model", "fraud"], "setting store.models.0: 'fraud' is not NAME=URI or NAME=URI@sha256:HEX"),
+        (["--port", "80800"], "option --port: must be less than or equal to 65535"),
+        (
+            ["--backend", "ours"],
+            "setting engine.backend: must be 'compiled' or 'tabpfn', but is 'ours' (given by --back",
+        ),
+        (["--log-level", "loud"], "option --log-level: must be 'debug', 'info', 'warning' or 'error'"),
         (["--host", "198.51.100.7"], "cannot listen on 198.51.100.7 port 8080: "),
     ],
 )
 def test_refused_arguments_end_with_one_line(arguments: list[str], reason: str, capsys: pytest.CaptureFixture) -> None:
-    assert cli.main(["up", *arguments]) != 0
+    assert main(["up", *arguments]) != 0
     assert capsys.readouterr().err.startswith(f"tabpfn-serve: {reason}")
 
 
-def settings(*arguments: str) -> ServerSettings:
-    return cli._settings(cli._parser().parse_args(["up", *arguments]))
+def settings(*arguments: str, command: str = "up") -> ServerSettings:
+    parser = Parser()
+    serve_command.add_parser(parser.add_subparsers(dest="command"))
+    options = given(parser.parse_args([command, *arguments]))
+    return load(ServeOptions if command == "serve" else UpOptions, options).settings
 
 
 def test_no_options_are_the_defaults() -> None:
@@ -132,19 +147,19 @@ def test_no_options_are_the_defaults() -> None:
 
 
 def test_every_setting_has_an_option_of_its_name() -> None:
-    given = settings(
+    found = settings(
         "--num-threads", "3", "--max-queue-delay-ms", "2.5", "--allow-non-commercial", "--device", "cuda:1"
     )
-    assert given.engine.num_threads == 3
-    assert given.engine.device == "cuda:1"
-    assert given.batching.max_queue_delay_ms == 2.5
-    assert given.store.allow_non_commercial is True
+    assert found.engine.num_threads == 3
+    assert found.engine.device == "cuda:1"
+    assert found.batching.max_queue_delay_ms == 2.5
+    assert found.store.allow_non_commercial is True
 
 
 def test_models_are_given_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    given = settings("--model", "fraud=models/fraud/1", "--model", f"churn=s3://bucket/x.pkl@sha256:{'a' * 64}")
-    assert [(model.name, model.uri, model.sha256) for model in given.store.models] == [
+    found = settings("--model", "fraud=models/fraud/1", "--model", f"churn=s3://bucket/x.pkl@sha256:{'a' * 64}")
+    assert [(model.name, model.uri, model.sha256) for model in found.store.models] == [
         ("fraud", str(tmp_path / "models/fraud/1"), None),
         ("churn", "s3://bucket/x.pkl", "a" * 64),
     ]
@@ -156,10 +171,84 @@ def test_models_may_be_in_the_file(tmp_path: Path) -> None:
     assert [model.uri for model in settings("--config", str(file)).store.models] == ["s3://bucket/fraud/1"]
 
 
-def test_a_model_that_cannot_be_understood_is_refused(capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["up", "--max-batch-row", "5"], "unknown option --max-batch-row; did you mean --max-batch-rows?"),
+        (["serve", "--num-replica=2"], "unknown option --num-replica; did you mean --num-replicas?"),
+        (["up", "--num-replicas", "2"], "unknown option --num-replicas"),
+        (["up", "fraud"], "unknown argument fraud"),
+        (["up", "--model"], "argument --model: expected one argument"),
+        (["import", "x.pkl", "--nam", "x", "--name", "y", "--sha256", "0", "--out", "z"], "unknown option --nam; did "),
+        (["upp"], "argument COMMAND: invalid choice: 'upp' (choose from "),
+        ([], "the following arguments are required: COMMAND"),
+    ],
+)
+def test_a_command_line_at_fault_ends_with_one_line(
+    arguments: list[str], reason: str, capsys: pytest.CaptureFixture
+) -> None:
     with pytest.raises(SystemExit, match="2"):
-        cli.main(["up", "--model", "fraud"])
-    assert "'fraud' is not NAME=URI or NAME=URI@sha256:HEX" in capsys.readouterr().err
+        main(arguments)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"tabpfn-serve: {reason}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["serve", "--num-replicas", "0"], "option --num-replicas: must be greater than or equal to 1, but is '0'"),
+        (["serve", "--model-repository", "/absent"], "model repository /absent is not a folder"),
+        (["up", "--model-repository", "{tmp_path}"], "model repository {tmp_path} holds no model"),
+        (["up", "--model", "a=/absent/a.pkl@sha256:" + "0" * 64], "model a: /absent/a.pkl does not exist"),
+        (["up", "--device", "cuda"], "setting engine.device: 'cuda' is no device; write `cpu`, or one GPU"),
+        (["up", "--config", "{tmp_path}/bad.yaml"], "unknown setting `engine.devise`; did you mean `engine.device`?"),
+    ],
+)
+def test_faults_are_reported_before_anything_heavy_is_imported(
+    arguments: list[str], reason: str, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.yaml").write_text("engine: {devise: cpu}")
+    code = f"""
+import sys
+from serve.cli.main import main
+exit_code = main({[argument.format(tmp_path=tmp_path) for argument in arguments]})
+heavy = {{"torch", "tabpfn", "ray", "uvicorn", "fastapi", "pandas", "sklearn", "boto3"}} & set(sys.modules)
+sys.exit(f"imported {{heavy}}" if heavy else exit_code)
+"""
+    exit_code, lines = run(program=[sys.executable, "-c", code])
+    assert len(lines) == 1
+    assert lines[0].startswith("tabpfn-serve: " + reason.format(tmp_path=tmp_path))
+    assert exit_code == 2
+
+
+def test_a_gpu_that_is_not_there_is_reported_before_the_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert main(["up", "--device", "cuda:64"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tabpfn-serve: setting engine.device: cuda:64 ")
+
+
+def test_version(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"tabpfn-serve {version('tabpfn-serve')}\n"
+
+
+@pytest.mark.parametrize(("command", "options"), [("up", UpOptions), ("serve", ServeOptions)])
+def test_help_shows_every_option_with_its_default_and_choices(
+    command: str, options: type[UpOptions], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("COLUMNS", "10000")  # so that no line is broken
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    entries = capsys.readouterr().out.split("\n  --")
+    fields = [*own_options(options), *((name, field) for _, name, field in every_setting())]
+    for name, field in fields:
+        (entry,) = [entry for entry in entries if re.match(rf"{flag(name)[2:]}[ ,]", entry)]
+        assert f"(default: {default_of(field)}" in entry
+        assert all(choice in entry.partition("\n")[0] for choice in choices_of(field))
 
 
 @pytest.mark.parametrize("shape", ["applications:\n  - args: {}", "{}"])
@@ -167,28 +256,27 @@ def test_options_go_before_the_file(tmp_path: Path, shape: str) -> None:
     args = "{engine: {num_threads: 2}, api: {drain_timeout_s: 7}}"
     file = tmp_path / "config.yaml"
     file.write_text(shape.replace("{}", args))
-    given = settings("--config", str(file), "--num-threads", "4")
-    assert (given.engine.num_threads, given.api.drain_timeout_s) == (4, 7)
+    found = settings("--config", str(file), "--num-threads", "4")
+    assert (found.engine.num_threads, found.api.drain_timeout_s) == (4, 7)
 
 
 @pytest.mark.parametrize("content", ["[1, 2]", "engine: 3", "a: {b: [", "applications: []", "engine: {devise: cpu}"])
 def test_file_without_settings_is_refused(tmp_path: Path, content: str) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(content)
-    with pytest.raises(cli._Refused) as refused:
+    with pytest.raises(InvalidSettings):
         settings("--config", str(file))
-    assert refused.value.exit_code == 2
 
 
 @pytest.mark.parametrize(
     ("host", "url"), [("0.0.0.0", "http://127.0.0.1:80"), ("::", "http://[::1]:80"), ("10.1.2.3", "http://10.1.2.3:80")]
 )
 def test_url_is_one_that_can_be_called(host: str, url: str) -> None:
-    assert cli._url(host, 80) == url
+    assert serve_command._url(host, 80) == url
 
 
 def test_ready_line_quotes_for_the_shell() -> None:
-    line = cli._ready_line("http://h", "m", {"it's": "a $HOME"})
+    line = serve_command._ready_line("http://h", "m", {"it's": "a $HOME"})
     echoed = subprocess.run(
         line.split("try: ")[1].replace("curl", "printf '%s\\n'", 1),
         shell=True,
@@ -201,10 +289,9 @@ def test_ready_line_quotes_for_the_shell() -> None:
 
 def test_relative_folders_are_where_the_command_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    options = cli._parser().parse_args(["serve", "--model-repository", "models", "--kv-cache-dir", "kv"])
-    settings = cli._settings(options)
-    assert settings.store.model_repository == tmp_path / "models"
-    assert settings.engine.kv_cache_dir == tmp_path / "kv"
+    found = settings("--model-repository", "models", "--kv-cache-dir", "kv", command="serve")
+    assert found.store.model_repository == tmp_path / "models"
+    assert found.engine.kv_cache_dir == tmp_path / "kv"
 
 
 def test_importing_a_pickle_of_another_digest_ends_with_one_line(
@@ -212,7 +299,7 @@ def test_importing_a_pickle_of_another_digest_ends_with_one_line(
 ) -> None:
     pickle = tmp_path / "model.pkl"
     pickle.write_bytes(b"not what was promised")
-    assert cli.main(["import", str(pickle), "--sha256", "0" * 64, "--name", "m", "--out", str(tmp_path / "out")]) == 1
+    assert main(["import", str(pickle), "--sha256", "0" * 64, "--name", "m", "--out", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("tabpfn-serve: ")
     assert error.count("\n") == 1
@@ -226,4 +313,4 @@ def test_several_replicas_share_haproxy(
     monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
     if said is not None:
         monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", said)
-    assert cli._needs_haproxy(num_replicas) is needed
+    assert serve_command._needs_haproxy(num_replicas) is needed

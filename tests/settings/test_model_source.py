@@ -62,13 +62,13 @@ def test_files_of_a_folder_in_s3() -> None:
 @pytest.mark.parametrize(
     ("uri", "reason"),
     [
-        ("", "no place of a model"),
-        ("a\nb", "no place of a model"),
+        ("", "is not a path or a URI"),
+        ("a\nb", "is not a path or a URI"),
         ("https://host/model", "not from https://"),
-        ("s3:///fraud", "names no bucket"),
+        ("s3:///fraud", "names no valid bucket"),
         ("file://host/models", "no file on this machine"),
         ("file:///models?x=1", "no file on this machine"),
-        ("file:///a%0Ab", "no place of a model"),
+        ("file:///a%0Ab", "is not a path or a URI"),
     ],
 )
 def test_other_places_are_refused(uri: str, reason: str) -> None:
