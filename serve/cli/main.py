@@ -8,10 +8,9 @@ from collections.abc import Sequence
 
 import serve
 from serve.cli import import_command, serve_command
-from serve.cli.failure import CommandFailed
 from serve.cli.parser import Parser
 from serve.core.errors import DeviceLost, StartupError
-from serve.settings.words import InvalidSettings
+from serve.settings import InvalidSettings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,14 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         (import_command if options.command == "import" else serve_command).run(options)
     except KeyboardInterrupt:
         return 0  # before the server took the signals over
-    except (CommandFailed, DeviceLost, InvalidSettings, StartupError) as error:
+    except (DeviceLost, InvalidSettings, StartupError) as error:
         starting = isinstance(error, StartupError) and options.command != "import"
         print(f"tabpfn-serve: {'the start failed: ' if starting else ''}{error}", file=sys.stderr)
-        return _exit_code(error)
+        return 2 if isinstance(error, InvalidSettings) else 1
     return 0
-
-
-def _exit_code(error: Exception) -> int:
-    if isinstance(error, CommandFailed):
-        return error.exit_code
-    return 2 if isinstance(error, InvalidSettings) else 1

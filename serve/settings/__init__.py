@@ -16,11 +16,13 @@ from serve.settings.schema import (
     StoreSettings,
     every_setting,
 )
+from serve.settings.words import InvalidSettings
 
 __all__ = [
     "ApiSettings",
     "BatchingSettings",
     "EngineSettings",
+    "InvalidSettings",
     "MetricsSettings",
     "ServerSettings",
     "StoreSettings",

@@ -16,9 +16,10 @@ from edge_harness import TIMEOUT_S, WITHOUT_RAY, Server, corrupt_repository, run
 from serve.cli import serve_command
 from serve.cli.main import main
 from serve.cli.parser import Parser, given
-from serve.settings import ServerSettings, every_setting
+from serve.edges.sockets import bind
+from serve.settings import InvalidSettings, ServerSettings, every_setting
 from serve.settings.sources import ServeOptions, UpOptions, flag, load, own_options
-from serve.settings.words import InvalidSettings, choices_of, default_of
+from serve.settings.words import choices_of, default_of
 from serve.store.folder import EMBEDDED
 
 FAST_START = ["--max-batch-rows", "16"]  # fewer row buckets to warm up
@@ -57,11 +58,13 @@ def test_listens_on_loopback_only(server: Server) -> None:
 def test_busy_port_ends_with_one_line(server: Server) -> None:
     code, lines = run("up", "--port", str(server.port))
     assert code == 1
-    assert lines == [f"tabpfn-serve: cannot listen on 127.0.0.1 port {server.port}: Address already in use"]
+    assert lines == [
+        f"tabpfn-serve: the start failed: cannot listen on 127.0.0.1 port {server.port}: Address already in use"
+    ]
 
 
 def test_nobody_listens_before_the_models_are_ready() -> None:
-    with serve_command._bind("127.0.0.1", 0) as sock:
+    with bind("127.0.0.1", 0) as sock:
         port = sock.getsockname()[1]
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port))
@@ -127,7 +130,7 @@ def test_predictor_imports_without_ray() -> None:
             "setting engine.backend: must be 'compiled' or 'tabpfn', but is 'ours' (given by --back",
         ),
         (["--log-level", "loud"], "option --log-level: must be 'debug', 'info', 'warning' or 'error'"),
-        (["--host", "198.51.100.7"], "cannot listen on 198.51.100.7 port 8080: "),
+        (["--host", "198.51.100.7"], "the start failed: cannot listen on 198.51.100.7 port 8080: "),
     ],
 )
 def test_refused_arguments_end_with_one_line(arguments: list[str], reason: str, capsys: pytest.CaptureFixture) -> None:
@@ -199,6 +202,8 @@ def test_a_command_line_at_fault_ends_with_one_line(
         (["serve", "--num-replicas", "0"], "option --num-replicas: must be greater than or equal to 1, but is '0'"),
         (["serve", "--model-repository", "/absent"], "model repository /absent is not a folder"),
         (["up", "--model-repository", "{tmp_path}"], "model repository {tmp_path} holds no model"),
+        (["up", "--model-repository", "/" + "a" * 300], "/" + "a" * 300 + " cannot be read: File name too long"),
+        (["up", "--model", "a=/" + "a" * 300], "/" + "a" * 300 + " cannot be read: File name too long"),
         (["up", "--model", "a=/absent/a.pkl@sha256:" + "0" * 64], "model a: /absent/a.pkl does not exist"),
         (["up", "--device", "cuda"], "setting engine.device: 'cuda' is no device; write `cpu`, or one GPU"),
         (["up", "--config", "{tmp_path}/bad.yaml"], "unknown setting `engine.devise`; did you mean `engine.device`?"),

@@ -153,7 +153,10 @@ def test_busy_port_ends_with_one_line() -> None:
         command = [*AS_INSTALLED, "serve", "--port", port]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
-    assert done.stderr == f"tabpfn-serve: cannot listen on 127.0.0.1 port {port}: Address already in use\n"
+    assert (
+        done.stderr
+        == f"tabpfn-serve: the start failed: cannot listen on 127.0.0.1 port {port}: Address already in use\n"
+    )
 
 
 def config() -> Any:

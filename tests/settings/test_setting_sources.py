@@ -9,7 +9,7 @@ import pytest
 from pydantic.fields import FieldInfo
 
 from serve.cli.main import main
-from serve.settings import ServerSettings, every_setting
+from serve.settings import InvalidSettings, ServerSettings, every_setting
 from serve.settings.sources import (
     PREFIX,
     ServeOptions,
@@ -20,7 +20,7 @@ from serve.settings.sources import (
     own_options,
     variable,
 )
-from serve.settings.words import InvalidSettings, choices_of, default_of
+from serve.settings.words import choices_of, default_of
 
 
 @pytest.fixture(autouse=True)
