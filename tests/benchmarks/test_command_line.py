@@ -77,6 +77,26 @@ def test_progress_estimates_the_time_left_from_the_weights(capsys: pytest.Captur
     assert progress.state() == "4 of 4 cells"
 
 
+def test_the_number_of_steps_can_be_corrected_during_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    progress = Progress(5, "probes", clock=lambda: now[0])
+    for num_left in (8, 3):
+        now[0] += 10.0
+        progress.expect(num_left)
+        progress.step("50 requests/s")
+    said = capsys.readouterr().err
+    assert "1 of 9 probes, about 80 s left" in said
+    assert "2 of 5 probes, about 30 s left" in said
+
+
+def test_wrong_options_are_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        command_parser("benchmarks.x", None).parse_args(["--bogus"])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said == "python -m benchmarks.x: unrecognized arguments: --bogus (--help describes the options)\n"
+
+
 def test_progress_is_printed_no_more_often_than_asked_and_always_at_the_end(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

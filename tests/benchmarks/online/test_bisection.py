@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.online.bisection import SearchSettings, find_max_rate
+from benchmarks.online.bisection import SearchSettings, find_max_rate, tries_left
 from benchmarks.online.errors import UnusableInput
 
 
@@ -44,6 +45,30 @@ def test_a_system_of_moods_ends_the_search_all_the_same(random: object, start: f
     found = asyncio.run(find_max_rate(passes, start, SearchSettings()))
     assert found == 0.0 or found in tried
     assert len(tried) < 40
+
+
+@given(st.floats(1, 5000), st.floats(0.1, 20_000), st.floats(1.05, 4), st.floats(0.02, 0.5))
+def test_the_tries_left_are_estimated_well_once_the_rate_is_bracketed(
+    threshold: float, start: float, step: float, resolution: float
+) -> None:
+    tried: list[float] = []
+    settings = SearchSettings(step=step, resolution=resolution, low=1, high=5000)
+    estimates: list[int] = []
+    passes = system_that_keeps(threshold, tried)
+
+    async def count(rate: float) -> bool:
+        passed = await passes(rate)
+        best = max((rate for rate in tried if rate <= threshold), default=0.0)
+        worst = min((rate for rate in tried if rate > threshold), default=math.inf)
+        is_bracketed = best > 0 and worst < math.inf
+        estimates.append(tries_left(best, worst, settings) if is_bracketed else -1)
+        return passed
+
+    asyncio.run(find_max_rate(count, start, settings))
+    for number, estimate in enumerate(estimates, start=1):
+        if estimate >= 0:
+            assert abs(estimate - (len(tried) - number)) <= 1
+    assert tries_left(0.0, math.inf, settings) > 0
 
 
 async def test_the_edges() -> None:
