@@ -58,6 +58,7 @@ class Context:
 
     @property
     def num_rows(self) -> int:
+        """Labelled rows."""
         return len(self.target) + self.num_hidden_rows
 
 
