@@ -11,7 +11,6 @@ Simulated cards are split by time, have other seeds than the demo model, and are
 from __future__ import annotations
 
 import argparse
-import json
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from tabpfn import TabPFNClassifier
 
+from benchmarks.machine import envelope, write_json
 from serve.store.folder import EMBEDDED
 from training.cards import CATEGORICAL, FEATURES, TARGET, sample_context, simulate, split_by_time
 
@@ -171,6 +171,14 @@ def shortfalls(scores: dict[str, dict[str, list[float]]]) -> list[str]:
     return found
 
 
+def results(scores: dict[str, dict[str, list[float]]]) -> Iterator[dict[str, Any]]:
+    """One entry of the JSON for each data set and model."""
+    for name, models in scores.items():
+        for model, values in models.items():
+            rounded = [round(value, 6) for value in values]
+            yield {"data_set": name, "model": model, "roc_auc": round(float(np.mean(values)), 6), "splits": rounded}
+
+
 def main() -> None:
     """The command. Exits with 1 if the checkpoint falls short."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -184,7 +192,8 @@ def main() -> None:
     scores = evaluate(arguments.checkpoint.resolve(), arguments.splits, arguments.only)
     print_table(scores)
     if arguments.json:
-        arguments.json.write_text(json.dumps({"splits": arguments.splits, "roc_auc": scores}, indent=1) + "\n")
+        config = {"checkpoint": arguments.checkpoint, "splits": arguments.splits}
+        write_json(envelope("training-evaluate", config, list(results(scores))), arguments.json)
     if not arguments.only:
         found = shortfalls(scores)
         print("reaches what a shipped checkpoint must" if not found else "falls short: " + "; ".join(found))
