@@ -55,6 +55,8 @@ class QueryTable:
         if not records:
             raise _no_rows()
         first = records[0]
+        if len(records) == 1 and type(first) is dict:  # the request of a real-time caller
+            return cls(tuple(first), tuple(zip(first.values(), strict=True)), 1, is_from_records=True)
         names = tuple(first) if isinstance(first, Mapping) else ()
         num_names = len(names)
         if all(type(record) is dict and len(record) == num_names for record in records):

@@ -55,6 +55,11 @@ class Coding:
     unknown: float = -1.0
     constant: float | None = None
 
+    @property
+    def is_identity(self) -> bool:
+        """Numbers pass through unchanged."""
+        return self.codes is None and self.constant is None
+
     def encode(self, cells: Sequence[RawCell]) -> Sequence[RawCell]:
         """The numbers of one column's cells."""
         if self.constant is not None:
@@ -91,6 +96,8 @@ class RowEncoder:
         self._readers = [_READERS[column.kind] for column in columns]
         if codings is not None and len(codings) != len(feature_names(columns)):
             raise AssertionError("this is a bug: one coding per matrix column")
+        # Most columns hold numbers that pass through; only the others are coded.
+        self._coded = [(i, coding) for i, coding in enumerate(self.codings or ()) if not coding.is_identity]
 
     def encode(self, table: QueryTable) -> Matrix:
         """Float64 [rows, matrix columns]; the columns of the table may come in any order. Raises InvalidInput."""
@@ -113,17 +120,21 @@ class RowEncoder:
     def encode_raw(self, raw: Sequence[Sequence[RawCell]]) -> Matrix:
         """Float64 [rows, matrix columns] of the cells that `read` returned."""
         assert self.codings is not None, "this is a bug: encoding before the codings are known"
-        encoded = [coding.encode(cells) for coding, cells in zip(self.codings, raw, strict=True)]
+        encoded = list(raw)
+        for position, coding in self._coded:
+            encoded[position] = coding.encode(encoded[position])
+        if len(encoded[0]) == 1:  # one row: without a transposed copy
+            return np.array([[cell for (cell,) in encoded]], dtype=np.float64)
         return np.ascontiguousarray(np.array(encoded, dtype=np.float64).T)
 
     def _in_order(self, table: QueryTable) -> Sequence[Cells]:
         """The table's columns in the order of the context's. Raises _Refused where the names differ."""
         if table.names == self._names:
-            return [_python_values(cells) for cells in table.columns]
+            return table.columns
         by_name = dict(zip(table.names, table.columns, strict=True))
         if by_name.keys() != set(self._names):
             raise _Refused("the names differ")
-        return [_python_values(by_name[name]) for name in self._names]
+        return [by_name[name] for name in self._names]
 
     def _raise_first_fault(self, table: QueryTable) -> NoReturn:
         """Raises InvalidInput for the first row that cannot be read; within a row, names come before cells."""
@@ -169,19 +180,28 @@ class _Refused(Exception):
 
 def _python_values(cells: Cells) -> Cells:
     """Numpy and Arrow columns as lists of Python values, which every reader takes."""
-    return cells.tolist() if hasattr(cells, "tolist") else cells
+    return cells if type(cells) in _PYTHON_SEQUENCES or not hasattr(cells, "tolist") else cells.tolist()
+
+
+_PYTHON_SEQUENCES = (list, tuple)
 
 
 def _read_numbers(cells: Cells) -> list[list[RawCell]]:
-    return [[_number(cell) for cell in cells]]
+    # Most cells are floats in range: those need no call.
+    return [
+        [
+            cell if type(cell) is float and -MAX_MAGNITUDE <= cell <= MAX_MAGNITUDE else _number(cell)
+            for cell in _python_values(cells)
+        ]
+    ]
 
 
 def _read_categories(cells: Cells) -> list[list[RawCell]]:
-    return [[_category(cell) for cell in cells]]
+    return [[cell if type(cell) is str else _category(cell) for cell in _python_values(cells)]]
 
 
 def _read_datetimes(cells: Cells) -> list[list[RawCell]]:
-    return [list(part) for part in zip(*map(_datetime_parts, cells), strict=True)]
+    return [list(part) for part in zip(*map(_datetime_parts, _python_values(cells)), strict=True)]
 
 
 def _number(cell: Any) -> float:
