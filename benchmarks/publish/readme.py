@@ -21,7 +21,7 @@ Row = list[str]
 def render_table(runs: Mapping[str, Run]) -> str:
     """The table with its markers, and a line that says where the figures were measured."""
     rows = [*_engine_rows(runs), _load_row(runs), _peers_row(runs), *_mixed_rows(runs), _overhead_row(runs)]
-    measured = [run for run in runs.values() if run["kind"] != "simulation"]
+    measured = [run for run in runs.values() if run["kind"] not in ("simulation", "training-evaluate")]
     machines = " and ".join(dict.fromkeys(map(machine_of, measured)))
     dates = between(sorted(run["started_at"][:10] for run in measured), str)
     gpu = "" if any(run["machine"]["gpus"] for run in measured) else " No GPU was measured yet."
