@@ -143,6 +143,19 @@ def test_every_folder_says_what_is_in_it() -> None:
             assert docstring, f"{init.relative_to(ROOT)} has no docstring"
 
 
+def test_the_readme_makes_a_model_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    exec(compile(block, "README.md", "exec"), {})
+    definition = FolderStore(StoreSettings(model_repository=tmp_path / "models")).load("wine")
+    assert (definition.context.num_rows, len(definition.context.columns)) == (178, 13)
+
+
+def test_readme_and_architecture_stay_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 90
+    assert len(read("architecture.md").splitlines()) <= 160
+
+
 def links() -> Iterator[tuple[str, Path, str]]:
     for page in PAGES:
         text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
