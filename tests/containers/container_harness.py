@@ -90,7 +90,7 @@ class Container:
         """Wait for the first 200 of readiness; the seconds since the start."""
         while time.monotonic() < self.started_at + START_TIMEOUT_S:
             with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{self.url}/v2/health/ready", timeout=2).status_code == 200:
+                if self.is_ready():
                     return time.monotonic() - self.started_at
             assert self.state()["Running"], f"it ended: {self.logs()}"
             time.sleep(0.1)
@@ -105,14 +105,26 @@ class Container:
         found: dict[str, Any] = json.loads(engine("inspect", "--type", "container", self.name).stdout)[0]["State"]
         return found
 
+    def output(self) -> tuple[str, str]:
+        """(standard output, standard error) of the container so far."""
+        done = engine("logs", self.name)
+        return done.stdout, done.stderr
+
     def logs(self) -> str:
         """Everything that the container wrote, standard output first."""
-        done = engine("logs", self.name)
-        return done.stdout + done.stderr
+        return "".join(self.output())
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command inside the container."""
         return engine("exec", self.name, *command)
+
+    def is_ready(self) -> bool:
+        """Whether readiness answers 200. Raises httpx.HTTPError without an answer."""
+        return httpx.get(f"{self.url}/v2/health/ready", timeout=30).status_code == 200
+
+    def signal(self, name: str) -> None:
+        """Send a signal, such as `TERM`, to the container's first process."""
+        engine("kill", "--signal", name, self.name)
 
     def stop(self) -> tuple[int, float]:
         """Stop it by SIGTERM as an orchestrator does; (exit code, seconds)."""

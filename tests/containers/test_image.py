@@ -1,6 +1,7 @@
 """The image as it runs: `make test-images`. Skipped unless TEST_IMAGE names one; `-s` shows the figures."""
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,9 +107,11 @@ def test_healthcheck_agrees(container: Container) -> None:
 
 
 def test_prints_one_line(container: Container) -> None:
-    """Ray prints no warning about shared memory, tokens or statistics."""
-    assert len(container.logs().strip().splitlines()) == 1
-    assert "tabpfn-serve is ready at" in container.logs()
+    """Standard error has the log of the server alone: Ray warns of no shared memory, token or statistics."""
+    output, errors = container.output()
+    assert len(output.strip().splitlines()) == 1
+    assert "tabpfn-serve is ready at" in output
+    assert not re.search("warning|error|deprecated", errors, re.I), errors
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -128,6 +131,20 @@ def test_sigterm_under_load_loses_nothing(command: str) -> None:
     # A request sent during the stop is answered, answered with 503, or refused; none is cut off.
     assert set(after) <= {"200", "503", "refused"}
     assert before["200"] > 50
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_lame_duck_serves_while_it_is_not_ready(command: str) -> None:
+    body = {"records": [EXAMPLE]}
+    with Container(command, environment={"TABPFN_SERVE_API_LAME_DUCK_S": "30"}) as container:
+        container.wait_ready()
+        container.signal("TERM")
+        while container.is_ready():
+            time.sleep(0.1)
+        answer = httpx.post(f"{container.url}/v1/models/fraud/predict", json=body, timeout=60)
+        assert answer.status_code == 200
+        assert not container.is_ready()
+        assert container.wait_end() == 0
 
 
 def test_needs_no_options() -> None:

@@ -14,7 +14,9 @@ from deployment.cost import _NUM_ENDPOINTS
 from deployment.policies.template import containers, resources
 from deployment.settings import GRACE_S, METRIC_NAMESPACE, STAGES, Stage, read_stage, stage_names
 from serve.edges.uvicorn_server import GRACE_S as SERVER_GRACE_S
-from serve.telemetry.cloudwatch import Gauges, Interval, documents
+from serve.telemetry.cloudwatch import CloudWatchRecorder
+from serve.telemetry.emf import Gauges, documents
+from serve.telemetry.recorder import ComputedBatch
 
 Templates = dict[str, dict[str, Template]]
 
@@ -78,14 +80,11 @@ def test_every_variable_is_a_setting_of_the_server(synthesised: Templates) -> No
 
 def test_every_metric_that_is_watched_is_one_that_the_server_emits(synthesised: Templates) -> None:
     gauges = Gauges([0.0], [0.0], ready=1.0, gpu_memory_bytes=1.0, gpu_utilization=[1.0])
-    interval = Interval(
-        {
-            (name, frozenset({("model", "m"), ("outcome", "ok"), ("le", "1.0")})): 1.0
-            for histogram in ("tabpfn_request_seconds", "tabpfn_queue_seconds", "tabpfn_batch_rows")
-            for name in (f"{histogram}_bucket", f"{histogram}_sum", f"{histogram}_count")
-        }
-    )
-    document = next(iter(documents(interval, gauges, namespace=METRIC_NAMESPACE, service="s", timestamp_ms=0)))
+    recorder = CloudWatchRecorder()
+    recorder.answered("fraud", "ok", 0.004)
+    recorder.computed(ComputedBatch("fraud", 1, 1, 0.004, None, [0.002]))
+    traffic = recorder.take()
+    document = next(iter(documents(traffic, gauges, namespace=METRIC_NAMESPACE, service="s", timestamp_ms=0)))
     emitted = {metric["Name"] for metric in document["_aws"]["CloudWatchMetrics"][0]["Metrics"]}
     watched = set(watched_metrics(synthesised))
     assert {"OngoingRequests", "Requests", "RefusedRequests"} <= watched
