@@ -161,8 +161,8 @@ def read_config(path: Path) -> dict[str, Any]:
         raise InvalidSettings(f"cannot read {path}: {' '.join(str(error).split())}") from None
     except (TypeError, ValueError, AttributeError, LookupError):
         raise InvalidSettings(f"{path} does not hold settings by group, such as `engine: {{device: cpu}}`") from None
-    for key in args.keys() - groups.keys():
-        raise InvalidSettings(f"{unknown_key((key,))} (given in {path})")
+    if unknown := [key for key in args if key not in groups]:
+        raise InvalidSettings(f"{unknown_key(unknown[:1])} (given in {path})")
     return groups
 
 

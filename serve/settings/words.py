@@ -17,6 +17,11 @@ from serve.settings.schema import ServerSettings, every_setting
 
 _LIMITS = {Ge: "at least {0.ge}", Gt: "above {0.gt}", Le: "at most {0.le}"}
 
+_PATTERNS = {
+    "name": "must be 1 to 64 letters, digits, `.`, `_` or `-`, the first a letter or digit",
+    "sha256": "must be 64 hexadecimal digits",
+}
+
 
 class InvalidSettings(ValueError):
     """A setting, an option or a configuration file is at fault. The message is one line for the operator."""
@@ -54,6 +59,8 @@ def in_words(error: ErrorDetails) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if kind in ("value_error", "missing"):
         return f"{subject}: {message}"
+    if kind == "string_pattern_mismatch":
+        message = _PATTERNS.get(str(place[-1]), message)
     message = message.replace("Input should", "must").replace("String should", "must").replace("tuple", "list")
     return f"{subject}: {message}, but is {reprlib.repr(error['input'])}"
 

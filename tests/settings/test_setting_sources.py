@@ -147,6 +147,8 @@ def test_what_cannot_be_understood_ends_with_one_line(
             "{store: {models: [{name: a, uri: /a, sha265: x}]}}",
             "unknown setting `store.models.0.sha265`; did you mean `store.models.0.sha256`?",
         ),
+        ("{store: {models: [{name: a b, uri: /a}]}}", "setting store.models.0.name: must be 1 to 64 letters, digits"),
+        ("{store: {models: [{name: a, uri: /a, sha256: x}]}}", "setting store.models.0.sha256: must be 64 hexadecimal"),
         ("{engine: {num_threads: many}}", "setting engine.num_threads: must be a valid integer"),
         ("{engine: {device: gpu}}", "setting engine.device: 'gpu' is no device; write `cpu`, or one GPU"),
     ],
