@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from benchmarks.online.client import Client, Exchange
 from benchmarks.online.errors import Refused
 from benchmarks.online.records import Record
-from benchmarks.online.target import Ready, told
+from benchmarks.online.target import Ready, describe_outcome
 from benchmarks.online.wire import Wire, difference, read_numbers
 
 _PAUSE_S = 0.1
@@ -49,7 +49,9 @@ class BulkLoad:
         finally:
             await client.close()
         if exchange.status != 200:
-            raise Refused(f"a bulk request of {self.rows} rows was answered {told(exchange)}; try fewer --bulk-rows")
+            raise Refused(
+                f"a bulk request of {self.rows} rows was answered {describe_outcome(exchange)}; try fewer --bulk-rows"
+            )
         if self.num_wrong([exchange]):
             raise Refused(f"a bulk request of {self.rows} rows was answered otherwise than its rows alone")
 

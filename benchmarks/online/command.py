@@ -98,7 +98,7 @@ def add_tolerance(group: argparse._ActionsContainer) -> None:
 def add_generator_options(
     parser: argparse.ArgumentParser, *, timeout_s: float, timeout_flag: str = "--timeout", nice: int | None = -10
 ) -> None:
-    """How the load is generated, whatever its rate and its length."""
+    """How the load is generated at every rate."""
     group = parser.add_argument_group("load generator")
     group.add_argument(
         "--arrivals",

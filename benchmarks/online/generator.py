@@ -1,7 +1,7 @@
 """The load generator of every online benchmark: one schedule, sent by one process or by several.
 
 The steps are always the same: draw the due times (`arrivals.py`), send each request when it is due (`open_loop.py`,
-`client.py`), count what became of each (`tally.py`), summarise the counts (`summary.py`).
+`client.py`), count the outcomes (`tally.py`), summarise the counts (`summary.py`).
 
 What is always true:
 - the schedule depends on the rate and the seed alone. N processes split it like a dealt pack of cards: process i sends
@@ -97,7 +97,7 @@ class Generator:
             self._pool.shutdown(cancel_futures=True)
 
     async def offer(self, target: Target, offer: Offer) -> Tally:
-        """Send the offer; what became of it in all processes together. Returns after the last answer."""
+        """Send the offer, and return the outcomes of all processes together after the last answer."""
         if self._pool is None:
             return await send_share(target, offer)
         start = time.monotonic() + _HEADROOM_OF_PROCESSES_S
@@ -123,7 +123,7 @@ def _run_share(target: Target, offer: Offer, number: int, processes: int, start:
 async def send_share(
     target: Target, offer: Offer, number: int = 0, processes: int = 1, start: float | None = None
 ) -> Tally:
-    """Send the share of process `number` and count what became of it.
+    """Send the share of process `number` and count the outcomes.
 
     Args:
         start: time of `time.monotonic` at which the schedule begins. By default it begins once the connections are

@@ -1,7 +1,8 @@
 """Open-loop load on a running server: latency, goodput and batch sizes at one rate or at several.
 
-Requests are due at times that are drawn before the run, and each is sent when it is due, whatever the server does. The
-latency of a request counts from its due time, so a stall of the server cannot hide the requests that it kept waiting.
+Requests are due at times that are drawn before the run, and each is sent when it is due, however slow the server is.
+The latency of a request counts from its due time, so a stall of the server cannot hide the requests that it kept
+waiting.
 """
 
 from __future__ import annotations
@@ -126,10 +127,18 @@ def _line(result: Mapping[str, Any]) -> str:
 
 
 def exit_status(run: Mapping[str, Any], allow_lag: bool) -> int:
-    """1 where a rate is void; `allow_lag` pardons lag and nothing else."""
-    void = [result for result in run["results"] if result["void"]]
-    pardoned = [result for result in void if allow_lag and result["lagged"] and len(result["void_reasons"]) == 1]
-    return 1 if len(void) > len(pardoned) else 0
+    """1 where a rate is void; `allow_lag` pardons lag and nothing else.
+
+    Lag at the last rate of a run with --until-knee is pardoned too: it is how such a run may end.
+    """
+    results = run["results"]
+    is_pardoned = [allow_lag or ("knee" in run and result is results[-1]) for result in results]
+    return int(
+        any(
+            result["void"] and not (pardoned and result["lagged"] and len(result["void_reasons"]) == 1)
+            for result, pardoned in zip(results, is_pardoned, strict=True)
+        )
+    )
 
 
 def add_load_options(parser: argparse.ArgumentParser) -> None:

@@ -25,7 +25,7 @@ _OUTCOMES: tuple[tuple[str, str, Callable[[Probe], int]], ...] = (
         ),
     ),
 )
-"""What may become of a request: name, colour, count."""
+"""The outcomes of a request: name, colour, count."""
 
 
 def draw_mixed(run: Mapping[str, Any]) -> Figure:
@@ -126,7 +126,7 @@ def _draw_goodput(axes: Axes, run: Mapping[str, Any]) -> None:
 
 
 def _draw_outcomes(axes: Axes, run: Mapping[str, Any]) -> None:
-    """At each rate, the shares of what became of the requests of all rounds."""
+    """At each rate, the share of each outcome among the requests of all rounds."""
     grouped, capacity = _by_rate(run), run["capacity_per_s"]
     below = [0.0] * len(grouped)
     for name, colour, count in _OUTCOMES:
@@ -140,5 +140,5 @@ def _draw_outcomes(axes: Axes, run: Mapping[str, Any]) -> None:
     axes.set_ylim(0, 100)
     axes.set_xlabel("offered rate, requests per second (as a multiple of the capacity)")
     axes.set_ylabel("share of the requests, %")
-    axes.set_title("What became of the requests of all rounds")
+    axes.set_title("Outcomes of the requests, all rounds")
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), reverse=True)

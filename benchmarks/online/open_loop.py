@@ -1,4 +1,4 @@
-"""The open loop itself: each request is sent when it is due, whatever becomes of the requests before it."""
+"""The open loop itself: each request is sent when it is due, even if no earlier one is answered."""
 
 from __future__ import annotations
 

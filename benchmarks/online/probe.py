@@ -19,7 +19,7 @@ from benchmarks.online.evidence import allowed_late, confidence
 from benchmarks.online.generator import Generator, Offer
 from benchmarks.online.summary import summarise_offer
 from benchmarks.online.tally import Tally
-from benchmarks.online.target import Target, told
+from benchmarks.online.target import Target, describe_outcome
 from benchmarks.percentiles import rounded, summarise
 
 _SETTLED_ANSWERS = 3
@@ -128,7 +128,8 @@ class Prober:
                 quick = quick + 1 if is_quick else 0
                 if time.monotonic() > deadline:
                     raise Unsettled(
-                        f"{self.settings.settle_s:g} s after a probe a lone request was answered {told(exchange)} "
+                        f"{self.settings.settle_s:g} s after a probe a lone request was answered "
+                        f"{describe_outcome(exchange)} "
                         f"({exchange.latency_ms:.1f} ms; {self.idle_ms:.1f} ms on the idle system)"
                     )
         finally:

@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.online.client import Exchange
 from benchmarks.online.errors import Refused
-from benchmarks.online.target import Target, told
+from benchmarks.online.target import Target, describe_outcome
 from benchmarks.online.wire import difference, numbers
 from benchmarks.percentiles import rounded
 
@@ -53,7 +53,7 @@ def read_answers(target: Target, ended: Sequence[Exchange], duration_s: float) -
     answered = Answered(duration_s, [], [], [], [])
     for exchange in ended:
         if exchange.status != 200:
-            raise Refused(f"a one-row request was answered {told(exchange)}")
+            raise Refused(f"a one-row request was answered {describe_outcome(exchange)}")
         answer = json.loads(exchange.body)
         expected = target.alone.get(exchange.record)
         if expected is not None and not difference(numbers(answer), expected) <= target.tolerance:

@@ -1,4 +1,4 @@
-"""What became of an offer's requests, as numbers without bodies: small enough to be sent between processes."""
+"""The outcomes of an offer's requests, as numbers without bodies: small enough to be sent between processes."""
 
 from __future__ import annotations
 

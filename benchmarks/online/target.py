@@ -96,7 +96,7 @@ async def describe_model(url: str, model: str, timeout_s: float = 30.0) -> dict[
             listed = await client.ask(get_request(netloc, "/v1/models"))
             raise Refused(f"the server at {url} has no model {model!r} (404): pass --model with {_model_names(listed)}")
     if exchange.status != 200:
-        raise Refused(f"GET {url}{path} was answered {told(exchange)}")
+        raise Refused(f"GET {url}{path} was answered {describe_outcome(exchange)}")
     described: dict[str, Any] = json.loads(exchange.body)
     return described
 
@@ -109,8 +109,11 @@ def _model_names(listed: Exchange) -> str:
     return f"one of {', '.join(names)}" if names else "the name of a served model"
 
 
-def told(exchange: Exchange) -> str:
-    """An exchange's end in words: its status and what the answer says (the `detail` of a problem), or its error."""
+def describe_outcome(exchange: Exchange) -> str:
+    """The outcome of an exchange in words.
+
+    With an answer: its status and its content, of a problem the `detail`. Without one: the error.
+    """
     if exchange.error is not None:
         return f"by no answer: {exchange.error}"
     said = exchange.body.decode("utf-8", "replace")[:500]
@@ -134,7 +137,7 @@ async def make_ready(
 
     Args:
         num_alone: most requests that are asked alone; None: all.
-        alone_s: no more are asked after so many seconds, `_FIRST_ASKS` excepted.
+        alone_s: after this time no further requests are asked, the first `_FIRST_ASKS` excepted.
     """
     host, port = parse_url(url)
     requests = [wire.request(urlsplit(url).netloc, chosen) for chosen in join_rows(records, rows)]
@@ -147,7 +150,7 @@ async def make_ready(
                 break
             exchange = await client.ask(request)
             if exchange.status != 200:
-                raise Refused(f"a request sent alone was answered {told(exchange)}")
+                raise Refused(f"a request sent alone was answered {describe_outcome(exchange)}")
             answers[number] = numbers(json.loads(exchange.body))
             latencies.append(exchange.latency_ms)
     idle_ms = statistics.median(latencies[len(latencies) // 5 :]) if latencies else math.nan

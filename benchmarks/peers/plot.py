@@ -23,7 +23,7 @@ _NAMES = {
 
 
 def draw_peers(run: Mapping[str, Any]) -> Figure:
-    """Bars by system: highest rate, latency and CPU time at half load. The colour tells the engine.
+    """Bars by system: highest rate, latency and CPU time at half load. The colour stands for the engine.
 
     Half load is that of the best peer with tabpfn's engine, or with the compiled one where no such peer keeps a rate.
     """

@@ -32,7 +32,7 @@ _NICE = os.getpriority(os.PRIO_PROCESS, 0)
 
 
 class Process:
-    """One system. Whoever starts it must stop it.
+    """One system. The code that starts it must stop it.
 
     Args:
         variables: added to the environment.

@@ -19,7 +19,7 @@ Record = dict[str, Any]
 
 
 def draw_transactions() -> list[Record]:
-    """Card transactions that the demo model has not seen, in an order that does not tell which are fraud."""
+    """Card transactions that the demo model has not seen, in an order that is independent of which are fraud."""
     rows = simulate(SEED, num_customers=500)
     parts = [
         rows[rows["is_fraud"] == is_fraud].sample(most, random_state=SEED)

@@ -77,7 +77,7 @@ async def run_rounds(
             num_rounds = await rounds.search(generator)
             await rounds.measure_loads(generator, num_rounds)
     finally:
-        # side by side, since Ray takes ten seconds; the pool waits for all of them whatever interrupts this thread
+        # side by side, since Ray takes ten seconds; the pool waits for all of them even if this thread is interrupted
         with ThreadPoolExecutor(len(systems) or 1) as pool:
             list(pool.map(Contender.stop, rounds.contenders))
     return rounds.contenders, rounds.rates

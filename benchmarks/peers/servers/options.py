@@ -6,7 +6,7 @@ import argparse
 import os
 
 ENGINE_VARIABLE, THREADS_VARIABLE = "PEER_ENGINE", "PEER_THREADS"
-"""Variables that tell the process that holds the model its engine and its threads, whatever process starts it."""
+"""Environment variables: the engine and the threads of the process that holds the model."""
 
 MAX_BATCH_ROWS = 256
 """The default of tabpfn-serve, for every peer that has such a setting."""

@@ -1,4 +1,4 @@
-"""A rate stands if all rounds together bear the claim; else it is lowered."""
+"""A rate stands if all rounds together support the claim; otherwise it is lowered."""
 
 from __future__ import annotations
 

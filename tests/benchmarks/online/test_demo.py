@@ -1,4 +1,4 @@
-"""The transactions that the README's load run posts."""
+"""The transactions that the published load run posts."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The early-stopping statistic: how many late answers a claim can bear."""
+"""The early-stopping statistic: the number of late answers that a claim allows."""
 
 from __future__ import annotations
 

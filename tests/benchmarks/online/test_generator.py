@@ -86,5 +86,5 @@ def test_the_watch_counts_each_late_exchange_once() -> None:
     assert not watch(exchange(1.1))  # not yet answered
     assert not watch(exchange(1.15, finished=1.16))
     assert watch.late == 1
-    assert watch(exchange(1.3, finished=1.31))  # by now that of 1.1 is late, whatever becomes of it
+    assert watch(exchange(1.3, finished=1.31))  # by now the exchange of 1.1 is late, also if it is answered later
     assert watch.late == 2

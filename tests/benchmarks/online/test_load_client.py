@@ -179,7 +179,9 @@ async def test_an_unanswered_request_is_given_up_and_its_latency_kept(start_serv
 
 
 async def test_no_server_is_an_error_of_each_request() -> None:
-    with socket.socket() as taken:  # bound but not listening: nobody answers there, and nobody else can take it
+    with (
+        socket.socket() as taken
+    ):  # bound but not listening: no server answers there, and no other process can take the port
         taken.bind(("127.0.0.1", 0))
         client = Client("127.0.0.1", taken.getsockname()[1])
         with pytest.raises(ConnectionRefusedError):

@@ -1,4 +1,4 @@
-"""What is posted."""
+"""Records from files and from the model's example, and the requests that are made of them."""
 
 from __future__ import annotations
 

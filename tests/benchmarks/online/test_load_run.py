@@ -202,6 +202,16 @@ async def test_rates_rise_until_goodput_falls(start_server: StartServer) -> None
     json.dumps(run, allow_nan=False)
 
 
+@pytest.mark.parametrize(("run", "status"), [({}, 1), ({"knee": {}}, 0)])
+def test_lag_is_how_a_rise_may_end_and_else_a_fault(run: dict[str, Any], status: int) -> None:
+    good = {"void": False, "lagged": False, "void_reasons": []}
+    lagged = {"void": True, "lagged": True, "void_reasons": ["it lagged"]}
+    wrong = {"void": True, "lagged": True, "void_reasons": ["it lagged", "a wrong answer"]}
+    assert exit_status({**run, "results": [good, lagged]}, allow_lag=False) == status
+    assert exit_status({**run, "results": [lagged, good]}, allow_lag=False) == 1
+    assert exit_status({**run, "results": [good, wrong]}, allow_lag=True) == 1
+
+
 def result_at(rate: float, goodput_per_s: float, **more: Any) -> dict[str, Any]:
     return {
         "rate": rate, "scheduled": round(10 * rate), "duration_s": 10.0, "goodput_per_s": goodput_per_s,

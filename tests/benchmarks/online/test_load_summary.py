@@ -1,4 +1,4 @@
-"""What is reported of one rate, and when it is void."""
+"""The numbers of one rate, and when a rate is void."""
 
 from __future__ import annotations
 

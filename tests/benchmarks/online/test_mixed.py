@@ -1,4 +1,4 @@
-"""Bulk beside interactive, and overload, against a scripted server; what is made of the numbers."""
+"""Bulk callers beside interactive ones, and overload, against a scripted server; the summaries of both."""
 
 from __future__ import annotations
 

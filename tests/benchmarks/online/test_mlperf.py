@@ -1,4 +1,4 @@
-"""The second judge, for real: LoadGen against a scripted server."""
+"""The real LoadGen against a scripted server."""
 
 from __future__ import annotations
 

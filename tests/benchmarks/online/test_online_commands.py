@@ -18,7 +18,7 @@ from benchmarks.machine import ROOT
 from benchmarks.online import demo
 from benchmarks.online.client import Exchange
 from benchmarks.online.errors import StartFailed
-from benchmarks.online.target import told
+from benchmarks.online.target import describe_outcome
 
 MODULES = (
     "benchmarks.online.load", "benchmarks.online.demo", "benchmarks.online.search", "benchmarks.online.mixed",
@@ -108,13 +108,13 @@ def test_a_package_that_is_missing_is_named(
 def test_an_outcome_in_words_shows_the_detail_of_a_problem() -> None:
     refused = Exchange(0.0, b"")
     refused.status, refused.body = 422, json.dumps({"detail": "row 0, column 'amount'", "code": "x"}).encode()
-    assert told(refused) == "422: row 0, column 'amount'"
+    assert describe_outcome(refused) == "422: row 0, column 'amount'"
     for body in (b"no JSON", b"[1]", b'{"code": "x"}'):
         refused.body = body
-        assert told(refused) == f"422: {body.decode()}"
+        assert describe_outcome(refused) == f"422: {body.decode()}"
     lost = Exchange(0.0, b"")
     lost.error = "timeout"
-    assert told(lost) == "by no answer: timeout"
+    assert describe_outcome(lost) == "by no answer: timeout"
 
 
 # --- a server that the demo starts ------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A server beside its engine: what is made of the answers, and the command with a server that it starts."""
+"""A server beside its engine: the numbers that the answers give, and the command with a server that it starts."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def test_what_is_added_is_of_each_round_and_the_median_is_over_rounds() -> None:
     assert medians(rounds) == {"server_ms": 7, "engine_ms": 5, "added_ms": 2}
 
 
-@pytest.mark.parametrize(("status", "told"), [(200, "otherwise than alone"), (429, "answered 429")])
-async def test_a_wrong_answer_or_none_ends_the_run(start_server: StartServer, status: int, told: str) -> None:
+@pytest.mark.parametrize(("status", "message"), [(200, "otherwise than alone"), (429, "answered 429")])
+async def test_a_wrong_answer_or_none_ends_the_run(start_server: StartServer, status: int, message: str) -> None:
     async def later_otherwise(request: Request) -> Answer:
         if server.num_requests <= len(RECORDS):
             return await fraud_model(request)
@@ -61,7 +61,7 @@ async def test_a_wrong_answer_or_none_ends_the_run(start_server: StartServer, st
 
     server = await start_server(later_otherwise)
     target = (await make_ready(server.url, native_wire("fraud"), RECORDS, 1e-9)).target
-    with pytest.raises(Refused, match=told):
+    with pytest.raises(Refused, match=message):
         read_answers(target, await ask_repeatedly(target, 2, 0.1), 0.1)
 
 

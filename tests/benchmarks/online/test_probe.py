@@ -1,4 +1,4 @@
-"""Probes: what passes, what is void, what ends a system's part."""
+"""Probes: which pass, which are void, and which end the measurement of a system."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ async def test_the_command_finds_confirms_writes_and_draws(
 
 async def test_a_system_that_refuses_under_load_has_no_rate(start_server: StartServer, tmp_path: Path) -> None:
     async def refuses_fast_callers(request: Request) -> Answer:
-        """Those of the probes open forty connections at once; those who ask alone open one."""
+        """A probe opens forty connections at once; a request that is asked alone needs one."""
         if request.method == "POST" and server.num_connections > 10 and b'"amount": 120.0' not in request.body:
             return 429, {}
         return await fraud_model(request)
@@ -60,7 +60,7 @@ async def test_a_system_that_refuses_under_load_has_no_rate(start_server: StartS
 
 async def test_what_is_wrong_is_said_in_one_line(start_server: StartServer, capsys: pytest.CaptureFixture[str]) -> None:
     server = await start_server(fraud_model)
-    for arguments, told in (
+    for arguments, message in (
         ("--model other", "has no model 'other' (404): pass --model with one of fraud"),
         ("--step 1", "--step above 1"),
         ("--records absent.csv", "--records absent.csv: there is no such file"),
@@ -70,5 +70,5 @@ async def test_what_is_wrong_is_said_in_one_line(start_server: StartServer, caps
             await asyncio.to_thread(main, ["--url", server.url, *arguments.split()])
         assert stop.value.code == 2
         said = capsys.readouterr().err
-        assert told in said
+        assert message in said
         assert said.count("\n") == 1

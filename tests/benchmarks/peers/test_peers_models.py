@@ -1,4 +1,4 @@
-"""The demo model in a peer's hands answers as it should, by the library and by our engine."""
+"""The demo model behind a peer answers correctly with tabpfn's engine and with the compiled engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A system's processes are started, found, frozen, counted, and none is left, whatever it did with its children."""
+"""A system's processes are started, found, frozen and counted, and none is left, not even a detached child."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REQUEST = Wire().request("h", [{"amount": 2.0}])
 
 @pytest.fixture
 def stubs() -> Iterator[list[Process]]:
-    """Whatever is appended is stopped."""
+    """A list; the processes in it are stopped after the test."""
     made: list[Process] = []
     yield made
     for process in made:

@@ -1,4 +1,4 @@
-"""The peers' run, whole, with stub systems; and what the real ones are."""
+"""A whole run of the peers' benchmark with stub systems, and the definitions of the real systems."""
 
 from __future__ import annotations
 
