@@ -52,7 +52,7 @@ class Context:
     task: Task
     columns: tuple[Column, ...]
     cells: Mapping[str, Sequence[Scalar]]
-    target: Sequence[str] | Sequence[float]
+    target: Sequence[str | float]
     class_priors: Mapping[str, float] | None = None
     num_hidden_rows: int = 0
 

@@ -1,8 +1,8 @@
-"""FakeEngine: the Engine protocol with a cost model in the place of a device. For tests and for measuring the rest.
+"""FakeEngine: the Engine protocol with a cost model in place of a device, for tests and for measuring other parts.
 
-An answer is a fixed function of the row's own values, different for every row that differs in a cell, so a batch whose
-rows and callers are mispaired shows at once. It keeps the protocol's promise strictly: two threads at a time, or a
-call after `close`, fail the call.
+An answer is a fixed function of the row's own values. Rows that differ in a cell have different answers, so an answer
+that reaches the wrong caller shows at once. FakeEngine enforces the protocol: a call fails while another thread is in
+one, and after `close`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 
 from serve.core import (
-    ABSENT,
     REGRESSION_STATISTICS,
     Batch,
     Column,
@@ -26,9 +25,11 @@ from serve.core import (
     Matrix,
     ModelDefinition,
     QueryTable,
+    Scalar,
     Task,
 )
-from serve.core.errors import InvalidInput, InvalidModel
+from serve.core.errors import InvalidModel
+from serve.engine.row_encoder import Coding, RowEncoder
 
 # Irrational steps, so that no two columns, classes or neighbouring integers get the same weight.
 _COLUMN_STEP = math.sqrt(2) - 1
@@ -37,10 +38,7 @@ _CLASS_STEP = math.sqrt(3) - 1
 
 @dataclass(frozen=True, eq=False)
 class FakeContext:
-    """A fitted context of number columns; without classes it is a regressor's.
-
-    A cell is an int or a float, finite, or None for missing (NaN); anything else is refused.
-    """
+    """A fitted context of number columns; a regressor's where it has no classes."""
 
     columns: tuple[Column, ...] = tuple(Column(name, ColumnKind.NUMBER) for name in ("a", "b", "c"))
     classes: tuple[str, ...] = ("0", "1")
@@ -58,25 +56,20 @@ class FakeContext:
         return self.rows
 
     def encode(self, table: QueryTable) -> Matrix:
-        names = [column.name for column in self.columns]
-        by_name = dict(zip(table.names, table.columns, strict=True))
-        for row in range(table.num_rows):
-            for name, cells in by_name.items():
-                if name not in names and cells[row] is not ABSENT:
-                    raise InvalidInput(f"no column {name!r}", code="unknown_column", row=row, column=name)
-            for name in names:
-                if name not in by_name or by_name[name][row] is ABSENT:
-                    raise InvalidInput(f"column {name!r} is missing", code="missing_column", row=row, column=name)
-        numbers = [[_number(by_name[name][row], row, name) for name in names] for row in range(table.num_rows)]
-        return _matrix(self.columns, numbers)
+        return self.encoder.encode(table)
+
+    @cached_property
+    def encoder(self) -> RowEncoder:
+        """Passes numbers through."""
+        return RowEncoder(self.columns, [Coding()] * len(self.columns))
 
 
 class FakeEngine:
-    """Answers by `fake_answer`.
+    """An engine that answers by `fake_answer`.
 
     Args:
-        cost_s: seconds that a batch of so many rows occupies the device; none at all by default.
-        gate: called with each batch before it is answered, on the device thread: blocks, raises, records.
+        cost_s: seconds for which a batch of a number of rows occupies the device; None costs nothing.
+        gate: called with each batch before its answer, on the device thread; it may block, raise or record.
     """
 
     device = "cpu"
@@ -129,11 +122,11 @@ class FakeEngine:
 
 
 def fake_answer(batch: Batch) -> Matrix:
-    """What FakeEngine answers: float64 [rows, outputs].
+    """FakeEngine's answer to a batch: float64 [rows, outputs].
 
-    A classifier's probabilities sum to 1; a regressor's statistics have the right order among them.
+    A classifier's probabilities sum to 1, and a regressor's quantiles ascend.
     """
-    # Bounded and element by element: no overflow, and a row's company cannot change its rounding.
+    # Bounded, so nothing overflows; element by element, so other rows cannot change a row's rounding.
     waves = np.sin(np.nan_to_num(batch.rows, nan=0.5) * 0.9)
     num_classes = len(batch.context.classes)
     if not num_classes:
@@ -151,24 +144,10 @@ def _mix(waves: Matrix, phase: float) -> Matrix:
 
 
 def _offset(statistic: str) -> float:
-    """Distance from the score: 0 for mean and median, the quantile's own distance from the middle for the rest."""
+    """Distance from the score: 0 for mean and median; for a quantile its distance from the median."""
     return 0.0 if statistic in ("mean", "median") else int(statistic.removeprefix("q")) / 100 - 0.5
 
 
-def _matrix(columns: Sequence[Column], cells: Sequence[Sequence[Any]]) -> Matrix:
-    # The shape is said because it cannot be seen from no rows; float64 turns None into NaN.
+def _matrix(columns: Sequence[Column], cells: Sequence[Sequence[Scalar]]) -> Matrix:
+    # numpy cannot infer the shape of no rows; float64 turns None into NaN
     return np.array(cells, dtype=np.float64).reshape(len(cells), len(columns))
-
-
-def _number(value: object, row: int, column: str) -> float:
-    if value is None:
-        return math.nan
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidInput(f"{value!r} is not a number", code="wrong_type", row=row, column=column)
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise InvalidInput(f"{value!r} is not finite", code="out_of_range", row=row, column=column)
-    return number

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from serve.core import Engine
-from serve.engine.worker.client import EngineProcess
+from serve.engine.worker.client import WorkerEngine
 from serve.replica.predictor import Predictor
 from serve.settings import ServerSettings
 from serve.store import FolderStore, ModelStore, SourceStore
@@ -27,7 +27,7 @@ def _store(settings: ServerSettings) -> ModelStore:
 def _engine(settings: ServerSettings) -> Engine:
     max_batch_rows = settings.batching.max_batch_rows
     if settings.engine.worker_process:
-        return EngineProcess(settings.engine, max_batch_rows)
+        return WorkerEngine(settings.engine, max_batch_rows)
     from serve.engine.engine import TabPFNEngine  # torch and tabpfn, which this process does without otherwise
 
     return TabPFNEngine(settings.engine, max_batch_rows)

@@ -1,60 +1,77 @@
-"""EngineProcess: the Engine protocol, with the engine in a process of its own.
+"""WorkerEngine: the Engine protocol, with the engine in a worker process.
 
 Theory of operation
 -------------------
-Python runs one thread at a time. Where callers' requests are read on the event loop while the device thread launches a
-forward's hundred small operations, each waits for the other: twelve rows of the demo model took 20 ms that take 11
-alone. So the engine lives in a child process and only matrices cross, through one pair of sockets: a batch there, its
-outputs back. The device thread of the parent waits in between, without Python's lock.
+Python runs one thread at a time. If the event loop reads requests while the device thread launches the hundred small
+operations of a forward pass, each waits for the other: twelve rows of the demo model took 20 ms in place of 11. So the
+engine lives in a worker process, and only matrices cross, through one pair of sockets: a batch to the worker, its
+outputs back. The replica's device thread waits in between and does not hold Python's lock.
 
-The child (`process_main.py`) is a fresh interpreter, never a fork, so it meets no half-copied lock of its parent, and
-it alone loads torch. It ends when the parent's end of the pair closes, whatever became of the parent. It ignores
-SIGTERM and SIGINT: the parent drains, and the child has to answer until then.
+The worker (`server.py`) is a fresh interpreter, never a fork, so it inherits no lock in mid-use. Only the worker loads
+torch. It ends when the replica's end of the pair closes, for whatever reason. It ignores SIGTERM and SIGINT, because a
+replica that drains still needs its answers.
 
-A child that dies (a crash in native code, the kernel's out-of-memory killer) fails the batch on it with DeviceLost,
-and every call after it: what was fitted is gone, the replica has to be replaced.
+A worker that ends (a crash in native code, the kernel's out-of-memory killer) fails the current batch with DeviceLost,
+and every later call. Its fitted contexts are gone, so the replica has to be replaced. The same holds for a worker that
+sends a malformed frame, which is killed: the worker opens operators' pickles, so its answers are read as data that may
+be hostile (`wire.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import pickle
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
-from serve.core import Batch, Column, FittedContext, Matrix, ModelDefinition, QueryTable
-from serve.core.errors import DeviceLost
+from serve.core import REGRESSION_STATISTICS, Batch, Column, Matrix, ModelDefinition, QueryTable
+from serve.core.errors import DeviceLost, InvalidModel
+from serve.engine.row_encoder import RowEncoder, feature_names
+from serve.engine.worker import wire
+from serve.engine.worker.messages import (
+    Failed,
+    FailedInput,
+    FailedOverload,
+    Failure,
+    Fit,
+    Fitted,
+    Predict,
+    Reference,
+    Start,
+    restore_coding,
+    restore_error,
+)
 from serve.settings import EngineSettings
 
-_CHILD = ("-m", "serve.engine.worker.server")
-_PATIENCE_S = 10.0
-"""How long a child that was told to end may take before it is killed."""
+_WORKER = ("-m", "serve.engine.worker.server")
+_END_TIMEOUT_S = 10.0
+"""How long a worker may take to end before it is killed."""
+_MIN_CONTEXT_ROWS = 1_024
+"""Rows that any fitted context may show. An imported estimator shows synthetic rows, more than its model may have."""
 
+_CELL_TYPES = {str, int, float, bool, type(None)}
 
-class Encoder(Protocol):
-    """Reads the cells of one request; see `FittedContext`."""
-
-    def encode(self, table: QueryTable) -> Matrix: ...
+M = TypeVar("M")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ContextHandle:
-    """What the parent needs of a fitted context: how to read a request. The rest stays in the child, by number."""
+    """A fitted context of the worker, by its number, with what the replica needs to read requests."""
 
     number: int
     classes: tuple[str, ...]
-    num_outputs: int
     columns: tuple[Column, ...]
     backend: str
     rows: Matrix
-    encoder: Encoder
+    encoder: RowEncoder
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.classes) or len(REGRESSION_STATISTICS)
 
     def encode_context(self) -> Matrix:
         return self.rows
@@ -63,26 +80,31 @@ class ContextHandle:
         return self.encoder.encode(table)
 
 
-class EngineProcess:
-    """An Engine that runs elsewhere. As every engine, called from one thread at a time.
+class WorkerEngine:
+    """An Engine in a worker process. Like every engine, it is called from one thread at a time."""
 
-    Raises StartupError where the child's engine cannot be made, such as for a GPU that is not there.
-    """
+    def __init__(self, settings: EngineSettings, max_batch_rows: int, worker: Sequence[str] = _WORKER) -> None:
+        """Start the worker and make its engine.
 
-    def __init__(self, settings: EngineSettings, max_batch_rows: int, child: Sequence[str] = _CHILD) -> None:
-        """`child`: arguments of Python that run `process_main.run`; another than ours is for tests."""
+        Args:
+            worker: arguments of Python that run `server.run`; tests name their own.
+
+        Raises:
+            StartupError: the worker's engine cannot be made, such as for a GPU that is not there.
+            DeviceLost: the worker ended, or answered with a malformed frame.
+        """
         self._device = settings.device
         here, there = socket.socketpair()
         with there:
             self._process = subprocess.Popen(
-                [sys.executable, *child, str(there.fileno()), logging.getLevelName(logging.root.level)],
+                [sys.executable, *worker, str(there.fileno()), logging.getLevelName(logging.root.level)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[there.fileno()],
             )
-        self._pipe = Connection(here.detach())
+        self._connection = here
         try:
-            self._call("start", settings, max_batch_rows)
-        except BaseException:  # the caller may also have been told to stop meanwhile
+            self._call(wire.encode(Start(settings.model_dump_json(), max_batch_rows)), wire.STARTED, 0)
+        except BaseException:  # also a signal that stops the replica meanwhile
             self._process.kill()
             self.close()
             raise
@@ -97,53 +119,95 @@ class EngineProcess:
 
     @property
     def pid(self) -> int:
-        """Of the child."""
+        """The worker's process id."""
         return self._process.pid
 
     def fit(self, model: ModelDefinition) -> ContextHandle:
-        front = self._call("fit", model)
-        assert isinstance(front, ContextHandle)
-        return front
+        context = model.context
+        max_rows = max(context.num_rows, _MIN_CONTEXT_ROWS)
+        max_body_bytes = 8 * max_rows * len(feature_names(context.columns))
+        fitted, rows = self._call(_fit_frame(model), wire.FITTED, max_body_bytes)
+        try:
+            return _context_handle(fitted, context.columns, rows)
+        except ValueError as error:
+            raise self._lose(f"described its fitted context wrongly: {error}") from error
 
     def predict(self, batch: Batch) -> Matrix:
-        return self._call("predict", _number(batch.context), batch.rows)  # type: ignore[no-any-return]
+        return self._answer(Predict, batch)
 
     def reference(self, batch: Batch) -> Matrix:
-        return self._call("reference", _number(batch.context), batch.rows)  # type: ignore[no-any-return]
+        return self._answer(Reference, batch)
 
     def close(self) -> None:
-        """End the child; kill it if it does not."""
-        self._pipe.close()
+        """End the worker; kill it if it does not end in time."""
+        self._connection.close()
         try:
-            self._process.wait(_PATIENCE_S)
+            self._process.wait(_END_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
 
-    def _call(self, name: str, *arguments: Any) -> Any:
-        """The child's answer to one call; what the call raised there is raised here."""
+    def _answer(self, kind: type[Predict | Reference], batch: Batch) -> Matrix:
+        context, rows = batch.context, batch.rows
+        assert isinstance(context, ContextHandle), "this is a bug: a context of another engine"
+        frame = wire.encode(kind(context.number, (rows.shape[0], rows.shape[1])), rows)
+        return self._call(frame, wire.ANSWERED, 8 * len(rows) * context.num_outputs)[1]
+
+    def _call(self, frame: bytes, decoder: wire.Decoder[M | Failure], max_body_bytes: int) -> tuple[M, Matrix]:
+        """The worker's answer to one call; the error that the call raised there is raised here."""
+        max_header_bytes = wire.MAX_ANSWER_HEADER_BYTES
         try:
-            self._pipe.send_bytes(pickle.dumps((name, arguments), pickle.HIGHEST_PROTOCOL))
-            answer, error = pickle.loads(self._pipe.recv_bytes())
+            self._connection.sendall(frame)
+            answer, matrix = wire.receive(
+                self._connection, decoder, max_header_bytes=max_header_bytes, max_body_bytes=max_body_bytes
+            )
         except (EOFError, OSError) as broken:
-            raise DeviceLost(f"the engine's process {self._process.pid} ended ({self._end()})") from broken
-        if error is not None:
-            raise error
-        return answer
+            raise DeviceLost(f"the engine's worker process {self.pid} ended ({self._end()})") from broken
+        except wire.MalformedFrame as error:
+            raise self._lose(f"sent a malformed frame: {error}") from error
+        if isinstance(answer, Failed | FailedInput | FailedOverload):
+            raise restore_error(answer)
+        return answer, matrix
 
     def _end(self) -> str:
+        """How the worker ended."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            code = self._process.wait(_PATIENCE_S)
+            code = self._process.wait(_END_TIMEOUT_S)
             return f"signal {-code}" if code < 0 else f"exit code {code}"
-        return "it closed the connection"
+        self._process.kill()
+        self._process.wait()
+        return "it closed its connection and was killed"
+
+    def _lose(self, reason: str) -> DeviceLost:
+        """Kill the worker and hang up, because nothing that it may still send can be believed."""
+        self._process.kill()
+        self.close()
+        return DeviceLost(f"the engine's worker process {self.pid} {reason}; it was killed")
 
 
-def _number(context: FittedContext) -> int:
-    assert isinstance(context, ContextHandle), "this is a bug: a context of another engine"
-    return context.number
+def _fit_frame(model: ModelDefinition) -> bytes:
+    """The call that fits a model. Raises InvalidModel where a value of its context cannot cross."""
+    place = f"model {model.name!r} version {model.version!r}"
+    for name, cells in model.context.cells.items():
+        if set(map(type, cells)) - _CELL_TYPES:
+            row, cell = next((row, cell) for row, cell in enumerate(cells) if type(cell) not in _CELL_TYPES)
+            kind = type(cell).__name__
+            raise InvalidModel(
+                f"{place}: context row {row}, column {name!r}: a cell of type {kind}; a cell is a string, a number, "
+                "true, false or null"
+            )
+    try:
+        # the engine reads no example, which may hold integers beyond MessagePack's 64 bits
+        return wire.encode(Fit(replace(model, example=None)))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidModel(f"{place}: it cannot be sent to the engine's worker process: {error}") from error
 
 
-def adopt(fd: int) -> Connection:
-    """The child's end of the pair, which nobody else must inherit."""
-    os.set_inheritable(fd, False)
-    return Connection(fd)
+def _context_handle(fitted: Fitted, columns: tuple[Column, ...], rows: Matrix) -> ContextHandle:
+    """Raises ValueError where the description does not fit the model's columns."""
+    codings = [restore_coding(coding) for coding in fitted.codings]
+    width = len(feature_names(columns))
+    if len(codings) != width or rows.shape[1] != width:
+        raise ValueError(f"{len(codings)} codings and rows of {rows.shape[1]} numbers for {width} features")
+    encoder = RowEncoder(columns, codings)
+    return ContextHandle(fitted.context, fitted.classes, columns, fitted.backend, rows, encoder)

@@ -1,116 +1,132 @@
-"""The worker: one engine, asked through a socket. `python -m serve.engine.worker.server FD LOG_LEVEL`."""
+"""The worker: one engine that answers calls from a socket. `python -m serve.engine.worker.server FD LOG_LEVEL`."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-import pickle
 import select
 import signal
+import socket
 import sys
 import threading
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
-from typing import Any
 
-from serve.core import Batch, Engine, FittedContext, Matrix, ModelDefinition
+from serve.core import Batch, Engine, FittedContext, Matrix
 from serve.core.errors import EngineError, ServeError
-from serve.engine.worker.client import ContextHandle, adopt
+from serve.engine.row_encoder import RowEncoder
+from serve.engine.worker import wire
+from serve.engine.worker.messages import (
+    Answered,
+    Call,
+    Failure,
+    Fit,
+    Fitted,
+    Message,
+    Predict,
+    Reference,
+    Start,
+    Started,
+    describe_coding,
+    describe_error,
+)
 from serve.settings import EngineSettings
 
 _log = logging.getLogger(__name__)
 
 _NICENESS = 5
-"""How far this process steps back for the one that reads requests: to a quarter of a core that both want.
+"""How far this process yields to the one that reads requests: to a quarter of a core that both want.
 
-A request is read in a tenth of a millisecond, and its caller and the next batch wait for that; a batch takes tens of
-them. Were both alike to the scheduler, the reading would wait for the engine's time slices, and under overload the
-refusals most of all. Where a core is free it costs nothing, so a thread that feeds a GPU runs as ever.
+Reading a request takes a tenth of a millisecond, and its caller and the next batch wait for it; a batch takes tens of
+milliseconds. If the scheduler treated both alike, reading would wait for the engine's time slices, and under overload
+so would the refusals. Where a core is free the niceness costs nothing, so a thread that feeds a GPU runs as before.
 """
 
 MakeEngine = Callable[[EngineSettings, int], Engine]
 
 
 def run(make_engine: MakeEngine) -> None:
-    """Answer calls; ends with the parent's end of the pair."""
+    """Answer calls until the replica's end of the connection closes."""
     os.nice(_NICENESS)  # before there are threads, which inherit it
     fd, level = int(sys.argv[1]), sys.argv[2]
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, signal.SIG_IGN)
-    pipe = adopt(fd)
-    _end_with(pipe)
+    os.set_inheritable(fd, False)  # a process that the engine starts must not hold the connection open
+    connection = socket.socket(fileno=fd)
+    _end_with(connection)
     with contextlib.suppress(EOFError, ConnectionError):
-        _Service(make_engine).serve(pipe)
+        _Service(make_engine).serve(connection)
 
 
-def _end_with(pipe: Connection) -> None:
-    """End this process when the parent's end closes, be it in the middle of a long call or not.
+def _end_with(connection: socket.socket) -> None:
+    """End this process when the replica's end closes, even in the middle of a long call.
 
-    A parent that was killed must not leave a device in use, and the system takes back all that the engine holds.
+    A replica that was killed must not leave a device in use; the system takes back everything that the engine holds.
     """
 
     def watch() -> None:
         hang_up = select.poll()
-        hang_up.register(pipe.fileno(), 0)
+        hang_up.register(connection.fileno(), 0)
         hang_up.poll()
         os._exit(0)
 
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+    threading.Thread(target=watch, name="replica-watch", daemon=True).start()
 
 
 class _Service:
-    """Calls by name, each with its answer or its error."""
+    """Answers every call by its result or its error."""
 
     def __init__(self, make_engine: MakeEngine) -> None:
         self._make_engine = make_engine
         self._engine: Engine | None = None
         self._contexts: list[FittedContext] = []
 
-    def serve(self, pipe: Connection) -> None:
+    def serve(self, connection: socket.socket) -> None:
         while True:
-            name, arguments = pickle.loads(pipe.recv_bytes())
+            call, rows = wire.receive(
+                connection, wire.CALL, max_header_bytes=wire.MAX_HEADER_BYTES, max_body_bytes=sys.maxsize
+            )
             try:
-                answer: tuple[Any, BaseException | None] = (getattr(self, name)(*arguments), None)
+                frame = wire.encode(*self._answer(call, rows))
             except BaseException as error:
-                answer = (None, _portable(error))
-            pipe.send_bytes(pickle.dumps(answer, pickle.HIGHEST_PROTOCOL))
+                frame = wire.encode(_failure(error))
+            connection.sendall(frame)
 
-    def start(self, settings: EngineSettings, max_batch_rows: int) -> None:
-        self._engine = self._make_engine(settings, max_batch_rows)
+    def _answer(self, call: Call, rows: Matrix) -> tuple[Message, Matrix | None]:
+        if isinstance(call, Start):
+            settings = EngineSettings.model_validate_json(call.settings)
+            self._engine = self._make_engine(settings, call.max_batch_rows)
+            return Started(), None
+        assert self._engine is not None, "this is a bug: the first call is Start"
+        match call:
+            case Fit():
+                return self._describe(self._engine.fit(call.model))
+            case Predict():
+                outputs = self._engine.predict(Batch(self._contexts[call.context], rows))
+            case Reference():
+                outputs = self._engine.reference(Batch(self._contexts[call.context], rows))
+        return Answered((outputs.shape[0], outputs.shape[1])), outputs
 
-    def fit(self, model: ModelDefinition) -> ContextHandle:
-        assert self._engine is not None
-        context = self._engine.fit(model)
+    def _describe(self, context: FittedContext) -> tuple[Fitted, Matrix]:
         self._contexts.append(context)
-        return ContextHandle(
-            len(self._contexts) - 1, context.classes, context.num_outputs, context.columns, context.backend,
-            context.encode_context(), getattr(context, "encoder", context),
-        )  # fmt: skip
-
-    def predict(self, number: int, rows: Matrix) -> Matrix:
-        assert self._engine is not None
-        return self._engine.predict(Batch(self._contexts[number], rows))
-
-    def reference(self, number: int, rows: Matrix) -> Matrix:
-        assert self._engine is not None
-        return self._engine.reference(Batch(self._contexts[number], rows))
+        rows = context.encode_context()
+        number, shape = len(self._contexts) - 1, (rows.shape[0], rows.shape[1])
+        encoder = getattr(context, "encoder", None)
+        assert isinstance(encoder, RowEncoder), "this is a bug: a fitted context without its row encoder"
+        codings = [describe_coding(coding) for coding in encoder.codings or ()]
+        return Fitted(number, context.classes, context.backend, codings, shape), rows
 
 
-def _portable(error: BaseException) -> BaseException:
-    """The error itself if it is one of ours and crosses whole; else its words, the rest in the log of this process."""
+def _failure(error: BaseException) -> Failure:
+    """An error of the server as itself, its cause in this process's log; any other as an EngineError of its text."""
     if isinstance(error, ServeError):
         if error.__cause__ is not None:
-            _log.info("the cause of what follows", exc_info=error.__cause__)
-        try:
-            again = pickle.loads(pickle.dumps(error))
-        except Exception:
-            return EngineError(str(error))
-        return error if str(again) == str(error) else EngineError(str(error))
+            _log.info("the cause of the error that follows", exc_info=error.__cause__)
+        return describe_error(error)
     _log.error("a call of the engine failed:\n%s", "".join(traceback.format_exception(error)))
-    return EngineError(f"{type(error).__name__}: {error}")
+    return describe_error(EngineError(f"{type(error).__name__}: {error}"))
 
 
 def _tabpfn_engine(settings: EngineSettings, max_batch_rows: int) -> Engine:

@@ -1,4 +1,4 @@
-"""The engine in a process of its own: the same answers, the same errors, and no way to be left with half of it."""
+"""The engine in a worker process: it answers like the engine itself, and its errors and its end are reported."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-import fake_child
+import fake_worker
 import numpy as np
 import psutil
 import pytest
 import torch
-from fake_child import CHILD, EXITS, KILLED, NO_MEMORY, REFUSED_ROWS, UNEXPECTED, numbers
+from fake_worker import EXITS, KILLED, NO_MEMORY, REFUSED_ROWS, UNEXPECTED, WORKER, numbers
 
 from serve.core import Batch, ModelDefinition, QueryTable
 from serve.core.errors import DeviceLost, EngineError, InvalidInput, InvalidModel, OutOfMemory, StartupError
 from serve.engine.engine import TabPFNContext, TabPFNEngine
 from serve.engine.fake import FakeEngine
-from serve.engine.worker.client import ContextHandle, EngineProcess
+from serve.engine.worker.client import ContextHandle, WorkerEngine
 from serve.settings import EngineSettings
 
 RECORD = {"a": 1.25, "b": None}
 
 
 @pytest.fixture
-def child() -> Iterator[EngineProcess]:
-    engine = EngineProcess(EngineSettings(), 8, CHILD)
+def worker() -> Iterator[WorkerEngine]:
+    engine = WorkerEngine(EngineSettings(), 8, WORKER)
     yield engine
     engine.close()
 
 
 @pytest.fixture
-def context(child: EngineProcess) -> ContextHandle:
-    return child.fit(numbers())
+def context(worker: WorkerEngine) -> ContextHandle:
+    return worker.fit(numbers())
 
 
-def befallen(context: ContextHandle, what: float) -> Batch:
-    return Batch(context, np.full((3, 2), what))
+def batch_with(context: ContextHandle, fault: float) -> Batch:
+    return Batch(context, np.full((3, 2), fault))
 
 
-def test_it_answers_as_the_engine_itself(child: EngineProcess, context: ContextHandle) -> None:
+def test_it_answers_as_the_engine_itself(worker: WorkerEngine, context: ContextHandle) -> None:
     engine = FakeEngine()
     fitted = engine.fit(numbers())
     assert (context.classes, context.columns, context.num_outputs) == (fitted.classes, fitted.columns, 2)
@@ -49,67 +49,67 @@ def test_it_answers_as_the_engine_itself(child: EngineProcess, context: ContextH
     rows = context.encode(QueryTable.from_records([RECORD]))
     np.testing.assert_array_equal(rows, fitted.encode(QueryTable.from_records([RECORD])))
     np.testing.assert_array_equal(context.encode(QueryTable.from_rows(["b", "a"], [[None, 1.25]])), rows)
-    np.testing.assert_array_equal(child.predict(Batch(context, rows)), engine.predict(Batch(fitted, rows)))
-    np.testing.assert_array_equal(child.reference(Batch(context, rows)), engine.reference(Batch(fitted, rows)))
+    np.testing.assert_array_equal(worker.predict(Batch(context, rows)), engine.predict(Batch(fitted, rows)))
+    np.testing.assert_array_equal(worker.reference(Batch(context, rows)), engine.reference(Batch(fitted, rows)))
 
 
-def test_contexts_are_told_apart(child: EngineProcess, context: ContextHandle) -> None:
+def test_each_context_has_its_number(worker: WorkerEngine, context: ContextHandle) -> None:
     rows = np.array([[1.0, 2.0]])
-    before = child.predict(Batch(context, rows))
-    second = child.fit(numbers())
+    before = worker.predict(Batch(context, rows))
+    second = worker.fit(numbers())
     assert second is not context
-    np.testing.assert_array_equal(child.predict(Batch(second, rows)), before)
-    np.testing.assert_array_equal(child.predict(Batch(context, rows)), before)
+    np.testing.assert_array_equal(worker.predict(Batch(second, rows)), before)
+    np.testing.assert_array_equal(worker.predict(Batch(context, rows)), before)
 
 
-def test_errors_come_as_themselves(child: EngineProcess, context: ContextHandle) -> None:
+def test_errors_are_raised_as_themselves(worker: WorkerEngine, context: ContextHandle) -> None:
     with pytest.raises(OutOfMemory, match="no memory for 3 rows"):
-        child.predict(befallen(context, NO_MEMORY))
-    with pytest.raises(EngineError, match="LookupError: something of a library's"):
-        child.predict(befallen(context, UNEXPECTED))
+        worker.predict(batch_with(context, NO_MEMORY))
+    with pytest.raises(EngineError, match="LookupError: something of a package's"):
+        worker.predict(batch_with(context, UNEXPECTED))
     with pytest.raises(InvalidInput, match="'c'"):
         context.encode(QueryTable.from_records([{"c": 1}]))
-    child.predict(befallen(context, 1.0))  # none of them is the end
+    worker.predict(batch_with(context, 1.0))  # the worker survives each of them
 
 
-@pytest.mark.parametrize(("what", "how"), [(EXITS, "exit code 7"), (KILLED, "signal 9")])
-def test_a_child_that_ends_is_a_lost_device(
-    child: EngineProcess, context: ContextHandle, what: float, how: str
+@pytest.mark.parametrize(("fault", "how"), [(EXITS, "exit code 7"), (KILLED, "signal 9")])
+def test_a_worker_that_ends_is_a_lost_device(
+    worker: WorkerEngine, context: ContextHandle, fault: float, how: str
 ) -> None:
-    assert not child.lost
+    assert not worker.lost
     with pytest.raises(DeviceLost, match=how):
-        child.predict(befallen(context, what))
-    assert child.lost
+        worker.predict(batch_with(context, fault))
+    assert worker.lost
     with pytest.raises(DeviceLost, match=how):
-        child.predict(befallen(context, 1.0))
+        worker.predict(batch_with(context, 1.0))
 
 
-def test_it_steps_back_for_who_reads_requests(child: EngineProcess) -> None:
-    assert psutil.Process(child.pid).nice() == min(19, psutil.Process().nice() + 5)
+def test_it_yields_the_processor_to_the_replica(worker: WorkerEngine) -> None:
+    assert psutil.Process(worker.pid).nice() == min(19, psutil.Process().nice() + 5)
 
 
-def test_signals_that_stop_a_server_do_not_stop_the_engine(child: EngineProcess, context: ContextHandle) -> None:
+def test_signals_that_stop_a_server_do_not_stop_the_engine(worker: WorkerEngine, context: ContextHandle) -> None:
     for signum in (signal.SIGTERM, signal.SIGINT):
-        os.kill(child.pid, signum)
-        child.predict(befallen(context, 1.0))
+        os.kill(worker.pid, signum)
+        worker.predict(batch_with(context, 1.0))
 
 
-def test_closing_ends_the_child() -> None:
-    engine = EngineProcess(EngineSettings(), 8, CHILD)
+def test_closing_ends_the_worker() -> None:
+    engine = WorkerEngine(EngineSettings(), 8, WORKER)
     process = psutil.Process(engine.pid)
     engine.close()
     assert not process.is_running()
 
 
-def test_a_start_that_fails_leaves_nobody() -> None:
+def test_a_start_that_fails_leaves_no_process() -> None:
     before = psutil.Process().children()
     with pytest.raises(StartupError, match="not with thirteen"):
-        EngineProcess(EngineSettings(), REFUSED_ROWS, CHILD)
+        WorkerEngine(EngineSettings(), REFUSED_ROWS, WORKER)
     assert psutil.Process().children() == before
 
 
-def test_a_child_whose_parent_was_killed_ends_in_the_middle_of_a_call() -> None:
-    command = [sys.executable, fake_child.__file__, "parent"]
+def test_a_worker_whose_replica_was_killed_ends_in_the_middle_of_a_call() -> None:
+    command = [sys.executable, fake_worker.__file__, "parent"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         process = psutil.Process(int(parent.stdout.readline()))
@@ -119,31 +119,31 @@ def test_a_child_whose_parent_was_killed_ends_in_the_middle_of_a_call() -> None:
 
 
 @pytest.fixture(scope="module")
-def process() -> Iterator[EngineProcess]:
-    engine = EngineProcess(EngineSettings(), 256)
+def real_worker() -> Iterator[WorkerEngine]:
+    engine = WorkerEngine(EngineSettings(), 256)
     yield engine
     engine.close()
 
 
 def test_the_real_engine_answers_from_there(
-    process: EngineProcess, demo_definition: ModelDefinition, demo: TabPFNContext, engine: TabPFNEngine
+    real_worker: WorkerEngine, demo_definition: ModelDefinition, demo: TabPFNContext, engine: TabPFNEngine
 ) -> None:
-    context = process.fit(demo_definition)
+    context = real_worker.fit(demo_definition)
     assert (context.backend, context.classes) == ("compiled", demo.classes)
     assert demo_definition.example is not None
     rows = np.concatenate(
         [context.encode(QueryTable.from_records([demo_definition.example])), context.encode_context()[:20]]
     )
-    ours, theirs = process.predict(Batch(context, rows)), engine.predict(Batch(demo, rows))
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+    remote, local = real_worker.predict(Batch(context, rows)), engine.predict(Batch(demo, rows))
+    np.testing.assert_allclose(remote, local, rtol=0, atol=1e-6)
 
 
-def test_a_model_that_cannot_be_fitted_is_named(process: EngineProcess) -> None:
+def test_a_model_that_cannot_be_fitted_is_named(real_worker: WorkerEngine) -> None:
     with pytest.raises(InvalidModel, match="model 'm' version '1'"):
-        process.fit(numbers())
+        real_worker.fit(numbers())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there_is_a_failed_start() -> None:
     with pytest.raises(StartupError, match="cuda:0"):
-        EngineProcess(EngineSettings(device="cuda:0"), 8)
+        WorkerEngine(EngineSettings(device="cuda:0"), 8)

@@ -1,6 +1,7 @@
-"""A child of `EngineProcess` with FakeEngine in it. The first cell of a batch may say what befalls it.
+"""A worker of `WorkerEngine` with FakeEngine in it. The first cell of a batch may name a fault.
 
-As a program with one more argument it is a parent of such a child: prints the child's pid, and asks it what hangs.
+With the argument `parent` this program is the replica of such a worker: it prints the worker's process id, and then
+makes a call that hangs.
 """
 
 from __future__ import annotations
@@ -15,21 +16,22 @@ import numpy as np
 from serve.core import Batch, Column, ColumnKind, Context, ModelDefinition, Task
 from serve.core.errors import OutOfMemory, StartupError
 from serve.engine.fake import FakeEngine
-from serve.engine.worker.client import EngineProcess
+from serve.engine.worker.client import WorkerEngine
 from serve.engine.worker.server import run
 from serve.settings import EngineSettings
 
 NO_MEMORY, UNEXPECTED, EXITS, KILLED, HANGS = (-float(number) for number in range(1, 6))
 REFUSED_ROWS = 13
-CHILD = (__file__,)
+WORKER = (__file__,)
 
 
-def befall(batch: Batch) -> None:
+def fail(batch: Batch) -> None:
+    """The fault that the batch names, if any."""
     match batch.rows[0, 0]:
         case -1.0:
             raise OutOfMemory("no memory for 3 rows")
         case -2.0:
-            raise LookupError("something of a library's")
+            raise LookupError("something of a package's")
         case -3.0:
             os._exit(7)
         case -4.0:
@@ -41,7 +43,7 @@ def befall(batch: Batch) -> None:
 def make_engine(_: EngineSettings, max_batch_rows: int) -> FakeEngine:
     if max_batch_rows == REFUSED_ROWS:
         raise StartupError("not with thirteen")
-    return FakeEngine(gate=befall)
+    return FakeEngine(gate=fail)
 
 
 def numbers() -> ModelDefinition:
@@ -52,7 +54,7 @@ def numbers() -> ModelDefinition:
 
 
 def be_a_parent() -> None:
-    engine = EngineProcess(EngineSettings(), 8, CHILD)
+    engine = WorkerEngine(EngineSettings(), 8, WORKER)
     context = engine.fit(numbers())
     print(engine.pid, flush=True)
     engine.predict(Batch(context, np.full((1, 2), HANGS)))
