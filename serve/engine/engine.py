@@ -48,6 +48,11 @@ class TabPFNContext:
         self._precision = resolve_precision(
             settings.inference_precision, settings.kv_cache_precision, self._device, num_parameters
         )
+        if definition.estimator_path is not None and not settings.worker_process:
+            raise InvalidModel(
+                "its fitted estimator is a pickle, which only the engine's worker process opens; "
+                "set engine.worker_process to true"
+            )
         self._fit: Fit = (
             ContextFit(definition, settings, self._library_precision)
             if definition.estimator_path is None

@@ -29,7 +29,6 @@ import numpy as np
 import pandas as pd
 import torch
 from tabpfn import TabPFNClassifier, TabPFNRegressor
-from tabpfn.model_loading import load_fitted_tabpfn_model
 from tabpfn.preprocessing.clean import clean_data_transform
 from tabpfn.preprocessing.datamodel import FeatureModality
 from tabpfn.validation import ensure_compatible_predict_input_sklearn
@@ -182,11 +181,6 @@ class ForwardGuard:
 
         network.forward = guarded
         self._networks.append(network)
-
-
-def load_fitted(path: Path) -> Estimator:
-    """A `.tabpfn_fit` archive, on the CPU. It holds pickles: only for `unpickling.py`, which restrains them."""
-    return load_fitted_tabpfn_model(path, device="cpu")
 
 
 def context_frame(definition: ModelDefinition, raw: Sequence[Sequence[RawCell]]) -> pd.DataFrame:

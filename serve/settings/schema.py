@@ -67,7 +67,8 @@ class EngineSettings(_Group):
     worker_process: bool = Field(
         True,
         description="Run the engine in a process of its own, so that reading requests and computing answers run at "
-        "the same time. Turn it off on a machine with one core, or to profile everything in one process.",
+        "the same time. Turn it off on a machine with one core, or to profile everything in one process. "
+        "Models made from pickles need it on.",
     )
     num_threads: int = Field(
         1,

@@ -75,7 +75,7 @@ async def test_an_unknown_model_too_many_rows_and_bad_rows_are_refused() -> None
     with pytest.raises(TooLarge, match=r"21 rows.*at most 20"):
         await predict(predictor, [RECORD] * 21)
     assert len((await predict(predictor, [RECORD] * 20)).outputs) == 20, "in batches of 8"
-    with pytest.raises(InvalidInput, match="'x' is not a number"):
+    with pytest.raises(InvalidInput, match="'amount': a string where a number belongs"):
         await predict(predictor, [{"amount": "x"}])
     with pytest.raises(InvalidInput, match="no row"):
         await predict(predictor, [])

@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 import torch
 from joblib import numpy_pickle  # type: ignore[import-untyped]
+from tabpfn.model_loading import load_fitted_tabpfn_model
 
 from serve.core.errors import InvalidModel
-from serve.engine import library
 
 _PACKAGES = (
     "tabpfn.architectures", "tabpfn.classifier", "tabpfn.constants", "tabpfn.inference", "tabpfn.inference_config",
@@ -177,7 +177,7 @@ def _open_archive(path: Path) -> tuple[Any, str | None]:
             f"a .tabpfn_fit archive holds no weights, and the checkpoint that this one names, {weights!r}, is not a "
             "file here; put it there, or save the estimator by pickle, which takes the weights along"
         )
-    estimator = library.load_fitted(path)
+    estimator = load_fitted_tabpfn_model(path, device="cpu")  # the archive holds pickles
     named = str(params.get("device", "auto"))
     return estimator, None if named == "auto" else torch.device(named).type
 

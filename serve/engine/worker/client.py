@@ -128,7 +128,7 @@ class WorkerEngine:
         max_body_bytes = 8 * max_rows * len(feature_names(context.columns))
         fitted, rows = self._call(_fit_frame(model), wire.FITTED, max_body_bytes)
         try:
-            return _context_handle(fitted, context.columns, rows)
+            return make_handle(fitted, context.columns, rows)
         except ValueError as error:
             raise self._lose(f"described its fitted context wrongly: {error}") from error
 
@@ -203,8 +203,8 @@ def _fit_frame(model: ModelDefinition) -> bytes:
         raise InvalidModel(f"{place}: it cannot be sent to the engine's worker process: {error}") from error
 
 
-def _context_handle(fitted: Fitted, columns: tuple[Column, ...], rows: Matrix) -> ContextHandle:
-    """Raises ValueError where the description does not fit the model's columns."""
+def make_handle(fitted: Fitted, columns: tuple[Column, ...], rows: Matrix) -> ContextHandle:
+    """The handle of a context that the worker described. Raises ValueError where it does not fit the columns."""
     codings = [restore_coding(coding) for coding in fitted.codings]
     width = len(feature_names(columns))
     if len(codings) != width or rows.shape[1] != width:

@@ -102,21 +102,22 @@ class _Service:
         assert self._engine is not None, "this is a bug: the first call is Start"
         match call:
             case Fit():
-                return self._describe(self._engine.fit(call.model))
+                self._contexts.append(self._engine.fit(call.model))
+                return describe_context(len(self._contexts) - 1, self._contexts[-1])
             case Predict():
                 outputs = self._engine.predict(Batch(self._contexts[call.context], rows))
             case Reference():
                 outputs = self._engine.reference(Batch(self._contexts[call.context], rows))
         return Answered((outputs.shape[0], outputs.shape[1])), outputs
 
-    def _describe(self, context: FittedContext) -> tuple[Fitted, Matrix]:
-        self._contexts.append(context)
-        rows = context.encode_context()
-        number, shape = len(self._contexts) - 1, (rows.shape[0], rows.shape[1])
-        encoder = getattr(context, "encoder", None)
-        assert isinstance(encoder, RowEncoder), "this is a bug: a fitted context without its row encoder"
-        codings = [describe_coding(coding) for coding in encoder.codings or ()]
-        return Fitted(number, context.classes, context.backend, codings, shape), rows
+
+def describe_context(number: int, context: FittedContext) -> tuple[Fitted, Matrix]:
+    """What the replica needs of a fitted context, and the context's encoded rows: the message and its matrix."""
+    rows = context.encode_context()
+    encoder = getattr(context, "encoder", None)
+    assert isinstance(encoder, RowEncoder), "this is a bug: a fitted context without its row encoder"
+    codings = [describe_coding(coding) for coding in encoder.codings or ()]
+    return Fitted(number, context.classes, context.backend, codings, (rows.shape[0], rows.shape[1])), rows
 
 
 def _failure(error: BaseException) -> Failure:

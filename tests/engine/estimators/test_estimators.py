@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -31,7 +32,10 @@ from serve.core import ColumnKind, QueryTable, Task
 from serve.core.errors import InvalidModel
 from serve.engine.checks.parity import canary_rows, check_parity
 from serve.engine.checks.warmup import warm_up
-from serve.engine.worker.server import ContextHandle
+from serve.engine.worker import wire
+from serve.engine.worker.client import make_handle
+from serve.engine.worker.messages import Fitted
+from serve.engine.worker.server import describe_context
 
 TASKS = (Task.CLASSIFICATION, Task.REGRESSION)
 
@@ -130,9 +134,12 @@ def test_the_columns_are_those_of_the_table(tmp_path: Path) -> None:
     context = engine().fit(definition)
     assert context.classes == ("0", "1")
     served(engine(), context, [definition.example])
-    # what the server's process is given of an engine in another
-    front = ContextHandle(0, context.classes, 2, context.columns, "compiled", context.encode_context(), context.encoder)
-    rows = pickle.loads(pickle.dumps(front)).encode(QueryTable.from_records([definition.example]))
+    fitted_message, context_rows = describe_context(0, context)
+    crossed = wire.FITTED.decode(msgspec.msgpack.encode(fitted_message))
+    assert isinstance(crossed, Fitted)
+    handle = make_handle(crossed, context.columns, context_rows)
+    assert (handle.classes, handle.num_outputs, handle.backend) == (context.classes, 2, context.backend)
+    rows = handle.encode(QueryTable.from_records([definition.example]))
     np.testing.assert_array_equal(rows, context.encode(QueryTable.from_records([definition.example])))
 
 
@@ -260,3 +267,10 @@ def test_the_demo_checkpoint_is_known_by_its_weights(tmp_path: Path) -> None:
     WRITERS["model.pkl"](fitted(Task.CLASSIFICATION, checkpoint), tmp_path / "tiny.pkl")
     assert not outcome(tmp_path / "tiny.pkl", tmp_path / "made")["facts"]["is_known_checkpoint"]
     assert DEMO.is_file()
+
+
+def test_the_replicas_own_process_opens_no_estimator(tmp_path: Path) -> None:
+    WRITERS["model.pkl"](fitted(Task.CLASSIFICATION), tmp_path / "model.pkl")
+    definition = imported(tmp_path / "model.pkl", tmp_path / "made")
+    with pytest.raises(InvalidModel, match=r"set engine\.worker_process to true"):
+        engine(worker_process=False).fit(definition)
