@@ -71,9 +71,10 @@ class Server:
         return found
 
     def gauge(self, name: str) -> float:
-        found = re.search(rf"^{name} (\S+)$", httpx.get(f"{self.url}/metrics").text, re.M)
+        """The sum over the replicas, where the series name them."""
+        found = re.findall(rf"^{name}(?:\{{replica=\"\w+\"\}})? (\S+)$", httpx.get(f"{self.url}/metrics").text, re.M)
         assert found, name
-        return float(found[1])
+        return sum(float(value) for value in found)
 
     def refuses(self) -> bool:
         try:

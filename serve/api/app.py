@@ -27,11 +27,9 @@ from serve.api.native.door import UNKNOWN_MODEL_LABEL, NativeDoor, asked_model
 from serve.api.operators import docs, status
 from serve.api.operators.health import HealthDoor
 from serve.api.problems import CALLER_ERRORS, from_http, respond
-from serve.core import ServerState
 from serve.core.errors import ServeError
+from serve.replica.lifecycle import ReplicaLifecycle, lifecycle_of
 from serve.replica.predictor import Predictor
-from serve.telemetry.cloudwatch import publishing
-from serve.telemetry.emf import line_writer
 
 
 class App(FastAPI):
@@ -52,19 +50,18 @@ def create_app(
     predictor: Predictor,
     *,
     answers_request_id: bool = True,
-    before_drain: Callable[[], Awaitable[None]] | None = None,
+    lifecycle: ReplicaLifecycle | None = None,
     render_metrics: Callable[[], Awaitable[bytes]] | None = None,
 ) -> App:
-    """The app of one replica. Its lifespan starts, drains and closes `predictor`; an error of the start is raised.
+    """The app of one replica. Its lifespan starts and stops `lifecycle`, or one of `predictor` alone.
 
-    `answers_request_id=False` leaves the `x-request-id` of the answer to the server around the app; `before_drain` is
-    awaited first when the lifespan ends. `render_metrics` gives the text of `/metrics`, where that is more than the
-    metrics of this replica.
+    `answers_request_id=False` leaves the `x-request-id` of the answer to the server around the app. `render_metrics`
+    gives the text of `/metrics`, where that is more than the metrics of this replica.
     """
     app = App(
         title="tabpfn-serve",
         version=serve.__version__,
-        lifespan=_lifespan(predictor, before_drain),
+        lifespan=_lifespan(predictor, lifecycle),
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -95,31 +92,18 @@ def create_app(
 
 
 def _lifespan(
-    predictor: Predictor, before_drain: Callable[[], Awaitable[None]] | None
+    predictor: Predictor, lifecycle: ReplicaLifecycle | None
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        life = lifecycle_of(predictor) if lifecycle is None else lifecycle
+        await life.start()
         try:
-            if predictor.state is ServerState.STARTING:
-                await predictor.start()
-            async with _publishing(predictor):
-                yield
-                if before_drain is not None:
-                    await before_drain()
-                await predictor.drain()
+            yield
         finally:
-            await predictor.close()
+            await life.stop()
 
     return lifespan
-
-
-def _publishing(predictor: Predictor) -> AbstractAsyncContextManager[None]:
-    settings = predictor.settings.metrics
-    write = None if settings.emf_namespace is None else line_writer(settings.emf_path)
-    return publishing(
-        predictor.telemetry.cloudwatch, write,
-        namespace=settings.emf_namespace, service=settings.emf_service, interval_s=settings.emf_interval_s,
-    )  # fmt: skip
 
 
 def _answer_errors(app: FastAPI) -> None:

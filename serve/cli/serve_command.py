@@ -92,14 +92,14 @@ def _serve(options: ServeOptions) -> None:
             }
         ray_environment.set_environment(os.environ, math.ceil(settings.api.drain_timeout_s) + 20, own)
         # Ray reads its environment while it is imported, so not before this line.
-        from serve.edges.ray import deployment as app
+        from serve.edges.ray import launcher
 
         url = _url(options.host, port)
 
         def announce() -> None:
             print(_ready_line(url, *_first_model(url)), flush=True)
 
-        app.run(settings, app.Launch(host, port, options.num_replicas, options.dashboard), haproxy, announce)
+        launcher.run(settings, launcher.Launch(host, port, options.num_replicas, options.dashboard), haproxy, announce)
 
 
 def _needs_haproxy(num_replicas: int) -> bool:

@@ -1,22 +1,13 @@
-"""The ASGI app under uvicorn: in a process of its own (`tabpfn-serve up`), or inside a Ray replica (`EmbeddedServer`).
+"""uvicorn as a listener of a replica, and `tabpfn-serve up`: one replica behind it, in this process.
 
 Theory of operation
 -------------------
-The port is bound before the models are loaded, so that a busy port is found at once, but nobody listens on it until
-every model has passed its checks: a caller is refused by the kernel, never kept waiting by it.
+`up` binds its port before the models are loaded, so that a busy port is found at once. The kernel refuses connections
+to a port that is only bound: no caller waits while the models load. The listening begins when every model is ready.
+The signals and the order of the stop are those of `replica/lifecycle.py`.
 
-SIGTERM or SIGINT ends the server in this order:
-
-1. Close the door: no new connection, idle ones are closed, busy ones are closed after their answer (uvicorn).
-2. Requests that are inside are served as ever, for `GRACE_S`. Nearly always all are answered by then.
-3. Drain: a request that is still only arriving gets 503, whatever was admitted is answered, for at most
-   `drain_timeout_s`; what then remains is failed with 503 too, so that even that caller gets its outcome.
-4. Close the engine; exit with 0.
-
-A second SIGINT skips the waiting. A stop that is asked for before the server was ready ends it at once.
-
-An `EmbeddedServer` is the same server on a loop that its owner runs. The owner has the signals and asks for the end:
-steps 1 to 4 are its `close`. Its port may be shared, so that the next replica listens before the old one leaves.
+`EmbeddedServer` is uvicorn's server as a task on the loop of its owner. It leaves signals alone. Its port may be
+shared, so that the next replica listens before the old one leaves.
 """
 
 from __future__ import annotations
@@ -26,7 +17,6 @@ import contextlib
 import functools
 import math
 import os
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -35,51 +25,120 @@ import uvicorn
 import uvloop
 
 from serve.api import App, create_app
-from serve.core.errors import DeviceLost, StartupError
+from serve.core.errors import StartupError
 from serve.edges.early_refusal_protocol import EarlyRefusalProtocol
 from serve.edges.sockets import bind
 from serve.replica.factory import assemble
+from serve.replica.lifecycle import StoppedBeforeReady, lifecycle_of
 from serve.replica.predictor import Predictor
 from serve.settings import ServerSettings
 
-GRACE_S = 1.0
-"""How long requests already inside may still be admitted after the door closed."""
-
-_LAST_BYTES_S = 5
-"""After the drain: for callers who read slowly."""
-
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
 
 def run(settings: ServerSettings, sock: socket.socket, on_ready: Callable[[Predictor], None]) -> None:
-    """Serve on a bound socket until SIGTERM or SIGINT. `on_ready` is called when it serves.
+    """Serve on a bound socket until SIGTERM or SIGINT. `on_ready` is called, on a thread of its own, when it serves.
 
     Raises:
         StartupError: it never served.
-        DeviceLost: it served until its engine's process ended, or its batching task did. Whoever started it is the
-            one to start it again.
+        DeviceLost: it served until its engine's process ended, or its batching task did. A supervisor has to start it
+            again.
     """
     predictor = assemble(settings)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(predictor, sock, on_ready))
+        runner.run(_serve(predictor, sock, functools.partial(on_ready, predictor)))
 
 
-async def _serve(predictor: Predictor, sock: socket.socket, on_ready: Callable[[Predictor], None]) -> None:
-    app = create_app(predictor)
-    # The lifespan is entered here and not by uvicorn, so that an error of the start comes out as itself.
-    async with contextlib.AsyncExitStack() as life:
-        with _stop_requests() as stop:
-            starting = asyncio.ensure_future(life.enter_async_context(app.router.lifespan_context(app)))
-            asked = asyncio.ensure_future(stop.wait())
-            await asyncio.wait((starting, asked), return_when=asyncio.FIRST_COMPLETED)
-            asked.cancel()
-            if stop.is_set():
-                os._exit(0)  # nobody was let in, and a model being fitted cannot be interrupted otherwise
-            await starting
-            server = _Server(_config(app, predictor.settings), predictor, on_ready)
-            await server.serve(sockets=[sock])
-            if server.has_lost_engine:
-                raise DeviceLost("the engine is gone and nothing could be answered any more; the log says why")
+async def _serve(predictor: Predictor, sock: socket.socket, on_ready: Callable[[], None]) -> None:
+    server = EmbeddedServer(predictor, lambda: sock)
+    lifecycle = lifecycle_of(predictor, [server], lame_duck_s=predictor.settings.api.lame_duck_s)
+    try:
+        await lifecycle.run(on_ready)
+    except StoppedBeforeReady:
+        os._exit(0)  # no request was let in, and a model that is being fitted cannot be interrupted otherwise
+
+
+class EmbeddedServer:
+    """uvicorn's server of one replica, on the running loop (a `Listener`). Lives once: `open`, then `close`."""
+
+    def __init__(self, predictor: Predictor, take_socket: Callable[[], socket.socket]) -> None:
+        """`take_socket` gives the bound socket when the server opens, or raises StartupError."""
+        self._predictor = predictor
+        self._take_socket = take_socket
+        self._server: _Server | None = None
+        self._serving: asyncio.Task[None] | None = None
+
+    @classmethod
+    def at(cls, predictor: Predictor, host: str, port: int) -> EmbeddedServer:
+        """A server that shares its port with other processes of the same user."""
+        return cls(predictor, functools.partial(bind, host, port, shared=True))
+
+    @property
+    def is_open(self) -> bool:
+        """It accepts connections."""
+        server = self._server
+        return server is not None and server.is_listening.is_set() and not server.has_closed.is_set()
+
+    @property
+    def num_connections(self) -> int:
+        """Connections of callers, idle ones included."""
+        return 0 if self._server is None else len(self._server.server_state.connections)
+
+    async def open(self) -> None:
+        """Listen. Raises StartupError where the address cannot be had."""
+        app = create_app(self._predictor)  # its lifespan is not entered: the lifecycle above starts and stops
+        server = _Server(_config(app, self._predictor.settings))
+        self._serving = asyncio.create_task(server.serve(sockets=[self._take_socket()]), name="uvicorn")
+        self._server = server
+        if not await _is_first(server.is_listening, self._serving):
+            raise StartupError("the HTTP server ended before it listened") from self._serving.exception()
+
+    async def close(self) -> None:
+        """Accept no more connections, close the idle ones, and each busy one after its answer."""
+        if self._server is not None and self._serving is not None:
+            self._server.should_exit = True
+            await _is_first(self._server.has_closed, self._serving)
+
+    async def wait_empty(self) -> None:
+        """Wait for the last connection to end."""
+        if self._serving is not None:
+            await asyncio.wait({self._serving})
+
+    async def abort(self) -> None:
+        """Cut the connections that are left."""
+        if self._server is not None:
+            self._server.force_exit = True
+            for connection in list(self._server.server_state.connections):
+                if connection.transport is not None:
+                    connection.transport.abort()
+        await self.wait_empty()
+
+
+async def _is_first(event: asyncio.Event, task: asyncio.Task[None]) -> bool:
+    """Whether the event was set before the task ended; waits for one of the two."""
+    waiting = asyncio.create_task(event.wait())
+    await asyncio.wait((waiting, task), return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    return event.is_set()
+
+
+class _Server(uvicorn.Server):
+    """Says when it listens and when it has closed, and leaves the signals to its owner."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.is_listening = asyncio.Event()
+        self.has_closed = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.is_listening.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.has_closed.set()  # its waiter runs at the first await below, and uvicorn closes its sockets before that
+        await super().shutdown(sockets)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
 
 def _config(app: App, settings: ServerSettings) -> uvicorn.Config:
@@ -92,99 +151,7 @@ def _config(app: App, settings: ServerSettings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # nobody asks for the caller's address
+        proxy_headers=False,  # the address of the caller is used nowhere
         timeout_keep_alive=math.ceil(settings.api.keep_alive_s),
-        timeout_graceful_shutdown=math.ceil(GRACE_S + settings.api.drain_timeout_s) + _LAST_BYTES_S,
+        timeout_graceful_shutdown=None,  # the lifecycle has the time, and cuts what is left
     )
-
-
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[asyncio.Event]:
-    """An event that is set by SIGTERM or SIGINT. While uvicorn serves it has the signals, and gives them back."""
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for signum in _STOP_SIGNALS:
-        loop.add_signal_handler(signum, stop.set)
-    try:
-        yield stop
-    finally:
-        for signum in _STOP_SIGNALS:
-            loop.remove_signal_handler(signum)
-
-
-class _Server(uvicorn.Server):
-    """uvicorn's server with our steps 2 and 3 in its shutdown."""
-
-    def __init__(self, config: uvicorn.Config, predictor: Predictor, on_ready: Callable[[Predictor], None]) -> None:
-        super().__init__(config)
-        self._predictor = predictor
-        self._on_ready = on_ready
-        self.has_lost_engine = False
-        """That is why it ended."""
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._on_ready(self._predictor)
-
-    async def on_tick(self, counter: int) -> bool:
-        # Nothing would be answered, and to be closed is clearer to callers and supervisors than to be never ready.
-        self.has_lost_engine = self._predictor.is_lost
-        return self.has_lost_engine or await super().on_tick(counter)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        all_left = asyncio.Event()
-        draining = asyncio.create_task(self._drain(all_left))
-        try:
-            await super().shutdown(sockets)
-        finally:
-            all_left.set()
-            await draining
-
-    async def _drain(self, all_left: asyncio.Event) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(GRACE_S):
-                await all_left.wait()
-        if not self.force_exit:
-            await self._predictor.drain()
-        await self._predictor.close()
-
-
-class EmbeddedServer:
-    """The server of one started predictor, on the running loop. Lives once: `open`, then `close`."""
-
-    def __init__(self, predictor: Predictor, host: str, port: int) -> None:
-        self._predictor = predictor
-        self._address = (host, port)
-        self._server: _Embedded | None = None
-        self._serving: asyncio.Task[None] | None = None
-
-    @property
-    def is_open(self) -> bool:
-        return self._serving is not None and not self._serving.done()
-
-    async def open(self) -> None:
-        """Listen. Raises StartupError where the address cannot be had."""
-        app = create_app(self._predictor)  # its lifespan is not entered: whoever started the predictor has its own
-        is_listening = asyncio.Event()
-        server = _Embedded(_config(app, self._predictor.settings), self._predictor, lambda _: is_listening.set())
-        self._server = server
-        self._serving = asyncio.create_task(server.serve(sockets=[bind(*self._address, shared=True)]), name="door")
-        listening = asyncio.ensure_future(is_listening.wait())
-        await asyncio.wait((self._serving, listening), return_when=asyncio.FIRST_COMPLETED)
-        if not is_listening.is_set():
-            listening.cancel()
-            raise StartupError("the server ended before it listened")
-
-    async def close(self) -> None:
-        """Steps 1 to 4; waits for them where they have begun."""
-        if self._server is not None and self._serving is not None:
-            self._server.should_exit = True
-            await asyncio.shield(self._serving)
-
-
-class _Embedded(_Server):
-    """Leaves the signals to whose process it is."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield

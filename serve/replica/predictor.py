@@ -114,6 +114,7 @@ class Predictor:
         self._lag = asyncio.create_task(observe_lag(self.recorder.loop_lagged), name="event-loop-lag")
         for name in self._store.names():
             definition = await asyncio.to_thread(self._store.load, name)  # it may download; a stop is heard meanwhile
+            _log.info("loading model %s version %s: fit, warm-up and checks", name, definition.version)
             fitted, seconds = await self._batcher.run_on_device(partial(self._prepare, definition))
             model = ServedModel(definition, fitted, self._timeout_s(definition, seconds))
             self._batcher.add_context(fitted, seconds, max_backlog_s=model.timeout_s)

@@ -19,6 +19,7 @@ from serve.api.native.door import NativeDoor
 from serve.core import Batch
 from serve.edges.uvicorn_server import EmbeddedServer
 from serve.engine.fake import FakeEngine
+from serve.replica.lifecycle import ReplicaLifecycle
 
 BODY = json.dumps({"records": [{"amount": 3.0}]}).encode()
 PREDICT = "/v1/models/fraud/predict"
@@ -72,7 +73,8 @@ class Full:
     """A replica that takes one request and has it, and what of the requests was read."""
 
     port: int
-    door: EmbeddedServer
+    server: EmbeddedServer
+    lifecycle: ReplicaLifecycle
     first: Caller
     """Whose request it has."""
     release: threading.Event
@@ -105,14 +107,14 @@ async def full(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Full]:
             assert release.wait(20)
 
     predictor = make(FakeEngine(gate=hold), batching={"max_ongoing_requests": 1})
-    await predictor.start()
-    started.set()
     port = free_port()
-    door = EmbeddedServer(predictor, "127.0.0.1", port)
-    await door.open()
+    server = EmbeddedServer.at(predictor, "127.0.0.1", port)
+    lifecycle = ReplicaLifecycle(predictor, [server])
+    await lifecycle.start()
+    started.set()
     first = Caller(*await asyncio.open_connection("127.0.0.1", port))
     first.ask()
-    replica = Full(port, door, first, release, callers=[first])
+    replica = Full(port, server, lifecycle, first, release, callers=[first])
     await asyncio.to_thread(entered.wait, 20)
     ordinary = NativeDoor.predict
 
@@ -127,7 +129,7 @@ async def full(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Full]:
         caller.writer.close()
         with contextlib.suppress(ConnectionError):
             await caller.writer.wait_closed()
-    await door.close()
+    await lifecycle.stop()
 
 
 async def test_it_is_the_answer_of_the_ordinary_road(full: Full) -> None:
@@ -167,7 +169,7 @@ async def test_a_connection_goes_on_and_has_its_timer(full: Full) -> None:
         caller.ask()
         assert (await caller.answer()).status == 429
     assert not full.read
-    server = full.door._server
+    server = full.server._server
     assert server is not None
     timers = [connection.timeout_keep_alive_task for connection in server.server_state.connections]  # type: ignore
     assert sum(timer is not None for timer in timers) == 1, "of the idle one, not of the one that waits"
@@ -263,7 +265,7 @@ async def test_who_is_still_sending_when_the_door_closes_has_the_answer(full: Fu
     caller, idle = await full.connect(), await full.connect()
     caller.send(head(f"Content-Length: {len(BODY)}"))
     await full.counted()
-    closing = asyncio.create_task(full.door.close())
+    closing = asyncio.create_task(full.lifecycle.stop())
     assert await idle.at_end(), "the door has closed"
     caller.send(BODY)
     answer = await caller.answer()

@@ -1,5 +1,6 @@
-"""What the program does that Ray runs in HAProxy's place. With the real Ray: tests/test_ray_app.py."""
+"""The program that Ray runs in HAProxy's place. With the real Ray: test_ray_deployment.py."""
 
+import asyncio
 import os
 import subprocess
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from serve.edges.ray.haproxy import HAProxy
-from serve.edges.ray.haproxy_exec import only_front_door
+from serve.edges.ray.haproxy_exec import with_one_listener
 
 CONFIG = """\
 global
@@ -42,7 +43,7 @@ def run_program(folder: Path, host: str) -> tuple[str, list[str]]:
 @pytest.mark.parametrize(
     ("host", "address"), [("127.0.0.1", "127.0.0.1:8080"), ("0.0.0.0", "0.0.0.0:8080"), ("::1", "[::1]:8080")]
 )
-def test_only_the_front_door_is_left(tmp_path: Path, host: str, address: str) -> None:
+def test_only_the_public_listener_is_left(tmp_path: Path, host: str, address: str) -> None:
     config, arguments = run_program(tmp_path, host)
     assert [line.strip() for line in config.splitlines() if "bind" in line] == [f"bind {address}"]
     assert "server replica 127.0.0.1:30000 check" in config
@@ -53,13 +54,13 @@ def test_only_the_front_door_is_left(tmp_path: Path, host: str, address: str) ->
 
 def test_a_configuration_without_those_listeners_is_left_alone() -> None:
     config = "global\n    maxconn 4096\nbackend http-app\n    server replica 127.0.0.1:30000\n"
-    assert only_front_door(config, "127.0.0.1:8080") == config
+    assert with_one_listener(config, "127.0.0.1:8080") == config
 
 
-def test_closes_its_own_haproxy_and_no_other(tmp_path: Path) -> None:
+async def test_closes_its_own_haproxy_and_no_other(tmp_path: Path) -> None:
     mine, others = tmp_path / "mine", tmp_path / "others"
     sleepers = [
-        subprocess.Popen(
+        subprocess.Popen(  # noqa: ASYNC220 - starts at once
             ["sh", "-c", 'trap "exit 7" USR1; echo up; while :; do sleep 0.1; done', "-f", str(config)], stdout=-1
         )
         for config in (mine / "node" / "haproxy.cfg", others / "haproxy.cfg")
@@ -68,9 +69,10 @@ def test_closes_its_own_haproxy_and_no_other(tmp_path: Path) -> None:
         assert sleeper.stdout is not None
         sleeper.stdout.readline()
     haproxy = HAProxy(mine)
-    assert not haproxy.wait_empty(0)
-    haproxy.close()
-    assert haproxy.wait_empty(10)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(haproxy.wait_empty(), 0.1)
+    await haproxy.close()
+    await asyncio.wait_for(haproxy.wait_empty(), 20)
     assert sleepers[0].wait(10) == 7
     assert sleepers[1].poll() is None
     sleepers[1].kill()

@@ -1,4 +1,4 @@
-"""What Ray is told by its environment, which it reads once, while it is imported: set all this before `import ray`.
+"""The environment of Ray, which it reads once, while it is imported: set all this before `import ray`.
 
 A variable that the operator has set already is left alone, unless it belongs to the one launch (ports, files).
 """
@@ -8,27 +8,34 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, MutableMapping
 
+LONE_REPLICA = "TABPFN_LONE_REPLICA"
+"""Set where the only replica listens itself, so that no other application can replace it."""
+REPLICA_LOG = "TABPFN_REPLICA_LOG"
+"""`LEVEL:PATH` of the pipe to which replicas write their log."""
+LAUNCHER_OUTPUT = "TABPFN_LAUNCHER_OUTPUT"
+"""Path of the launcher's standard output."""
+
 RAY_ENVIRONMENT: Mapping[str, str] = {
     # Everything of Ray on 127.0.0.1. Only with this does `get_node_ip_address` return the loopback on Linux (the name
     # tells where Ray itself uses it); every other way is turned into the interface's address.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    # Behind the loopback still a token, Ray's default for new clusters; said here, since the default also warns.
+    # A token even on the loopback: Ray's default for new clusters. Said here, because the default also warns.
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # One hop: HAProxy straight to the replica, whose only event loop is ours. docs/operations.md has the numbers.
+    # One hop: HAProxy straight to the replica, which serves HTTP on its one event loop.
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     # Without it a soft stop leaves one or two connections open, which were answered just before it and are idle since.
     "RAY_SERVE_HAPROXY_CLOSE_SPREAD_TIME_S": "1",
-    # A caller who stalls in the middle of a request is cut off; the default is an hour.
+    # A caller that stalls in the middle of a request is cut off; the default is an hour.
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
-    # The launcher calls the replicas from a plain thread; no request goes by a handle.
+    # Replicas are called by handle from threads and from other event loops; no prediction goes by a handle.
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1",
     # A replica that is replaced stays reachable this long after it was taken out of HAProxy's list. The default, 30 s,
-    # is for load balancers outside; ours hears of it within a second.
+    # is for load balancers outside; HAProxy hears of it within a second.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
-    # Ray writes to its own files in /tmp/ray/session_latest/logs; the terminal is for our one line.
+    # Ray writes to its own files in /tmp/ray/session_latest/logs; the terminal is for the server's lines.
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_DEDUP_LOGS": "0",
 }
@@ -38,11 +45,12 @@ OWN_DOOR_ENVIRONMENT: Mapping[str, str] = {
     # The only replica listens itself: no HAProxy, and no server of Ray's in the replica.
     "RAY_SERVE_ENABLE_HA_PROXY": "0",
     "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
+    LONE_REPLICA: "1",
 }
 
 
 def drain_environment(drain_s: float) -> dict[str, str]:
-    """What must not cut a shutdown short that takes `drain_s` in all."""
+    """The variables that keep Ray from cutting a shutdown short that takes `drain_s` in all."""
     return {
         # While HAProxy finishes its last requests it answers no health check; at the third in a row that fails, twice
         # this period after the first, Ray would kill it and start another.
@@ -53,7 +61,7 @@ def drain_environment(drain_s: float) -> dict[str, str]:
 
 
 def set_environment(environment: MutableMapping[str, str], drain_s: float, own: Mapping[str, str]) -> None:
-    """Add what is missing of the defaults, and set `own`, which belongs to this one launch, in any case."""
+    """Add the defaults that are missing, and set `own`, which belongs to this one launch, in any case."""
     for name, value in {**RAY_ENVIRONMENT, **drain_environment(drain_s)}.items():
         environment.setdefault(name, value)
     environment.update(own)

@@ -1,28 +1,28 @@
-"""Ray's HAProxy: the one public door of `tabpfn-serve serve`, made to listen nowhere else, and closed on purpose.
+"""Ray's HAProxy as the listener of `tabpfn-serve serve`: it listens at one address only, and is closed on purpose.
 
 Theory of operation
 -------------------
-Ray Serve 2.60 writes HAProxy's configuration and starts it, again at every change of the replicas (a new process takes
-the sockets over, the old one finishes what it has). Two of its listeners are open to the network with no setting
-against it: metrics on `:9101` and statistics on `*:8404`. Ray itself reads HAProxy's numbers by a unix socket, so
-nobody needs them. Ray does let us name the program: ours (`haproxy.py`) takes those two sections out of the file and
-then becomes HAProxy, so process id and arguments are as Ray expects.
+Ray Serve 2.60 writes HAProxy's configuration and starts HAProxy, again at every change of the replicas: a new process
+takes the sockets over, and the old one finishes its requests. Two of its listeners are open to the network with no
+setting against it: metrics on `:9101` and statistics on `*:8404`. Ray reads HAProxy's numbers by a unix socket, so no
+part needs those listeners. Ray has a setting for the program to start: `haproxy_exec.py` takes the two listeners out of
+the file and then becomes HAProxy, so process id and arguments are as Ray expects.
 
-Ray's one setting of the host holds for HAProxy's front door and for the replicas behind it. So Ray is told the
-loopback, and the program writes the address that was asked for into the front door alone.
+Ray's one setting of the host holds for HAProxy's public listener and for the replicas behind it. So Ray is given the
+loopback, and the program writes the address that was asked for into the public listener alone.
 
-SIGUSR1 is HAProxy's soft stop: it closes the listening socket, lets every request that it has finish, closes each
-connection after its answer, and exits when the last is gone. Ray alone kills it instead, with every request in flight.
-Processes are found in /proc by the path of their configuration, which lies in our own private folder: never another's.
+SIGUSR1 is HAProxy's soft stop: it closes the listening socket, lets every request finish, closes each connection after
+its answer, and exits when the last is gone. Ray alone kills HAProxy instead, with every request in flight. Processes
+are found in /proc by the path of their configuration, which lies in a private folder: never those of another server.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 from serve.edges.ray.haproxy_exec import ADDRESS, PROGRAM
@@ -32,13 +32,13 @@ _POLL_S = 0.05
 
 
 class HAProxy:
-    """HAProxy as Ray starts it for us. Needs Linux (/proc) and a folder of our own, which outlives it."""
+    """HAProxy as Ray starts it (`lifecycle.Listener`). Needs Linux (/proc) and a private folder, which outlives it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def prepare(self, haproxy: str, host: str, port: int) -> dict[str, str]:
-        """The environment that makes Ray run our program in HAProxy's place, and keep its files in our folder.
+        """The environment that makes Ray run `haproxy_exec.py` in HAProxy's place, and keep its files in the folder.
 
         `host` is a numeric address, of IPv4 or IPv6.
         """
@@ -50,26 +50,37 @@ class HAProxy:
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(self._folder / _CONFIG),
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(self._folder / "admin.sock"),
             "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(self._folder / "metrics.sock"),
-            # Nobody reads its log unless told to; by default it would send from a UDP port on all interfaces.
+            # A socket file without a reader; by default HAProxy would log from a UDP port on all interfaces.
             "RAY_SERVE_HAPROXY_LOG_TARGET": str(self._folder / "log.sock"),
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(self._folder),
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(self._folder / "server-state"),
         }
 
-    def close(self) -> None:
-        """Accept nothing more; every request inside goes on."""
+    @property
+    def is_open(self) -> bool:
+        """True: Ray watches HAProxy, and starts it again."""
+        return True
+
+    async def open(self) -> None:
+        """Nothing: Ray has started it, together with the replicas."""
+
+    async def close(self) -> None:
+        """Accept no more connections; every request inside goes on."""
+        self._signal(signal.SIGUSR1)
+
+    async def wait_empty(self) -> None:
+        """Wait until the last answer has left."""
+        while self._processes():  # noqa: ASYNC110 - processes of Ray's, which report their end only to Ray
+            await asyncio.sleep(_POLL_S)
+
+    async def abort(self) -> None:
+        """Cut the connections that are left."""
+        self._signal(signal.SIGTERM)
+
+    def _signal(self, signum: signal.Signals) -> None:
         for pid in self._processes():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGUSR1)
-
-    def wait_empty(self, timeout_s: float) -> bool:
-        """After `close`: wait until the last answer has left. False if time ran out first."""
-        deadline = time.monotonic() + timeout_s
-        while self._processes():
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(_POLL_S)
-        return True
+                os.kill(pid, signum)
 
     def _processes(self) -> list[int]:
         prefix = os.fsencode(self._folder)

@@ -1,0 +1,45 @@
+"""Turns what Ray Serve says of the replicas, again and again, into a line whenever something has changed."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+
+_FAILED = ("DEPLOY_FAILED",)
+
+
+class ReplicaWatch:
+    """Remembers the last observation. Pure: the caller reads Ray's status and writes the lines."""
+
+    def __init__(self, num_replicas: int) -> None:
+        """`num_replicas` run when the watch begins."""
+        self._running = num_replicas
+        self._wanted = num_replicas
+        self._status = "RUNNING"
+
+    def observe(self, status: str, running: int, message: str) -> Iterator[tuple[int, str]]:
+        """(log level, line) for each change. `status` is that of the application, `running` counts its replicas."""
+        status = str(getattr(status, "value", status))
+        if status != self._status and status in _FAILED:
+            yield logging.ERROR, f"the new configuration was refused: {last_line(message)}"
+        is_update = status == "DEPLOYING"
+        if running < self._running and is_update:
+            yield logging.INFO, f"replicas are being replaced by a new configuration: {running} running"
+        elif running < self._running:
+            yield (
+                logging.WARNING,
+                f"a replica died or failed its health checks: {running} of {self._wanted} running; Ray starts another",
+            )
+        elif running > self._running:
+            level = logging.INFO if is_update else logging.WARNING
+            yield level, f"a new replica is ready: {running} of {max(running, self._wanted)} running"
+        if status == "RUNNING" and running >= self._wanted:
+            self._wanted = running
+        self._running, self._status = running, status
+
+
+def last_line(message: str) -> str:
+    """The last line of a traceback, without the class of the error."""
+    lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
+    return re.sub(r"^serve\.core\.errors\.\w+: ", "", lines[-1]) if lines else "Ray gives no reason"
