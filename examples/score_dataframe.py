@@ -34,4 +34,4 @@ if __name__ == "__main__":
     example = httpx.get(f"{url}/v1/models/{model}").json()["example"]
     frame = pd.DataFrame([example] * 1000, index=[f"row-{i}" for i in range(1000)])  # your own table instead
     frame = frame.join(score(frame, url, model).add_prefix("probability_"))
-    print(frame.filter(like="probability_").describe())
+    print(frame.filter(like="probability_"))
