@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 300.0
 
 
 class Relay:

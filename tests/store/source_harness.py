@@ -66,7 +66,8 @@ import sys
 from pathlib import Path
 from serve.settings import StoreSettings
 from serve.core.errors import StartupError
-from serve.store import SourceStore
+from serve.store import SourceStore, s3
+s3.READ_TIMEOUT_S = 600  # a held answer must not count as one that stopped, however slow this machine is
 uri, endpoint, cache = sys.argv[1:]
 models = [{"name": "cards", "uri": uri}]
 store = SourceStore(StoreSettings(models=models, s3_endpoint_url=endpoint, download_dir=Path(cache)))
@@ -97,7 +98,7 @@ def start_loading(relay: Relay, bucket: str, cache: Path, num_bytes: int) -> sub
 
 def end_of(process: subprocess.Popen[str]) -> str:
     """Wait for the end of a process and return the only line that it printed."""
-    printed, _ = process.communicate(timeout=120)
+    printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0
     assert len(printed.splitlines()) == 1
     return printed.strip()

@@ -21,7 +21,7 @@ import boto3
 from botocore.config import Config
 
 ACCESS_KEY, SECRET_KEY, REGION = "test:tester", "testing", "us-east-1"
-STARTS_WITHIN_S = 60.0
+STARTS_WITHIN_S = 180.0
 
 # Swift looks for swift.conf in /etc, unless these names are set before it reads the file.
 _LAUNCH = """
