@@ -11,6 +11,7 @@ from batcher_harness import A, Ask, HeldDevice, WrongEngine, serving, turns
 from serve.core import Batch, Matrix, Prediction, QueryTable
 from serve.core.errors import EngineError, InvalidInput
 from serve.engine.fake import FakeEngine
+from serve.telemetry.recorder import ComputedBatch
 
 
 async def test_bad_input_is_refused_before_it_meets_a_batch() -> None:
@@ -33,6 +34,22 @@ async def test_bad_input_is_refused_before_it_meets_a_batch() -> None:
         await keeper.answered()
         assert isinstance(outcomes[1], InvalidInput)
         assert [getattr(outcome, "batch_rows", None) for outcome in outcomes] == [2, None, 2]
+
+
+async def test_a_recorder_that_raises_costs_no_answer(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(FakeEngine()) as harness:
+        before = harness.request(3)
+        await before.answered()
+
+        def broken(batch: ComputedBatch) -> None:
+            raise RuntimeError(f"no room for {batch.num_rows} rows")
+
+        monkeypatch.setattr(harness.metrics, "computed", broken)
+        await harness.request(2).answered()
+        await harness.request().answered()
+    assert "no room for 2 rows" in caplog.text
 
 
 async def test_engine_fault_is_of_its_culprit_only(caplog: pytest.LogCaptureFixture) -> None:
