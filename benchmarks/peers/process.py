@@ -37,7 +37,8 @@ class Process:
     Args:
         variables: added to the environment.
         log: file for the output of all its processes.
-        start_s: longest wait for the first answer.
+        start_s: longest wait for the first answer; long, since a busy machine is no fault. A process that ends is seen
+            at once.
         stop_s: longest wait for the main process to end after `stop_signal`.
     """
 
@@ -50,7 +51,7 @@ class Process:
         log: Path,
         *,
         stop_signal: signal.Signals = signal.SIGTERM,
-        start_s: float = 120.0,
+        start_s: float = 300.0,
         stop_s: float = 30.0,
     ) -> None:
         self.name, self.port = name, port
