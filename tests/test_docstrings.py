@@ -16,7 +16,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-PACKAGES = ["deployment", "serve.batching", "serve.core", "serve.replica", "serve.store", "serve.telemetry"]
+PACKAGES = [
+    "deployment",
+    "serve.api",
+    "serve.batching",
+    "serve.core",
+    "serve.replica",
+    "serve.store",
+    "serve.telemetry",
+]
 """Packages and modules, by import name. Those that are named are checked with everything below them."""
 
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef

@@ -13,8 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.peers.records import Record
-from serve.api.native.json_body import decode_table
-from serve.api.native.schemas import encode_answer
+from serve.api.native.json_body import decode_table, encode_answer
 from serve.core import Batch, Prediction, QueryTable, Timing
 from serve.core.row_buckets import row_buckets
 from serve.engine.engine import TabPFNEngine

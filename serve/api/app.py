@@ -1,101 +1,110 @@
-"""Assembles the ASGI app: doors, errors, limits, and the replica's life.
+"""Assembles the ASGI app of one replica: doors, routes for operators, limits, and the replica's life.
 
-The same app runs under uvicorn and inside the Ray replica. Layers, from the outside: `Edge` (request id, last resort),
-`BodyLimit`, then for a prediction the native door itself, for all else FastAPI's router. FastAPI's own layers are a
-fifth of what a prediction costs here (docs/decisions/001-cost-of-the-front.md), and it needs none of them.
-The lifespan is the replica's life: the app serves nothing before the predictor has started, and when the server stops,
-what was admitted is answered first.
+The same app runs under uvicorn and inside the Ray replica. Its layers, from the outside: `Predictions` serves the
+requests for predictions; every other request passes `RequestId` and `BodyLimit` to Starlette's router.
+
+The lifespan of the app is the life of the replica. Nothing is served before the predictor has started. When the server
+stops, the admitted requests are answered first.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-from fastapi import FastAPI
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
-import serve
-from serve.api import openapi
+from serve.api.door import Door
+from serve.api.errors import from_http
 from serve.api.middleware.body_limit import BodyLimit
 from serve.api.middleware.early_refusal import EarlyRefusal
-from serve.api.middleware.request_id import Edge
-from serve.api.native.door import UNKNOWN_MODEL_LABEL, NativeDoor, asked_model
-from serve.api.operators import docs, status
-from serve.api.operators.health import HealthDoor
-from serve.api.problems import CALLER_ERRORS, from_http, respond
-from serve.core.errors import ServeError
+from serve.api.middleware.request_id import RequestId
+from serve.api.native.door import NativeDoor
+from serve.api.openapi import OpenApi
+from serve.api.operators.docs import DocsRoutes
+from serve.api.operators.health import HealthRoutes, RenderMetrics
+from serve.api.operators.status import StatusRoutes
+from serve.api.predictions import Predictions
+from serve.api.routes import RouteGroup
+from serve.api.statuses import CALLER_ERRORS
 from serve.replica.lifecycle import ReplicaLifecycle, lifecycle_of
 from serve.replica.predictor import Predictor
 
+DOORS: tuple[Callable[[Predictor], Door], ...] = (NativeDoor,)
+"""Every door. The first one renders the errors at paths that no door owns."""
 
-class App(FastAPI):
-    """FastAPI whose requests come through `layers` first, and those that nobody will read, through `refuse_early`."""
 
-    layers: ASGIApp
-    refuse_early: EarlyRefusal
+class App(Starlette):
+    """The ASGI app, and `early_refusal`, which a server that can asks by the headers of each request."""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await (self.layers if scope["type"] == "http" else super().__call__)(scope, receive, send)
+    def __init__(
+        self,
+        predictor: Predictor,
+        doors: Sequence[Door],
+        operators: Sequence[RouteGroup],
+        *,
+        answers_request_id: bool,
+        lifecycle: ReplicaLifecycle | None,
+    ) -> None:
+        docs = DocsRoutes(OpenApi(predictor, [*doors, *operators]))
+        routes = [route for group in (*doors, *operators, docs) for route in group.routes()]
+        super().__init__(routes=routes, lifespan=_lifespan(predictor, lifecycle))
+        self.router.redirect_slashes = False
+        self._doors = tuple(doors)
+        handlers = dict.fromkeys((*CALLER_ERRORS, HTTPException), self._render_routed)
+        limited = BodyLimit(
+            ExceptionMiddleware(self.router, handlers), predictor.settings.api.max_body_bytes, self._render
+        )
+        routed = RequestId(limited, self._render, answers_request_id=answers_request_id)
+        predictions = Predictions(predictor, doors, routed, answers_request_id=answers_request_id)
+        self.early_refusal = EarlyRefusal(predictor, predictions)
+        self.middleware_stack = predictions  # instead of Starlette's own, which it builds at the first request
 
-    async def route(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """FastAPI's own part."""
-        await super().__call__(scope, receive, send)
+    async def _render_routed(self, request: Request, error: Exception) -> Response:
+        """The response to an error of the router or of a handler."""
+        if not isinstance(error, HTTPException):
+            return self._render(error, request.scope)
+        response = self._render(from_http(error, request.method, request.url.path), request.scope)
+        response.headers.update(error.headers or {})
+        return response
+
+    def _render(self, error: BaseException, scope: Scope) -> Response:
+        """The response to an error outside the flow of predictions, by the door that owns the path."""
+        owners = (door for door in self._doors if scope["path"].startswith(door.prefixes))
+        return next(owners, self._doors[0]).render(error, scope["state"]["request_id"])
 
 
 def create_app(
     predictor: Predictor,
     *,
+    doors: Sequence[Callable[[Predictor], Door]] = DOORS,
     answers_request_id: bool = True,
     lifecycle: ReplicaLifecycle | None = None,
-    render_metrics: Callable[[], Awaitable[bytes]] | None = None,
+    render_metrics: RenderMetrics | None = None,
 ) -> App:
-    """The app of one replica. Its lifespan starts and stops `lifecycle`, or one of `predictor` alone.
+    """The app of one replica. Its lifespan starts and stops `lifecycle`, and raises the errors of the start.
 
-    `answers_request_id=False` leaves the `x-request-id` of the answer to the server around the app. `render_metrics`
-    gives the text of `/metrics`, where that is more than the metrics of this replica.
+    Args:
+        doors: makes the doors; 1 or more.
+        answers_request_id: the app adds `x-request-id` to its answers; the server around the app does it otherwise.
+        lifecycle: the replica's life; without it, that of `predictor` alone.
+        render_metrics: the text of `/metrics`; without it, the metrics of this replica.
     """
-    app = App(
-        title="tabpfn-serve",
-        version=serve.__version__,
-        lifespan=_lifespan(predictor, lifecycle),
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
-        telemetry={"tracing": False, "metrics": False, "logs": False},
-    )
-    native = NativeDoor(predictor)
-    native.mount(app)
-    HealthDoor(predictor, render_metrics).mount(app)
-    status.mount(app, predictor)
-    docs.mount(app)
-    openapi.install(app, predictor)
-    _answer_errors(app)
-
-    def count_refused(error: ServeError) -> None:
-        predictor.recorder.answered(UNKNOWN_MODEL_LABEL, error.code, 0.0)
-
-    async def take(scope: Scope, receive: Receive, send: Send) -> None:
-        name = asked_model(scope["method"], scope["path"])
-        if name is None:
-            await app.route(scope, receive, send)
-        else:
-            await native.predict(name, scope, receive, send)
-
-    limited = BodyLimit(take, predictor.settings.api.max_body_bytes, count_refused)
-    app.layers = Edge(limited, answers_request_id=answers_request_id)
-    app.refuse_early = EarlyRefusal(predictor)
-    return app
+    made = [door(predictor) for door in doors]
+    operators = [HealthRoutes(predictor, render_metrics), StatusRoutes(predictor)]
+    return App(predictor, made, operators, answers_request_id=answers_request_id, lifecycle=lifecycle)
 
 
 def _lifespan(
     predictor: Predictor, lifecycle: ReplicaLifecycle | None
-) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
         life = lifecycle_of(predictor) if lifecycle is None else lifecycle
         await life.start()
         try:
@@ -104,16 +113,3 @@ def _lifespan(
             await life.stop()
 
     return lifespan
-
-
-def _answer_errors(app: FastAPI) -> None:
-    async def answer(request: Request, error: Exception) -> Response:
-        return respond(error, request.state.request_id)
-
-    async def answer_http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        return respond(from_http(error, request.method, request.url.path), request.state.request_id, error.headers)
-
-    for kind in CALLER_ERRORS:
-        app.add_exception_handler(kind, answer)
-    app.add_exception_handler(HTTPException, answer_http)

@@ -1,26 +1,48 @@
-"""The two headers that say how urgent a request is: `x-request-timeout-ms` and `x-priority`."""
+"""The request headers that all doors share: `x-request-id`, `x-request-timeout-ms` and `x-priority`.
+
+Every function reads the raw, lower-case headers of ASGI.
+"""
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable
 
+from serve.api.errors import InvalidHeader
 from serve.core import Priority
 from serve.core.errors import InvalidInput
 
+REQUEST_ID_HEADER = "x-request-id"
 TIMEOUT_HEADER = "x-request-timeout-ms"
 PRIORITY_HEADER = "x-priority"
+
+MAX_REQUEST_ID_CHARS = 128
 MAX_TIMEOUT_MS = 86_400_000
 """A day."""
 
+REQUEST_ID = REQUEST_ID_HEADER.encode()
 _TIMEOUT = TIMEOUT_HEADER.encode()
 _PRIORITY = PRIORITY_HEADER.encode()
 
 
-def read_deadline_and_priority(headers: Iterable[tuple[bytes, bytes]]) -> tuple[float | None, Priority]:
-    """(seconds until the deadline, None where the request does not say; priority) from raw, lower-case headers.
+def read_request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The caller's request id, or a new one. Raises InvalidHeader."""
+    for name, value in headers:
+        if name == REQUEST_ID:
+            request_id = value.decode("latin-1")
+            if 0 < len(request_id) <= MAX_REQUEST_ID_CHARS and request_id.isascii() and request_id.isprintable():
+                return request_id
+            raise InvalidHeader(f"{REQUEST_ID_HEADER} must be 1 to {MAX_REQUEST_ID_CHARS} printable ASCII characters")
+    return new_request_id()
 
-    Raises InvalidInput.
-    """
+
+def new_request_id() -> str:
+    """32 hexadecimal digits."""
+    return uuid.uuid4().hex
+
+
+def read_deadline_and_priority(headers: Iterable[tuple[bytes, bytes]]) -> tuple[float | None, Priority]:
+    """Seconds from arrival to deadline, None without `x-request-timeout-ms`; and the priority. Raises InvalidInput."""
     timeout_s, priority = None, Priority.INTERACTIVE
     for name, value in headers:
         if name == _TIMEOUT:
@@ -31,7 +53,7 @@ def read_deadline_and_priority(headers: Iterable[tuple[bytes, bytes]]) -> tuple[
 
 
 def _timeout_s(value: bytes) -> float:
-    # Digits are counted first, since a number of thousands of digits is slow (and int refuses it).
+    # The digits are counted first, because `int` is slow on thousands of digits and then refuses them.
     digits = value.strip()
     if digits.isdigit() and len(digits.lstrip(b"0")) <= len(str(MAX_TIMEOUT_MS)):
         timeout_ms = int(digits)

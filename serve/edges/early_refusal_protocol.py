@@ -14,22 +14,22 @@ What is always true:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-Refuse = Callable[[str, str, Sequence[tuple[bytes, bytes]]], Response | None]
-"""(method, target, raw headers) -> the answer of a request that is refused already."""
+EarlyRefusal = Callable[[str, str, list[tuple[bytes, bytes]]], Response | None]
+"""(method, target, raw headers) -> the response of an early refusal; None for a request that is to be read."""
 
 
 class EarlyRefusalProtocol(HttpToolsProtocol):
     """See the head of the file."""
 
-    def __init__(self, *arguments: Any, refuse: Refuse, **options: Any) -> None:
+    def __init__(self, *arguments: Any, early_refusal: EarlyRefusal, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._refuse = refuse
+        self._early_refusal = early_refusal
         self._refusal: Response | None = None
         """The answer to the request whose body is arriving."""
         self._is_last = False
@@ -37,7 +37,7 @@ class EarlyRefusalProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         if self._is_free():
-            self._refusal = self._refuse(
+            self._refusal = self._early_refusal(
                 self.parser.get_method().decode("ascii"), self.url.decode("latin-1"), self.headers
             )
         if self._refusal is None:

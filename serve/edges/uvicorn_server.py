@@ -145,7 +145,7 @@ def _config(app: App, settings: ServerSettings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="none",
-        http=cast(Any, functools.partial(EarlyRefusalProtocol, refuse=app.refuse_early)),
+        http=cast(Any, functools.partial(EarlyRefusalProtocol, early_refusal=app.early_refusal)),
         ws="none",
         lifespan="off",
         log_config=None,

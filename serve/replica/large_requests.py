@@ -26,10 +26,8 @@ class LargeRequestExecutor:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="large-requests")
 
-    async def run(self, is_large: bool, fn: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """`fn(*args, **kwargs)`, on the thread if `is_large`; its exceptions are raised here."""
-        if not is_large:
-            return fn(*args, **kwargs)
+    async def run(self, fn: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """`fn(*args, **kwargs)` on the thread; its exceptions are raised here. Small requests do without a call."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: fn(*args, **kwargs))
 
     def close(self) -> None:

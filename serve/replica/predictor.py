@@ -182,10 +182,13 @@ class Predictor:
         if self._state not in (ServerState.READY, ServerState.LAME_DUCK):
             raise Draining("this replica is shutting down; send the request again, another replica will take it")
         max_rows = self.settings.batching.max_request_rows
-        if request.num_rows > max_rows:
-            raise TooLarge(f"{request.num_rows} rows in one request; at most {max_rows} are taken, send them in parts")
-        is_large = request.num_rows > SMALL_ROWS
-        rows = await self.large_requests.run(is_large, model.fitted.encode, request.table)
+        table = request.table
+        if table.num_rows > max_rows:
+            raise TooLarge(f"{table.num_rows} rows in one request; at most {max_rows} are taken, send them in parts")
+        if table.num_rows <= SMALL_ROWS:
+            rows = model.fitted.encode(table)
+        else:
+            rows = await self.large_requests.run(model.fitted.encode, table)
         return await self._batcher.submit(request, model.fitted, rows)
 
     def snapshot(self) -> Status:

@@ -15,8 +15,9 @@ import pytest
 from ports import free_port
 from predictor_harness import make
 
+from serve.api.door import RequestHead
 from serve.api.native.door import NativeDoor
-from serve.core import Batch
+from serve.core import Batch, PredictRequest
 from serve.edges.uvicorn_server import EmbeddedServer
 from serve.engine.fake import FakeEngine
 from serve.replica.lifecycle import ReplicaLifecycle
@@ -116,13 +117,13 @@ async def full(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Full]:
     first.ask()
     replica = Full(port, server, lifecycle, first, release, callers=[first])
     await asyncio.to_thread(entered.wait, 20)
-    ordinary = NativeDoor.predict
+    ordinary = NativeDoor.read
 
-    async def seen(native: NativeDoor, name: str, *asgi: object) -> None:
-        replica.read.append(name)
-        await ordinary(native, name, *asgi)  # type: ignore[arg-type]
+    def seen(native: NativeDoor, head: RequestHead, body: bytes) -> PredictRequest:
+        replica.read.append(head.reference.name)
+        return ordinary(native, head, body)
 
-    monkeypatch.setattr(NativeDoor, "predict", seen)
+    monkeypatch.setattr(NativeDoor, "read", seen)
     yield replica
     release.set()
     for caller in replica.callers:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from serve.api.problems import INTERNAL_ERROR, STATUSES
+from serve.api.statuses import INTERNAL_ERROR, STATUSES
 from serve.core import Priority, ServerState
 from serve.telemetry.cloudwatch import SERVER_FAULTS, CloudWatchRecorder, publishing
 from serve.telemetry.emf import Document, Gauges, documents, line_writer
@@ -129,7 +129,7 @@ def test_what_is_beyond_the_buckets_has_the_highest_bound(recorder: CloudWatchRe
 
 
 def test_faults_are_what_callers_meet_as_5xx() -> None:
-    assert {error.code for error, status in STATUSES.items() if status >= 500} | {INTERNAL_ERROR} == SERVER_FAULTS
+    assert {error.code for error, status in STATUSES.items() if status.http >= 500} | {INTERNAL_ERROR} == SERVER_FAULTS
 
 
 def test_a_line_is_written_in_one_piece(recorder: CloudWatchRecorder) -> None:

@@ -1,13 +1,13 @@
-"""The limit on request bodies, in front of every door.
+"""The limit on request bodies: `LimitedBody` for one request, and `BodyLimit` as a middleware before the router.
 
 What is always true:
-- a body that declares more than the limit is refused before a byte of it is asked for;
-- any other body is counted as it comes, and at the first byte over the limit nothing more is handed to the app: at
-  most the limit and one network chunk are ever held;
-- after a refusal the connection closes, since what follows on it is the rest of that body.
+- a body that declares more than the limit is refused before a byte of it is requested;
+- any other body is counted as it arrives. At the first byte over the limit, nothing more is handed on: the server
+  never holds more than the limit and one network chunk;
+- after a refusal the connection closes, because the rest of that body would follow on it.
 
-Closing a socket while bytes lie unread in it resets it, and a reset can destroy the answer before the client reads it.
-So the answer is sent whole first, and then what the client is still sending is thrown away for a moment (`_linger`).
+Closing a socket while unread bytes lie in it resets it, and a reset can destroy the answer before the client has read
+it. So the answer is sent whole first. Then the server discards what the client still sends, for `LINGER_S` at most.
 """
 
 from __future__ import annotations
@@ -17,105 +17,134 @@ import contextlib
 from collections.abc import Callable
 
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.api.problems import InvalidHeader, respond
+from serve.api.errors import InvalidHeader
 from serve.core.errors import ServeError, TooLarge
 
 LINGER_S = 1.0
-"""Most that a refused client is listened to after its answer."""
+"""Longest time that the server discards what a refused client still sends."""
 
 
-class BodyLimit:
-    """ASGI middleware; see the head of the file.
+class LimitedBody:
+    """The body of one request: its `receive` is that of ASGI, and raises TooLarge over the limit.
 
-    Args:
-        on_refused: called for a request that was refused before the app saw it.
+    Attributes:
+        refusal: the error that the body was refused with; None while it is within the limit.
     """
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, on_refused: Callable[[ServeError], None]) -> None:
-        self._app = app
-        self._max_bytes = max_body_bytes
-        self._on_refused = on_refused
+    def __init__(self, receive: Receive, max_bytes: int) -> None:
+        self.refusal: ServeError | None = None
+        self._receive = receive
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
+        self._has_more = True
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
+    def check_declared(self, headers: Headers) -> None:
+        """Raise InvalidHeader or TooLarge for a `Content-Length` that is no number, or over the limit."""
+        length = headers.get("content-length")
+        if length is None:
             return
-        try:
-            self._check_declared(Headers(scope=scope).get("content-length"))
-        except ServeError as error:
-            self._on_refused(error)
-            await self._refuse(error, scope, receive, send, more_to_come=True)
-            return
-        await self._count(scope, receive, send)
+        if not (length.isascii() and length.isdigit()):
+            self.refusal = InvalidHeader("Content-Length must be a whole number of bytes")
+        # The digits are counted first, because `int` is slow on thousands of digits and then refuses them.
+        elif len(length.lstrip("0")) > 18 or int(length) > self._max_bytes:
+            self.refusal = self._too_large()
+        if self.refusal is not None:
+            raise self.refusal
 
-    def _check_declared(self, content_length: str | None) -> None:
-        if content_length is None:
-            return
-        if not (content_length.isascii() and content_length.isdigit()):
-            raise InvalidHeader("Content-Length must be a whole number of bytes")
-        # The digits are counted first, since a number of thousands of digits is slow (and int refuses it).
-        if len(content_length.lstrip("0")) > 18 or int(content_length) > self._max_bytes:
-            raise self._too_large()
+    async def receive(self) -> Message:
+        """The next message. Raises TooLarge at the first byte over the limit, and from then on."""
+        if self.refusal is not None:
+            raise self.refusal
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._num_bytes += len(message.get("body", b""))
+            self._has_more = message.get("more_body", False)
+            if self._num_bytes > self._max_bytes:
+                self.refusal = self._too_large()
+                raise self.refusal
+        return message
 
-    async def _count(self, scope: Scope, receive: Receive, send: Send) -> None:
-        num_bytes = 0
-        more_to_come = True
-        exceeded: ServeError | None = None
-        started = False
+    async def read(self) -> bytes:
+        """The whole body. Raises TooLarge, and ClientDisconnect where the caller goes first."""
+        parts = []
+        while self._has_more:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            parts.append(message.get("body", b""))
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
-        async def receive_counted() -> Message:
-            nonlocal num_bytes, more_to_come, exceeded
-            if exceeded is not None:
-                raise exceeded
-            message = await receive()
-            if message["type"] == "http.request":
-                num_bytes += len(message.get("body", b""))
-                more_to_come = message.get("more_body", False)
-                if num_bytes > self._max_bytes:
-                    exceeded = self._too_large()
-                    raise exceeded
-            return message
+    async def refuse(self, response: Response, scope: Scope, send: Send) -> None:
+        """Send the response to a refused body, discard what still arrives, and let the connection close."""
 
-        async def send_unless_exceeded(message: Message) -> None:
-            nonlocal started
-            if exceeded is not None and not started:
-                return  # whatever the app made of the error, the refusal below is the answer
-            started = True
-            await send(message)
-
-        try:
-            await self._app(scope, receive_counted, send_unless_exceeded)
-        except Exception:
-            if exceeded is None or started:
-                raise
-        if exceeded is not None and not started:
-            await self._refuse(exceeded, scope, receive, send, more_to_come=more_to_come)
-
-    def _too_large(self) -> TooLarge:
-        return TooLarge(f"the body is larger than {self._max_bytes} bytes; send the rows in parts")
-
-    async def _refuse(
-        self, error: ServeError, scope: Scope, receive: Receive, send: Send, *, more_to_come: bool
-    ) -> None:
-        async def send_but_stay(message: Message) -> None:
+        async def send_without_end(message: Message) -> None:
             if message["type"] == "http.response.body":
                 message["more_body"] = True
             await send(message)
 
-        request_id = scope["state"]["request_id"]
-        await respond(error, request_id, {"connection": "close"})(scope, receive, send_but_stay)
-        if more_to_come:
-            await self._linger(receive)
+        response.headers["connection"] = "close"
+        await response(scope, self._receive, send_without_end)
+        if self._has_more:
+            await self._linger()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _linger(self, receive: Receive) -> None:
+    def _too_large(self) -> TooLarge:
+        return TooLarge(f"the body is larger than {self._max_bytes} bytes; send the rows in several requests")
+
+    async def _linger(self) -> None:
         left = self._max_bytes
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LINGER_S):
                 while left > 0:
-                    message = await receive()
+                    message = await self._receive()
                     if message["type"] != "http.request" or not message.get("more_body", False):
                         return
                     left -= len(message.get("body", b""))
+
+
+class BodyLimit:
+    """ASGI middleware for the requests that go to the router.
+
+    Args:
+        render: the response to an error of the request with this scope.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, render: Callable[[BaseException, Scope], Response]) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+        self._render = render
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; every scope but `http` passes unchanged."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        body = LimitedBody(receive, self._max_bytes)
+        try:
+            body.check_declared(Headers(scope=scope))
+        except ServeError as error:
+            await body.refuse(self._render(error, scope), scope, send)
+        else:
+            await self._serve(body, scope, send)
+
+    async def _serve(self, body: LimitedBody, scope: Scope, send: Send) -> None:
+        has_started = False
+
+        async def send_unless_refused(message: Message) -> None:
+            nonlocal has_started
+            if body.refusal is not None and not has_started:
+                return  # the app's own answer to the error; the refusal below takes its place
+            has_started = True
+            await send(message)
+
+        try:
+            await self._app(scope, body.receive, send_unless_refused)
+        except Exception:
+            if body.refusal is None or has_started:
+                raise
+        if body.refusal is not None and not has_started:
+            await body.refuse(self._render(body.refusal, scope), scope, send)

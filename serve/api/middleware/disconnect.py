@@ -1,7 +1,7 @@
-"""A caller who has gone away is not computed for.
+"""Cancels the work for a caller that has gone.
 
-While a request waits for its batch, nothing else reads its connection; one task waits there for the disconnect and
-cancels the work when it comes, so that the queue can skip the rows. Rows that are already on the device finish unheard.
+While a request waits for its batch, nothing else reads its connection. One task waits there for the disconnect and
+then cancels the work, so that the queue skips the rows. Rows that are already on the device finish without a reader.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _T = TypeVar("_T")
 async def run_while_connected(work: Awaitable[_T], receive: Receive) -> _T:
     """The result of `work`, whose request body must have been read whole. Raises ClientDisconnect.
 
-    The work runs in the caller's own task, which is cancelled for it: a task more for every request is dear.
+    The work runs in the calling task, and a disconnect cancels that task: a second task for each request costs more.
     """
     caller = asyncio.current_task()
     assert caller is not None
@@ -36,7 +36,7 @@ async def run_while_connected(work: Awaitable[_T], receive: Receive) -> _T:
     try:
         return await work
     except asyncio.CancelledError:
-        if left and not caller.uncancel():  # nobody else wants it to end
+        if left and not caller.uncancel():  # no other cancellation was requested
             raise ClientDisconnect from watch.exception()
         raise
     finally:

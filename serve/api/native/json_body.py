@@ -1,6 +1,6 @@
-"""Bytes of a JSON body -> `QueryTable`, or the fault and its place.
+"""Reads JSON bodies into a `QueryTable` and writes predictions as JSON.
 
-The good road is one call of msgspec. All the searching for a place happens after it failed, on the caller's time.
+A valid body costs one call of msgspec. The place of a fault is searched only after that call has failed.
 """
 
 from __future__ import annotations
@@ -11,10 +11,22 @@ from collections.abc import Iterable
 import msgspec
 from starlette.datastructures import Headers
 
-from serve.api.native.schemas import RECORDS_FORM, TABLE_FORM, Query
-from serve.api.problems import InvalidJson, UnsupportedMediaType
-from serve.core import QueryTable
+from serve.api.errors import InvalidJson, UnsupportedMediaType
+from serve.api.native.schemas import (
+    RECORDS_FORM,
+    TABLE_FORM,
+    ClassificationAnswer,
+    ClassPrediction,
+    Query,
+    RegressionAnswer,
+    TimingMs,
+    ValuePrediction,
+)
+from serve.core import QUANTILES, REGRESSION_STATISTICS, Prediction, QueryTable
 from serve.core.errors import InvalidInput
+from serve.replica.predictor import ServedModel
+
+assert len(REGRESSION_STATISTICS) == 2 + len(QUANTILES), "mean, median and one column per quantile"
 
 _FORMS = f"the body is either {RECORDS_FORM} or {TABLE_FORM}"
 _DECODER = msgspec.json.Decoder(Query)
@@ -24,7 +36,7 @@ _MAX_NAME_CHARS = 100
 
 
 def check_media_type(headers: Headers) -> None:
-    """JSON, or nothing said. Raises UnsupportedMediaType."""
+    """Raise UnsupportedMediaType for a body that is declared as anything else than uncompressed JSON."""
     content_type = headers.get("content-type", "")
     media_type = content_type.partition(";")[0].strip().lower()
     if media_type not in ("", "application/json") and not re.fullmatch(r"application/[\w.-]+\+json", media_type):
@@ -55,7 +67,7 @@ def decode_table(body: bytes) -> QueryTable:
 
 
 def _not_utf8(body: bytes) -> str:
-    # msgspec counts within the string it was reading; the caller wants the place in the body.
+    # msgspec counts the bytes within one JSON string; the caller needs the place in the body.
     try:
         body.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -81,7 +93,7 @@ class _RawQuery(msgspec.Struct):
 
 
 def _unreadable_column(body: bytes, row: int) -> str | None:
-    """The column of the first cell of `row` that cannot be read; None if the body defies even this."""
+    """The column of the first unreadable cell of `row`; None where the body cannot be read even for this."""
     try:
         query = msgspec.json.decode(body, type=_RawQuery)
         cells: Iterable[tuple[str, msgspec.Raw]]
@@ -110,3 +122,25 @@ def _table(query: Query) -> QueryTable:
     if columns is msgspec.UNSET or data is msgspec.UNSET:
         raise InvalidInput(f"`columns` and `data` belong together; {_FORMS}", code="invalid_shape")
     return QueryTable.from_rows(columns, data)
+
+
+def encode_answer(model: ServedModel, prediction: Prediction, request_id: str, total_ms: float) -> bytes:
+    """The JSON of one answer. Numbers keep every digit of float64; times are rounded to the microsecond."""
+    timing = TimingMs(round(prediction.timing.queue_ms, 3), round(prediction.timing.compute_ms, 3), round(total_ms, 3))
+    name, version, classes = model.definition.name, model.definition.version, model.fitted.classes
+    outputs = prediction.outputs
+    if not classes:
+        values = [_value_prediction(row) for row in outputs.tolist()]
+        return msgspec.json.encode(RegressionAnswer(name, version, values, request_id, prediction.batch_rows, timing))
+    labels = [classes[index] for index in outputs.argmax(axis=1).tolist()]
+    predictions = list(map(ClassPrediction, labels, outputs.tolist()))
+    return msgspec.json.encode(
+        ClassificationAnswer(name, version, list(classes), predictions, request_id, prediction.batch_rows, timing)
+    )
+
+
+_QUANTILE_NAMES = tuple(f"{quantile:g}" for quantile in QUANTILES)
+
+
+def _value_prediction(row: list[float]) -> ValuePrediction:
+    return ValuePrediction(row[0], row[1], dict(zip(_QUANTILE_NAMES, row[2:], strict=True)))

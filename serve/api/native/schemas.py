@@ -1,7 +1,7 @@
-"""The bodies of the native door: what a request may say, what an answer says. OpenAPI is written from these classes.
+"""The JSON bodies of the native door, as classes. `json_body.py` reads and writes them, OpenAPI is made from them.
 
-Decoding judges the shape only; what a cell may hold is the model's own affair (`FittedContext.encode`). Nothing
-here looks at a cell, so a request costs one pass of msgspec and one of the row encoder.
+Decoding checks the shape only. The row encoder of the model checks the cells (`FittedContext.encode`), so a request
+costs one pass of msgspec and one pass of the row encoder.
 """
 
 from __future__ import annotations
@@ -11,10 +11,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from serve.core import QUANTILES, REGRESSION_STATISTICS, Prediction
 from serve.replica.predictor import ServedModel
-
-assert len(REGRESSION_STATISTICS) == 2 + len(QUANTILES), "mean, median and one column per quantile"
 
 RECORDS_FORM = '{"records": [{"column": value, ...}, ...]}'
 TABLE_FORM = '{"columns": ["column", ...], "data": [[value, ...], ...]}'
@@ -42,18 +39,18 @@ class TimingMs(msgspec.Struct):
 
     queue: Annotated[float, Meta(description="Waiting for the device.")]
     compute: Annotated[float, Meta(description="The batch on the device.")]
-    total: Annotated[float, Meta(description="From the arrival at the handler to the answer.")]
+    total: Annotated[float, Meta(description="From the arrival of the headers to the answer.")]
 
 
 class ClassPrediction(msgspec.Struct):
-    """The answer for one row."""
+    """The answer of a classifier for one row."""
 
     label: Annotated[str, Meta(description="The class with the highest probability.")]
     probabilities: Annotated[list[float], Meta(description="One per class, in the order of `classes`.")]
 
 
 class ValuePrediction(msgspec.Struct):
-    """The answer for one row."""
+    """The answer of a regressor for one row."""
 
     mean: float
     median: float
@@ -71,7 +68,9 @@ class ClassificationAnswer(_Answer):
     classes: list[str]
     predictions: list[ClassPrediction]
     request_id: str
-    batch_rows: Annotated[int, Meta(description="Rows of the (last) batch it rode in, all callers together.")]
+    batch_rows: Annotated[
+        int, Meta(description="Rows of the batch with this request's last row, all callers together.")
+    ]
     timing_ms: TimingMs
 
 
@@ -80,7 +79,9 @@ class RegressionAnswer(_Answer):
 
     predictions: list[ValuePrediction]
     request_id: str
-    batch_rows: Annotated[int, Meta(description="Rows of the (last) batch it rode in, all callers together.")]
+    batch_rows: Annotated[
+        int, Meta(description="Rows of the batch with this request's last row, all callers together.")
+    ]
     timing_ms: TimingMs
 
 
@@ -93,7 +94,7 @@ class Input(msgspec.Struct):
 
 
 class ModelSummary(msgspec.Struct):
-    """One line of the list of models."""
+    """One entry in the list of models."""
 
     name: str
     version: str
@@ -102,13 +103,13 @@ class ModelSummary(msgspec.Struct):
 
 
 class ModelList(msgspec.Struct):
-    """Every model that is served."""
+    """Every served model."""
 
     models: list[ModelSummary]
 
 
 class ModelDescription(ModelSummary, omit_defaults=True):
-    """All that a caller needs to know of one model."""
+    """Everything that a caller needs to know about one model."""
 
     classes: Annotated[list[str], Meta(description="In the order of `probabilities`; empty for a regressor.")]
     inputs: list[Input]
@@ -117,22 +118,26 @@ class ModelDescription(ModelSummary, omit_defaults=True):
     num_context_rows: Annotated[int, Meta(description="Labelled rows that the model conditions on.")]
     num_members: Annotated[int, Meta(description="Ensemble members whose answers are averaged.")]
     max_rows: Annotated[int, Meta(description="Most rows in one request.")]
-    default_timeout_ms: Annotated[float, Meta(description="The deadline where `x-request-timeout-ms` names none.")]
+    default_timeout_ms: Annotated[
+        float, Meta(description="Time to the deadline of a request without `x-request-timeout-ms`.")
+    ]
     device: str
-    backend: Annotated[str, Meta(description="Whose forward pass answers: `ours`, or tabpfn's own, `library`.")]
+    backend: Annotated[str, Meta(description="The forward pass: `compiled` by the server, or that of `tabpfn`.")]
     example: Annotated[dict[str, Any] | UnsetType, Meta(description="One record, ready to be posted.")] = UNSET
 
 
 COMPONENTS = (Query, ClassificationAnswer, RegressionAnswer, ModelList, ModelDescription)
-"""What OpenAPI shows."""
+"""The classes whose schemas are in the OpenAPI document."""
 
 
 def summarise(model: ServedModel) -> ModelSummary:
+    """The entry of one served model."""
     definition = model.definition
     return ModelSummary(definition.name, definition.version, definition.context.task.value, definition.description)
 
 
 def describe_model(model: ServedModel, *, max_rows: int, device: str) -> ModelDescription:
+    """The whole description of one served model."""
     definition, fitted = model.definition, model.fitted
     return ModelDescription(
         name=definition.name,
@@ -151,25 +156,3 @@ def describe_model(model: ServedModel, *, max_rows: int, device: str) -> ModelDe
         backend=fitted.backend,
         example=UNSET if definition.example is None else dict(definition.example),
     )
-
-
-def encode_answer(model: ServedModel, prediction: Prediction, request_id: str, total_ms: float) -> bytes:
-    """The JSON of one answer. Numbers keep every digit that float64 has; times are rounded to the microsecond."""
-    timing = TimingMs(round(prediction.timing.queue_ms, 3), round(prediction.timing.compute_ms, 3), round(total_ms, 3))
-    name, version, classes = model.definition.name, model.definition.version, model.fitted.classes
-    outputs = prediction.outputs
-    if not classes:
-        values = [_value_prediction(row) for row in outputs.tolist()]
-        return msgspec.json.encode(RegressionAnswer(name, version, values, request_id, prediction.batch_rows, timing))
-    labels = [classes[index] for index in outputs.argmax(axis=1).tolist()]
-    predictions = list(map(ClassPrediction, labels, outputs.tolist()))
-    return msgspec.json.encode(
-        ClassificationAnswer(name, version, list(classes), predictions, request_id, prediction.batch_rows, timing)
-    )
-
-
-_QUANTILE_NAMES = tuple(f"{quantile:g}" for quantile in QUANTILES)
-
-
-def _value_prediction(row: list[float]) -> ValuePrediction:
-    return ValuePrediction(row[0], row[1], dict(zip(_QUANTILE_NAMES, row[2:], strict=True)))

@@ -1,1 +1,1 @@
-"""Routes for operators: health, metrics and the documentation page."""
+"""Routes for operators: health, metrics and the documentation page. Each file is one `RouteGroup`."""

@@ -1,31 +1,39 @@
-"""`GET /v1/status`: what the replica says of itself, as JSON."""
+"""`GET /v1/status`: the present state of the replica, as JSON."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
-from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
 
-from serve.api.native.door import RawRoute
-from serve.replica.predictor import Predictor
+from serve.api.routes import Description, RouteGroup
+from serve.replica.predictor import Predictor, ServedModel
 
 PATH = "/v1/status"
 
 
-def mount(app: FastAPI, predictor: Predictor) -> None:
-    """Add the route. It answers before the models are loaded and while the replica drains, too."""
+class StatusRoutes(RouteGroup):
+    """The status answers before the models are loaded and while the replica drains, too."""
 
-    async def status(_: Request) -> Response:
-        return Response(msgspec.json.encode(predictor.snapshot()), media_type="application/json")
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
 
-    app.router.add_api_route(
-        PATH,
-        status,
-        methods=["GET"],
-        route_class_override=RawRoute,
-        response_class=Response,
-        summary="State, models, queue, device and costs of this replica",
-        responses={200: {"description": "The replica that answered, at this moment."}},
-        tags=["operation"],
-    )
+    def routes(self) -> Sequence[BaseRoute]:
+        return [Route(PATH, self.status)]
+
+    def describe(self, example: ServedModel | None) -> Description:
+        del example
+        operation = {
+            "operationId": "status",
+            "summary": "State, models, queue, device and costs of this replica",
+            "tags": ["operation"],
+            "responses": {"200": {"description": "The replica that answered, at this moment."}},
+        }
+        return Description({PATH: {"get": operation}})
+
+    async def status(self, _: Request) -> Response:
+        """The snapshot of the replica."""
+        return Response(msgspec.json.encode(self._predictor.snapshot()), media_type="application/json")

@@ -30,11 +30,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from serve.api import create_app
+from serve.api import App, create_app
 from serve.core import ServerState
 from serve.core.errors import StartupError
 from serve.edges.ray import environment, replica_log
@@ -77,7 +76,7 @@ class TabPFNDeployment:
         await self._lifecycle.start()
         self._handle: DeploymentHandle[Any] | None = None
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def __serve_build_asgi_app__(self) -> App:
         # Ray adds the request id to every answer that goes through it, and enters the lifespan in any case.
         return create_app(
             self._predictor, answers_request_id=False, lifecycle=self._lifecycle, render_metrics=self._render_metrics

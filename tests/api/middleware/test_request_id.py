@@ -6,36 +6,43 @@ import logging
 
 import httpx
 import pytest
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from serve.api.middleware.request_id import Edge
+from serve.api.middleware.request_id import RequestId
+from serve.api.native.problems import respond
+
+
+def render(error: BaseException, scope: Scope) -> Response:
+    return respond(error, scope["state"]["request_id"])
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     await PlainTextResponse(scope["state"]["request_id"])(scope, receive, send)
 
 
-async def ask(app: Edge, headers: dict[str, str] | None = None) -> httpx.Response:
+async def ask(app: RequestId, headers: dict[str, str] | None = None) -> httpx.Response:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         return await client.get("/", headers=headers)
 
 
 @pytest.mark.parametrize("request_id", ["a", "order 17/3", "x" * 128])
 async def test_a_given_id_is_used_and_echoed(request_id: str) -> None:
-    answer = await ask(Edge(echo), {"x-request-id": request_id})
+    answer = await ask(RequestId(echo, render), {"x-request-id": request_id})
     assert answer.text == answer.headers["x-request-id"] == request_id
 
 
 async def test_ids_are_made_where_none_is_given() -> None:
-    answers = [await ask(Edge(echo)) for _ in range(2)]
+    answers = [await ask(RequestId(echo, render)) for _ in range(2)]
     assert all(len(answer.text) == 32 and answer.text == answer.headers["x-request-id"] for answer in answers)
     assert answers[0].text != answers[1].text
 
 
 @pytest.mark.parametrize("request_id", ["", "x" * 129, "a\tb", "caf\xe9"])
 async def test_a_bad_id_is_refused_and_not_echoed(request_id: str) -> None:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(Edge(echo)), base_url="http://test") as client:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(RequestId(echo, render)), base_url="http://test"
+    ) as client:
         answer = await client.get("/", headers=[(b"x-request-id", request_id.encode("latin-1"))])
     assert answer.status_code == 400
     assert answer.json()["code"] == "invalid_header"
@@ -47,7 +54,7 @@ async def test_an_unexpected_exception_is_logged_once_and_answered(caplog: pytes
         raise RuntimeError("the password is hunter2")
 
     with caplog.at_level(logging.DEBUG):
-        answer = await ask(Edge(broken), {"x-request-id": "r1"})
+        answer = await ask(RequestId(broken, render), {"x-request-id": "r1"})
     assert answer.status_code == 500
     assert answer.json()["code"] == "internal_error"
     assert "hunter2" not in answer.text
@@ -62,4 +69,4 @@ async def test_an_exception_after_the_answer_began_goes_on() -> None:
         raise RuntimeError("late")
 
     with pytest.raises(RuntimeError, match="late"):
-        await ask(Edge(breaks_late))
+        await ask(RequestId(breaks_late, render))

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
+from serve.api.errors import InvalidJson, UnsupportedMediaType
 from serve.api.native.json_body import check_media_type, decode_table
-from serve.api.problems import InvalidJson, UnsupportedMediaType
 from serve.core import ABSENT, QueryTable
 from serve.core.errors import InvalidInput
 

@@ -102,9 +102,37 @@ async def test_models(client: httpx.AsyncClient) -> None:
     assert (await client.get("/v1/models/price")).json()["classes"] == []
 
 
+async def test_a_version_is_described_and_answers(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/v1/models/fraud/versions/3")).json() == (await client.get("/v1/models/fraud")).json()
+    response = await client.post("/v1/models/fraud/versions/3/predict", json={"records": RECORDS})
+    assert response.status_code == 200
+    assert response.json()["version"] == "3"
+    whole = (await client.post(FRAUD, json={"records": RECORDS})).json()
+    assert response.json()["predictions"] == whole["predictions"]
+
+
+async def test_a_version_that_is_not_served_is_named(client: httpx.AsyncClient) -> None:
+    for response in (
+        await client.get("/v1/models/fraud/versions/2"),
+        await client.post("/v1/models/fraud/versions/2/predict", json={"records": RECORDS}),
+    ):
+        assert (response.status_code, response.json()["code"]) == (404, "unknown_model")
+        assert "version '3', not '2'" in response.json()["detail"]
+    assert outcomes((await client.get("/metrics")).text) == {("unknown", "unknown_model"): 1}
+
+
+async def test_the_routes_answer_head_requests_too(client: httpx.AsyncClient) -> None:
+    for path in ("/v1/models", "/v2/health/ready", "/ping", "/openapi.json"):
+        assert (await client.head(path)).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
+        ("POST", "/v1/models//predict", 404, "unknown_route"),
+        ("POST", "/v1/models/fraud/versions//predict", 404, "unknown_route"),
+        ("POST", "/v1/models/fraud/versions/3/4/predict", 404, "unknown_route"),
+        ("GET", "/v1/models/nothing/versions/3", 404, "unknown_model"),
         ("GET", "/v1/models/nothing", 404, "unknown_model"),
         ("GET", "/v1/nothing", 404, "unknown_route"),
         ("POST", "/v1/models/fraud/predict/", 404, "unknown_route"),
@@ -118,7 +146,8 @@ async def test_wrong_addresses_are_problems(
     response = await client.request(method, path, headers={"x-request-id": "r-2"})
     assert response.status_code == status
     assert response.headers["content-type"] == "application/problem+json"
-    assert response.headers.get("allow") == ("GET" if status == 405 else None)
+    allowed = {"GET", "HEAD"} if status == 405 else {""}
+    assert set(response.headers.get("allow", "").split(", ")) == allowed
     assert (response.json()["code"], response.json()["request_id"]) == (code, "r-2")
 
 
@@ -180,7 +209,7 @@ async def test_every_request_is_counted_once(make_predictor: MakePredictor, serv
         ("price", "ok"): 1,
         ("fraud", "invalid_json"): 1,
         ("unknown", "unknown_model"): 1,
-        ("unknown", "too_large"): 1,
+        ("fraud", "too_large"): 1,
         ("fraud", "engine_error"): 1,
     }
     assert 'tabpfn_request_seconds_count{model="fraud"} 3.0' in text
