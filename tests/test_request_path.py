@@ -1,0 +1,92 @@
+"""One request for a prediction, from socket to socket, enters few files of the server. docs/architecture.md names them.
+
+The demo model answers over uvicorn, with its engine in a process of its own. The calls of the event loop and of the
+device thread are watched; those of the engine's process are not.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import httpx
+import pytest
+from ports import free_port
+
+import serve
+from serve.edges.uvicorn_server import EmbeddedServer
+from serve.replica.factory import assemble
+from serve.settings import ServerSettings
+
+MAX_FILES = 22
+SERVE = Path(serve.__file__).parent
+
+BACKGROUND = {"observe_lag", "on_tick"}
+"""Functions that timers call, whether or not a request comes."""
+
+
+class Calls:
+    """The files of the server whose functions are called while `is_watching`, in the order of their first call."""
+
+    def __init__(self) -> None:
+        self.is_watching = False
+        self.files: list[str] = []
+
+    def __call__(self, frame: FrameType, event: str, _: Any) -> None:
+        code = frame.f_code
+        if self.is_watching and event == "call" and code.co_filename.startswith(f"{SERVE}/"):
+            file = str(Path(code.co_filename).relative_to(SERVE))
+            is_background = code.co_name in BACKGROUND or self._is_below_background(frame)
+            if not is_background and file not in self.files:
+                self.files.append(file)
+
+    def _is_below_background(self, frame: FrameType) -> bool:
+        above = frame.f_back
+        while above is not None:
+            if above.f_code.co_name in BACKGROUND and above.f_code.co_filename.startswith(f"{SERVE}/"):
+                return True
+            above = above.f_back
+        return False
+
+
+@pytest.fixture
+def calls() -> Iterator[Calls]:
+    """Before anything else starts a thread, so that the device thread is watched too."""
+    calls = Calls()
+    threading.setprofile(calls)
+    sys.setprofile(calls)
+    yield calls
+    sys.setprofile(None)
+    threading.setprofile(None)
+
+
+@pytest.fixture
+async def url(calls: Calls) -> AsyncIterator[str]:
+    assert calls.files == []
+    predictor = assemble(ServerSettings())
+    await predictor.start()
+    port = free_port()
+    server = EmbeddedServer(predictor, "127.0.0.1", port)
+    await server.open()
+    yield f"http://127.0.0.1:{port}"
+    await server.close()
+    await predictor.close()
+
+
+async def test_a_request_enters_few_files(calls: Calls, url: str) -> None:
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        example = (await client.get("/v1/models/fraud")).json()["example"]
+        body = json.dumps({"records": [example]}).encode()
+        statuses = []
+        for is_watching in (False, True):
+            calls.is_watching = is_watching
+            statuses.append((await client.post("/v1/models/fraud/predict", content=body)).status_code)
+        calls.is_watching = False
+    assert statuses == [200, 200]
+    assert {"edges/early_refusal_protocol.py", "batching/device.py", "engine/worker/client.py"} <= set(calls.files)
+    assert len(calls.files) <= MAX_FILES, "\n".join(calls.files)
