@@ -1,4 +1,4 @@
-"""The errors that a caller or operator can meet. Knows no HTTP: `api/problems.py` holds the one table to statuses.
+"""The errors that a caller or operator can meet. Knows no HTTP: `api/statuses.py` has the table of statuses.
 
 Each class has a stable `code` for programs; the message is for people and, except for EngineError, may leave the
 server. Client faults are raised before the queue; EngineError is shared by the requests of one batch.

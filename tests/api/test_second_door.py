@@ -62,7 +62,7 @@ async def test_it_serves_beside_the_native_door(client: httpx.AsyncClient) -> No
     ("path", "body", "headers", "status", "text"),
     [
         (FRAUD_CSV, "amount,age\n1,2\n1,old\n", {}, 422, "wrong_type row=1"),
-        (FRAUD_CSV, "amount\n1\n", {}, 422, "missing_column row=0"),
+        (FRAUD_CSV, "amount\n1\n", {}, 422, "missing_column row=None"),
         (FRAUD_CSV, CSV, {"x-priority": "first"}, 422, "invalid_priority row=None"),
         (FRAUD_CSV, CSV, {"x-request-id": "x" * 129}, 400, "invalid_header row=None"),
         (FRAUD_CSV, " " * 30_000, {}, 413, "too_large row=None"),
