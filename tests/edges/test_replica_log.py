@@ -62,7 +62,7 @@ def test_a_death_and_its_replacement_are_one_line_each() -> None:
 
 def test_a_new_configuration_is_no_fault_unless_it_is_refused() -> None:
     watch = ReplicaWatch(2)
-    lines = [line for status, running in [("DEPLOYING", 1), ("DEPLOYING", 2), ("RUNNING", 2)]
+    lines = [line for status, running in [("DEPLOYING", 1), ("RUNNING", 2)]
              for line in watch.observe(status, running, "")]  # fmt: skip
     assert {level for level, _ in lines} == {logging.INFO}
     message = "Traceback (most recent call last):\n  File x\nserve.core.errors.StartupError: the port is taken\n"

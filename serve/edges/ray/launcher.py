@@ -108,17 +108,12 @@ def _announce(on_ready: Callable[[], None]) -> None:
 
 
 def how_to_look_inside(dashboard: bool) -> str:
-    """One line: the commands that show the state of Ray and of the application."""
-    address = ray.get_runtime_context().gcs_address
-    line = (
-        f"to look inside: export RAY_AUTH_MODE=token, then `ray status --address {address}`; the token is in "
-        "~/.ray/auth_token and is found by itself"
-    )
+    """One line: how to see the state of the application."""
     if not dashboard:
-        return f"{line}; start with --dashboard for `serve status`, `serve deploy` and Ray's dashboard"
+        return "to look inside, start with --dashboard: `serve status`, `serve deploy` and Ray's dashboard need it"
     return (
-        f"{line}; `serve status` and `serve deploy` work in the same way, and Ray's dashboard at http://127.0.0.1:8265 "
-        "asks for the token"
+        "to look inside: export RAY_AUTH_MODE=token, then `serve status`; Ray's dashboard at http://127.0.0.1:8265 "
+        "asks for the token, the content of ~/.ray/auth_token"
     )
 
 

@@ -23,7 +23,7 @@ class ReplicaWatch:
         status = str(getattr(status, "value", status))
         if status != self._status and status in _FAILED:
             yield logging.ERROR, f"the new configuration was refused: {last_line(message)}"
-        is_update = status == "DEPLOYING"
+        is_update = "DEPLOYING" in (status, self._status)
         if running < self._running and is_update:
             yield logging.INFO, f"replicas are being replaced by a new configuration: {running} running"
         elif running < self._running:
