@@ -26,7 +26,7 @@ from serve.settings import ServerSettings
 MAX_FILES = 22
 SERVE = Path(serve.__file__).parent
 
-BACKGROUND = {"observe_lag", "on_tick"}
+BACKGROUND = {"observe_lag", "on_tick", "_watch"}
 """Functions that timers call, whether or not a request comes."""
 
 
@@ -38,8 +38,10 @@ class Calls:
         self.files: list[str] = []
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> None:
+        if not self.is_watching or event != "call":
+            return
         code = frame.f_code
-        if self.is_watching and event == "call" and code.co_filename.startswith(f"{SERVE}/"):
+        if code.co_filename.startswith(f"{SERVE}/"):
             file = str(Path(code.co_filename).relative_to(SERVE))
             is_background = code.co_name in BACKGROUND or self._is_below_background(frame)
             if not is_background and file not in self.files:
@@ -71,7 +73,7 @@ async def url(calls: Calls) -> AsyncIterator[str]:
     predictor = assemble(ServerSettings())
     await predictor.start()
     port = free_port()
-    server = EmbeddedServer(predictor, "127.0.0.1", port)
+    server = EmbeddedServer.at(predictor, "127.0.0.1", port)
     await server.open()
     yield f"http://127.0.0.1:{port}"
     await server.close()
