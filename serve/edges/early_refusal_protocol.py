@@ -1,15 +1,14 @@
-"""One caller's connection: uvicorn's, which also answers a refusal that is made at the headers.
+"""uvicorn's HTTP protocol, which also answers early refusals: those that need the headers alone.
 
-uvicorn builds a scope, a cycle and a task for each request before anything of ours is asked. In an overload that is
-most of what a refusal costs (docs/decisions/001-cost-of-the-front.md), so here the question comes first. A request
-that is refused by its headers never exists for uvicorn: its body is thrown away as it comes, and when it has come whole
-the answer is written and the connection goes on as after any other.
+uvicorn builds a scope, a cycle and a task for each request before it calls the app. In an overload that is most of the
+cost of a refusal (docs/decisions/001-cost-of-the-front.md), so the early refusal is asked first. uvicorn never sees a
+refused request. Its body is dropped as it arrives, then the answer is written, and the connection stays open.
 
 What is always true:
-- answers leave in the order of their requests: while one is unanswered, those that follow it are uvicorn's;
-- what uvicorn waits for, such as a caller who reads slowly, is left to it: nothing is written past its flow control;
-- the connection's end is uvicorn's too: the keep-alive timer, `Connection: close`, HTTP/1.0, and a shutdown, which lets
-  a request that is still arriving have its answer.
+- Answers leave in the order of their requests. While one request is unanswered, the next ones are left to uvicorn.
+- Flow control is left to uvicorn. Nothing is written to a caller that reads slowly.
+- The end of a connection is left to uvicorn too: keep-alive timer, `Connection: close`, HTTP/1.0, and a shutdown, in
+  which a request that is still arriving gets its answer.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ EarlyRefusal = Callable[[str, str, list[tuple[bytes, bytes]]], Response | None]
 
 
 class EarlyRefusalProtocol(HttpToolsProtocol):
-    """See the head of the file."""
+    """One connection; see the head of the file."""
 
     def __init__(self, *arguments: Any, early_refusal: EarlyRefusal, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._early_refusal = early_refusal
         self._refusal: Response | None = None
-        """The answer to the request whose body is arriving."""
+        """The answer to the refused request whose body is arriving."""
         self._is_last = False
-        """The connection ends with that answer."""
+        """The connection closes after that answer."""
 
     def on_headers_complete(self) -> None:
         if self._is_free():
@@ -66,7 +65,7 @@ class EarlyRefusalProtocol(HttpToolsProtocol):
             self._is_last = True
 
     def _is_free(self) -> bool:
-        """Nothing is ahead of the request that has just begun."""
+        """No earlier request of this connection waits for its answer."""
         has_answered = self.cycle is None or self.cycle.response_complete
         return has_answered and not self.flow.write_paused and not self.transport.is_closing()
 

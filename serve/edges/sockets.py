@@ -1,4 +1,4 @@
-"""A bound socket on which nobody listens yet: the public door's, or a look whether a port is free."""
+"""Bound sockets, without a listener yet: the public port of a server, or a check that a port is free."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from serve.core.errors import StartupError
 def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """Bind a numeric or resolvable address of IPv4 or IPv6; port 0 takes a free one.
 
-    `shared` lets another process of ours have it too, so that a replica that takes over is there before the old one
-    leaves. Raises StartupError naming the address.
+    `shared` lets another process of the same user bind the port too, so that the next replica listens before the old
+    one leaves.
+
+    Raises:
+        StartupError: names the address and the reason.
     """
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:

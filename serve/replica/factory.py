@@ -1,4 +1,4 @@
-"""One replica from its settings: store, engine, predictor. What both edges (`standalone.py`, `app.py`) serve."""
+"""Makes one replica from its settings: store, engine and predictor. Every edge serves a replica made here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from serve.telemetry.telemetry import Telemetry
 
 
 def assemble(settings: ServerSettings) -> Predictor:
-    """A predictor that has not started. Raises StartupError where the settings name what is not there."""
+    """A predictor that has not started.
+
+    Raises:
+        StartupError: the settings name a repository or a device that is not there.
+    """
     return Predictor(
         _store(settings),
         _engine(settings),
@@ -28,6 +32,6 @@ def _engine(settings: ServerSettings) -> Engine:
     max_batch_rows = settings.batching.max_batch_rows
     if settings.engine.worker_process:
         return WorkerEngine(settings.engine, max_batch_rows)
-    from serve.engine.engine import TabPFNEngine  # torch and tabpfn, which this process does without otherwise
+    from serve.engine.engine import TabPFNEngine  # imports torch and tabpfn, which other processes do without
 
     return TabPFNEngine(settings.engine, max_batch_rows)
