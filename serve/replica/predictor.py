@@ -109,7 +109,13 @@ class Predictor:
         return self._batcher.died or self._engine.lost
 
     async def start(self) -> None:
-        """Fit, warm up and check every model of the store. Raises StartupError; the replica must then not serve."""
+        """Fit, warm up and check every model of the store; nothing where that is done.
+
+        Raises:
+            StartupError: a model cannot be served, so the replica must not become ready.
+        """
+        if self._state is not ServerState.STARTING:
+            return
         await self._batcher.start()
         self._lag = asyncio.create_task(observe_lag(self.recorder.loop_lagged), name="event-loop-lag")
         for name in self._store.names():
