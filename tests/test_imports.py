@@ -23,7 +23,7 @@ def test_the_engine_shuts_the_network_before_tabpfn_is_imported() -> None:
 import os, sys
 for name in ("TABPFN_NO_BROWSER", "HF_HUB_OFFLINE"):
     os.environ.pop(name, None)
-import serve.engine.library
+import serve.engine.tabpfn_estimators
 assert os.environ["TABPFN_NO_BROWSER"] == os.environ["HF_HUB_OFFLINE"] == "1"
 import huggingface_hub.constants
 assert huggingface_hub.constants.HF_HUB_OFFLINE

@@ -24,10 +24,10 @@ from benchmarks.offline.cells import Predict
 from benchmarks.offline.memory import tensor_bytes
 from benchmarks.percentiles import rounded
 from serve.core import Batch, Matrix, ModelDefinition, QueryTable
-from serve.engine import library
+from serve.engine import cleaning, tabpfn_estimators
 from serve.engine.engine import TabPFNEngine
-from serve.engine.library import Estimator, FitMode
 from serve.engine.row_encoder import RowEncoder
+from serve.engine.tabpfn_estimators import Estimator, FitMode
 from serve.settings import EngineSettings
 
 Queries = Mapping[int, Matrix]
@@ -58,10 +58,10 @@ class TabPFNSide:
         self._definition, self.device, self._say = case.definition, device, say
         context = case.definition.context
         raw = RowEncoder(context.columns).read(QueryTable.from_columns(dict(context.cells)))
-        self._frame = library.context_frame(case.definition, raw)
+        self._frame = cleaning.context_frame(case.definition, raw)
         fitted, self.fit_s = self._fit("fit_with_cache", "auto")
-        self.context_rows = library.clean(fitted, self._frame)
-        self.default = library.on_matrices(fitted)
+        self.context_rows = cleaning.clean(fitted, self._frame)
+        self.default = tabpfn_estimators.on_matrices(fitted)
         self._exact: Estimator = fitted
         self.was_borrowed = False
         self.exact_fit_s = self.fit_s
@@ -78,22 +78,22 @@ class TabPFNSide:
         """A fitted estimator, and the seconds that the fit took."""
         self._say(f"{self._definition.name}: fitting tabpfn, {fit_mode}, {precision}, on {self.device}")
         started = time.perf_counter()
-        fitted = library.build_estimator(self._definition, self._frame, fit_mode, self.device, precision)
+        fitted = tabpfn_estimators.build_estimator(self._definition, self._frame, fit_mode, self.device, precision)
         return fitted, time.perf_counter() - started
 
     def predict(self, rows: Matrix) -> Matrix:
         """tabpfn's cached answer in its own choice of precision."""
-        return library.predict_outputs(self.default, rows)
+        return tabpfn_estimators.predict_outputs(self.default, rows)
 
     def exact_answers(self, queries: Queries) -> dict[int, Matrix]:
         """tabpfn's cached float32 answers."""
-        estimator = library.on_matrices(self._exact)
-        return {num_rows: library.predict_outputs(estimator, rows) for num_rows, rows in queries.items()}
+        estimator = tabpfn_estimators.on_matrices(self._exact)
+        return {num_rows: tabpfn_estimators.predict_outputs(estimator, rows) for num_rows, rows in queries.items()}
 
     def uncached(self, precision: str) -> Predict:
         """tabpfn's predict without a KV cache."""
-        estimator = library.on_matrices(self._fit("fit_preprocessors", precision)[0])
-        return lambda rows: library.predict_outputs(estimator, rows)
+        estimator = tabpfn_estimators.on_matrices(self._fit("fit_preprocessors", precision)[0])
+        return lambda rows: tabpfn_estimators.predict_outputs(estimator, rows)
 
     @contextmanager
     def lent(self, *, is_last: bool) -> Iterator[None]:
@@ -105,7 +105,7 @@ class TabPFNSide:
         fitted = self._exact
         if is_last:
             self._exact = None
-        build = library.build_estimator
+        build = tabpfn_estimators.build_estimator
         loan = (self._definition, "fit_with_cache", self.device, "float32")
 
         def lend(
@@ -118,7 +118,7 @@ class TabPFNSide:
             borrowed.executor_ = copy.copy(fitted.executor_)  # the engine may drop the copy's caches, not these
             return borrowed
 
-        with patch.object(library, "build_estimator", lend):
+        with patch.object(tabpfn_estimators, "build_estimator", lend):
             yield
 
 

@@ -2,8 +2,8 @@
 
 `tabpfn-uncached` and `tabpfn` are tabpfn's classifier with its own defaults, fed a DataFrame, without and with its KV
 cache. `tabpfn-float32` is the cached one in float32: the reference. `compiled` is TabPFNEngine behind the same call.
-All answer the same question: probabilities, corrected to the true share of fraud. `library.TabPFNClassifier` is the
-class of the tabpfn package; the module only keeps it from the internet.
+All answer the same question: probabilities, corrected to the true share of fraud. `tabpfn_estimators.TabPFNClassifier`
+is the class of the tabpfn package; the module only keeps it from the internet.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.peers.servers.options import ENGINE_VARIABLE, MAX_BATCH_ROWS, THREADS_VARIABLE
 from serve.core import Batch, ModelDefinition, QueryTable
-from serve.engine import library
+from serve.engine import tabpfn_estimators
 from serve.engine.engine import TabPFNEngine
 from serve.settings import EngineSettings, StoreSettings
 from serve.store import FolderStore
@@ -65,7 +65,7 @@ def _tabpfn(definition: ModelDefinition, kind: str, num_threads: int) -> Predict
     context = definition.context
     frame = pd.DataFrame({column.name: context.cells[column.name] for column in context.columns})
     target = np.asarray(context.target)
-    classifier = library.TabPFNClassifier(
+    classifier = tabpfn_estimators.TabPFNClassifier(
         model_path=definition.checkpoint_path,
         device="cpu",
         fit_mode="fit_preprocessors" if kind == "tabpfn-uncached" else "fit_with_cache",

@@ -1,11 +1,11 @@
-"""A fitted ensemble as our own code from first to last: preprocessing, one forward per group of members, outputs.
+"""A fitted ensemble as compiled code: preprocessing, one forward pass per group of members, outputs.
 
-The library prepares and runs its members one after another, in Python, anew for every call. Here all that the fit
-decided is laid out once: members of one network and equal width are one group and pass through it together, their KV
-caches side by side; a call is then one preparation on the host, one copy in, one forward per group, one copy out.
+tabpfn prepares and runs its members one after another, in Python, anew for every call. Here everything that the fit
+decided is laid out once. Members of one network and equal width form a group and run together, their KV caches side by
+side. A call is then one preparation on the host, one copy to the device, one forward pass per group, and one copy back.
 
-What must hold: the answers are the library's own to within rounding, whatever the number of rows. That is checked on
-canary rows whenever a model is loaded (engine.py), not only in tests, because it leans on the library's internals.
+What must hold: the answers equal tabpfn's within rounding, for any number of rows. This code depends on tabpfn's
+internals, so canary rows check it whenever a model is loaded (engine.py), not only in tests.
 """
 
 from __future__ import annotations
@@ -33,11 +33,14 @@ _BUILDERS: Mapping[str, Builder] = {
     "TabPFNV3": v3.build,
     "TabPFNV3p5": v3_5.build,
 }
-"""By the class name of tabpfn's network."""
+"""Compiled forward passes by the class name of tabpfn's network."""
 
 
 def can_compile(estimator: Any) -> bool:
-    """Whether every network of the fitted estimator has a forward of ours, and there is anything to run at all."""
+    """Whether every network of the fitted estimator has a compiled forward pass.
+
+    False for a constant target, for which tabpfn runs no network.
+    """
     if getattr(estimator, "is_constant_target_", False):
         return False
     networks = (cache.get_any() for cache in estimator.executor_.model_caches)
@@ -45,12 +48,12 @@ def can_compile(estimator: Any) -> bool:
 
 
 class CompiledEnsemble:
-    """Clean rows to outputs.
+    """Answers clean rows.
 
     Args:
-        estimator: fitted with "fit_with_cache" and `can_compile`. It may drop its KV caches afterwards.
-        device: where the estimator's networks and caches are.
-        precision: of the forward passes.
+        estimator: fitted with "fit_with_cache", and `can_compile`. It may drop its KV caches afterwards.
+        device: the device of the estimator's networks and caches.
+        precision: number formats of the forward passes.
         probe: one clean row, float64 [1, features].
     """
 
@@ -59,17 +62,19 @@ class CompiledEnsemble:
         self._is_classifier = hasattr(estimator, "classes_")
         executor = estimator.executor_
         members = executor.ensemble_members
-        joined: list[list[int]] = []
+        caches_of_groups: list[list[int]] = []
 
         def group_members(widths: Sequence[int]) -> list[list[int]]:
-            joined.extend(_join_caches(executor, widths))
-            return [[position for index in caches for position in executor.cache_groups[index]] for caches in joined]
+            caches_of_groups.extend(_join_caches(executor, widths))
+            return [
+                [place for index in caches for place in executor.cache_groups[index]] for caches in caches_of_groups
+            ]
 
         self._preprocessing = compile_preprocessing(members, device, group_members)
         groups = self._preprocessing.groups
         task_type = "multiclass" if self._is_classifier else "regression"
         self._passes = _build_passes(
-            executor, joined, groups, self._preprocessing.columns, task_type, device, precision
+            executor, caches_of_groups, groups, self._preprocessing.columns, task_type, device, precision
         )
         order = [position for one in self._passes for number in one.groups for position in groups[number]]
         self._in_member_order = torch.tensor(np.argsort(order), device=device)
@@ -80,11 +85,11 @@ class CompiledEnsemble:
 
     @property
     def uncompiled_steps(self) -> tuple[str, ...]:
-        """Preprocessing steps that still run through the library's code, by class name."""
+        """Class names of the steps because of which members are prepared by tabpfn's code."""
         return self._preprocessing.uncompiled
 
     def __call__(self, rows: Matrix) -> Matrix:
-        """Outputs float64 [rows, outputs] of clean rows float64 [rows, features]; what the library's predict gives."""
+        """Clean rows float64 [rows, features] to outputs float64 [rows, outputs], equal to tabpfn's prediction."""
         with torch.inference_mode(), self._threads(len(rows)):
             outputs = self._outputs(self._logits(self._preprocessing(rows)))
         matrix = np.asarray(outputs.cpu().numpy(), dtype=np.float64)
@@ -96,13 +101,13 @@ class CompiledEnsemble:
         return nullcontext()
 
     def _run_forwards(self, prepared: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Logits [members, rows, ...] in the members' own order."""
+        """Logits [members, rows, ...] in the order of the members."""
         logits = [one.forward(*(prepared[number] for number in one.groups)) for one in self._passes]
         return torch.cat(logits).index_select(0, self._in_member_order)
 
 
 def _record(compute: Compute, executor: Any, device: torch.device) -> Compute:
-    """`compute` as it runs fastest on the device, and by as many threads as torch has now."""
+    """`compute` as it runs fastest on the device, with as many threads as torch has now."""
     if device.type == "cuda":
         return RecordedCompute(compute)
     networks = [cache.get_any() for cache in executor.model_caches]
@@ -113,7 +118,7 @@ def _record(compute: Compute, executor: Any, device: torch.device) -> Compute:
 
 
 def _join_caches(executor: Any, widths: Sequence[int]) -> list[list[int]]:
-    """The library's cache groups whose members may share a forward: one network, equal width, as many context rows."""
+    """Groups tabpfn's caches whose members can share a forward pass: one network, equal widths, equal context rows."""
     joined: dict[tuple[int, int, int], list[int]] = {}
     for index, positions in enumerate(executor.cache_groups):
         member = executor.ensemble_members[positions[0]]
@@ -124,7 +129,7 @@ def _join_caches(executor: Any, widths: Sequence[int]) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class _Pass:
-    """What goes through one forward together: groups by their numbers, whose logits stand end to end."""
+    """One forward pass and the groups that run in it, by their numbers; it answers the groups' members in order."""
 
     groups: Sequence[int]
     forward: Forward
@@ -139,11 +144,11 @@ def _build_passes(
     device: torch.device,
     precision: Precision,
 ) -> list[_Pass]:
-    """Passes of all groups: of members `groups[i]`, who lie in the library's caches `caches[i]` in this order."""
-    alike: dict[tuple[int, int], list[int]] = {}
+    """The passes of all groups. Group i has the members `groups[i]`, held in order by tabpfn's caches `caches[i]`."""
+    by_network: dict[tuple[int, int], list[int]] = {}
     for number, positions in enumerate(groups):
         member = executor.ensemble_members[positions[0]]
-        alike.setdefault((member.config._model_index, len(member.y_train)), []).append(number)
+        by_network.setdefault((member.config._model_index, len(member.y_train)), []).append(number)
 
     def read(number: int) -> Group:
         members = [executor.ensemble_members[position] for position in groups[number]]
@@ -152,7 +157,7 @@ def _build_passes(
         return Group(kv_caches, torch.stack(targets), columns[number])
 
     passes = []
-    for (model_index, _), numbers in alike.items():
+    for (model_index, _), numbers in by_network.items():
         network = executor.model_caches[model_index].get(device)
         build = _BUILDERS[type(network).__name__]
         parts = [read(number) for number in numbers]

@@ -1,4 +1,4 @@
-"""A context of the store as the engine's source of a fitted context: the library fits it, our encoding is its own."""
+"""Fits the context of a model definition: tabpfn fits it, and the row encoder must encode it as tabpfn does."""
 
 from __future__ import annotations
 
@@ -11,71 +11,85 @@ import torch
 
 from serve.core import Matrix, ModelDefinition, QueryTable
 from serve.core.errors import InvalidModel
-from serve.engine import library
+from serve.engine import cached_fit, cleaning, tabpfn_estimators
 from serve.engine.row_encoder import RowEncoder
 from serve.settings import EngineSettings
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """An estimator with KV caches, how its rows are encoded, and encoded rows to check it with [rows, features]."""
+    """A fitted context.
 
-    estimator: library.Estimator
+    Attributes:
+        estimator: tabpfn's, with KV caches on the device.
+        encoder: encodes the rows of requests for it.
+        rows: encoded rows for the start-up checks, float64 [rows, features].
+    """
+
+    estimator: tabpfn_estimators.Estimator
     encoder: RowEncoder
     rows: Matrix
 
 
 class Fit(Protocol):
-    """Where a fitted context comes from. `sized` is the definition as `memory.predict_bytes` shall count it."""
+    """The source of a fitted context.
 
-    sized: ModelDefinition
+    Attributes:
+        effective_definition: the model definition with the categories and the number of members that will be fitted,
+            from which `memory.sizes.predict_bytes` predicts memory.
+    """
+
+    effective_definition: ModelDefinition
 
     def fit(self) -> Fitted:
-        """Called once; seconds to minutes. Raises InvalidModel."""
+        """Fit; called once, takes seconds to minutes. Raises InvalidModel."""
 
-    def answer_plainly(self, rows: Matrix) -> Matrix:
-        """What the library says of clean rows, by an estimator made for this call and dropped; without a KV cache
-        wherever the context is there to do without. Float64 [rows, outputs]."""
+    def predict_uncached(self, rows: Matrix) -> Matrix:
+        """tabpfn's answer to clean rows: float64 [rows, outputs].
+
+        The estimator is made for this call and then dropped. It has no KV cache, unless the context is gone and only
+        the cache is left.
+        """
 
 
 class ContextFit:
-    """A `Fit` of the context in the definition."""
+    """A `Fit` of the context in the definition. KV caches come from `engine.kv_cache_dir` where it holds this fit's."""
 
     def __init__(self, definition: ModelDefinition, settings: EngineSettings, precision: str) -> None:
-        self.sized = definition
+        self.effective_definition = definition
         self._settings, self._precision = settings, precision
         self._device = torch.device(settings.device)
 
     def fit(self) -> Fitted:
-        context = self.sized.context
+        context = self.effective_definition.context
         reader = RowEncoder(context.columns)
         raw = reader.read(QueryTable.from_columns(dict(context.cells)))
-        self._frame = library.context_frame(self.sized, raw)
+        self._frame = cleaning.context_frame(self.effective_definition, raw)
         estimator = self._fit("fit_with_cache")
-        encoder = RowEncoder(context.columns, library.learn_codings(estimator, self._frame))
+        encoder = RowEncoder(context.columns, cleaning.learn_codings(estimator, self._frame))
         rows = encoder.encode_raw(raw)
-        _compare_cleaning(rows, library.clean(estimator, self._frame), list(self._frame.columns))
+        _check_encoding(rows, cleaning.clean(estimator, self._frame), list(self._frame.columns))
         return Fitted(estimator, encoder, rows)
 
-    def _fit(self, fit_mode: library.FitMode) -> library.Estimator:
-        """The library's estimator, its KV caches from a file where there is one of this very fit."""
-        folder, definition, device = self._settings.kv_cache_dir, self.sized, self._settings.device
+    def _fit(self, fit_mode: tabpfn_estimators.FitMode) -> tabpfn_estimators.Estimator:
+        """tabpfn's estimator; its KV caches come from a file if the file holds those of this fit."""
+        folder, definition, device = self._settings.kv_cache_dir, self.effective_definition, self._settings.device
         if folder is None or fit_mode != "fit_with_cache":
-            return library.build_estimator(definition, self._frame, fit_mode, device, self._precision)
+            return tabpfn_estimators.build_estimator(definition, self._frame, fit_mode, device, self._precision)
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{definition.name}-{definition.version}-{self._device.type}.safetensors"
-        return library.build_with_file(definition, self._frame, device, self._precision, folder / name)
+        return cached_fit.build_with_file(definition, self._frame, device, self._precision, folder / name)
 
-    def answer_plainly(self, rows: Matrix) -> Matrix:
-        return library.predict_outputs(library.on_matrices(self._fit("fit_preprocessors")), rows)
+    def predict_uncached(self, rows: Matrix) -> Matrix:
+        return tabpfn_estimators.predict_outputs(tabpfn_estimators.on_matrices(self._fit("fit_preprocessors")), rows)
 
 
-def _compare_cleaning(ours: Matrix, theirs: Matrix, names: Sequence[str]) -> None:
-    """Our encoding of the whole context must be the library's, to the bit."""
-    differs = ~((ours == theirs) | (np.isnan(ours) & np.isnan(theirs)))
+def _check_encoding(encoded: Matrix, cleaned: Matrix, names: Sequence[str]) -> None:
+    """Raises InvalidModel unless the row encoder and tabpfn's cleaning give the same bits for the whole context."""
+    differs = ~((encoded == cleaned) | (np.isnan(encoded) & np.isnan(cleaned)))
     if differs.any():
         row, column = map(int, np.argwhere(differs)[0])
         raise InvalidModel(
-            f"our encoding of the context differs from tabpfn's at row {row}, column {names[column]!r}: "
-            f"{ours[row, column]} and {theirs[row, column]}; is this tabpfn release supported?"
+            f"the row encoder and tabpfn's cleaning differ at context row {row}, column {names[column]!r}: "
+            f"{encoded[row, column]} and {cleaned[row, column]}; install the tabpfn release that this server requires"
         )

@@ -1,18 +1,18 @@
-"""KV caches on disk: one safetensors file per fitted context, so that a start reads what another start computed.
+"""KV caches on disk: one safetensors file per fitted context, so that a start reads what an earlier start computed.
 
 What is always true:
-- the file is data: tensors and JSON; classes come from the fixed table `_CLASSES`, never from a name in the file;
-- nothing of it is used unless all of it is what was written, for exactly this fit. `body` (JSON in the header) holds
-  the structure, the fingerprint, and every tensor's dtype, shape and SHA-256; `body_sha256` covers the body. Tensors
-  are read into memory of their own and digested there, so that a file which changes afterwards changes no answer;
-- the fingerprint says what the caches depend on (weights, context, options, precision, releases, device type), and
-  `inputs` what the network was really given: digests of the preprocessed rows and targets, one per forward of the
-  build. Whoever restores compares both, because preprocessing is fitted anew at each start, and caches that were built
-  from other preprocessed rows (an SVD that turned its sign, another quantile) would answer wrongly without an error;
+- the file is data: tensors and JSON. Classes come from the fixed table `_CLASSES`, never from a name in the file;
+- nothing of a file is used unless all of it is what was written, for exactly this fit. `body` (JSON in the header)
+  holds the structure, the fingerprint, and each tensor's dtype, shape and SHA-256; `body_sha256` covers the body.
+  Tensors are read into memory of their own and digested there, so a file that changes afterwards changes no answer;
+- the fingerprint states what the caches depend on: weights, context, options, precision, releases, device type.
+  `inputs` states what the network really received: digests of the preprocessed rows and targets, one per forward pass
+  of the build. A reader compares both. Preprocessing is fitted anew at each start, and caches that were built from
+  other preprocessed rows (an SVD with another sign, another quantile) would answer wrongly without an error;
 - a file appears whole or not at all (`atomic_write`).
 
-Whatever is wrong with a file, the reason is logged in one line and the caller builds the caches anew.
-The file holds values of the context's rows; it is written for its owner's eyes alone (mode 0600).
+If anything is wrong with a file, one line of the log gives the reason, and the caller builds the caches anew.
+The file holds values of the context's rows, so only its owner may read it (mode 0600).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _log = logging.getLogger(__name__)
 
 FORMAT = "tabpfn-serve kv caches, 1"
 Fingerprint: TypeAlias = dict[str, str]
-"""What the caches depend on, part by part, so that a refusal can name the part."""
+"""What the caches depend on, by part, so that a message can name the part that differs."""
 Json: TypeAlias = Any
 
 _CLASSES: dict[str, type[Any]] = {
@@ -67,17 +67,17 @@ _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 class StaleCaches(Exception):
-    """The caches do not belong to this fit; the message says why. Never leaves the engine."""
+    """The caches do not belong to this fit; the message says why. The engine handles it itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caches:
-    """What a build of `InferenceEngineExplicitKVCache` leaves behind.
+    """The caches that a build of `InferenceEngineExplicitKVCache` makes.
 
     Attributes:
         caches: `kv_caches`, one per group of members.
         groups: `cache_groups`, the members that each cache holds, in order.
-        inputs: SHA-256 of what the network was given (`digest_tensors`), one per forward of the build, in order.
+        inputs: SHA-256 of the network's inputs (`digest_tensors`), one per forward pass of the build, in order.
     """
 
     caches: Sequence[KVCache]
@@ -86,10 +86,11 @@ class Caches:
 
 
 def fingerprint_of(definition: ModelDefinition, settings: Mapping[str, Any], device: str) -> Fingerprint:
-    """Everything that caches depend on.
+    """Everything that the KV caches of a model depend on.
 
     Args:
-        settings: the arguments of the library's estimator, which hold the ensemble options and the precision.
+        settings: the arguments of tabpfn's estimator, which include the ensemble options and the precision.
+        device: `cpu` or `cuda:N`.
     """
     context, place = definition.context, torch.device(device)
     columns = [(column.name, column.kind) for column in context.columns]
@@ -101,7 +102,7 @@ def fingerprint_of(definition: ModelDefinition, settings: Mapping[str, Any], dev
         "checkpoint": _file_digest(checkpoint, stat.st_mtime_ns, stat.st_size),
         "context": _digest(_dump([context.task, columns, cells, context.target])),
         "ensemble options": _dump(options),
-        # "auto" depends on what the processor can do; v2 draws its column embeddings on the device that computes
+        # "auto" depends on the processor; v2 draws its column embeddings on the device that computes
         "precision": str(determine_precision(settings["inference_precision"], [place])),
         "device type": place.type,
         "tabpfn": version("tabpfn"),
@@ -110,7 +111,7 @@ def fingerprint_of(definition: ModelDefinition, settings: Mapping[str, Any], dev
 
 
 def digest_tensors(*tensors: torch.Tensor) -> str:
-    """SHA-256 over dtype, shape and bytes of each; waits for the device."""
+    """SHA-256 over dtype, shape and bytes of the tensors; waits for the device."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(_dump([_DTYPE_NAMES[tensor.dtype], tensor.shape]).encode())
@@ -123,7 +124,7 @@ def save(path: Path, built: Caches, fingerprint: Fingerprint) -> None:
 
     Raises:
         OSError: the folder cannot be written.
-        TypeError: a cache holds something that this format does not know (another release of tabpfn).
+        TypeError: a cache holds a value that this format does not have, such as of another release of tabpfn.
     """
     tensors: dict[str, torch.Tensor] = {}
     structure = _Encoder(tensors).encode(list(built.caches), "")
@@ -136,7 +137,7 @@ def save(path: Path, built: Caches, fingerprint: Fingerprint) -> None:
 
 
 def load(path: Path, fingerprint: Fingerprint, device: str) -> Caches | None:
-    """The file's caches on `device`; None, with the reason in the log, for a file that is not to be trusted."""
+    """The file's caches on `device`; None for a file that cannot be used, with the reason in the log."""
     try:
         with path.open("rb") as file:
             return _read(file, fingerprint, torch.device(device))
@@ -144,7 +145,7 @@ def load(path: Path, fingerprint: Fingerprint, device: str) -> Caches | None:
         _log.info("no KV cache file %s yet", path)
     except StaleCaches as reason:
         _log.warning("KV cache file %s is not used: %s", path, reason)
-    except Exception as error:  # whatever a damaged file provokes: it must never stop a start
+    except Exception as error:  # a damaged file can raise anything, and must not stop the start
         _log.warning("KV cache file %s is not used: it cannot be read (%s: %s)", path, type(error).__name__, error)
     return None
 
@@ -153,7 +154,7 @@ def _read(file: BufferedReader, fingerprint: Fingerprint, device: torch.device) 
     header, start, size = _read_header(file)
     metadata = header.pop("__metadata__", {})
     if metadata.get("format") != FORMAT:
-        raise StaleCaches(f"its format is {metadata.get('format')!r}, this release reads {FORMAT!r}")
+        raise StaleCaches(f"its format is {metadata.get('format')!r}; this release reads {FORMAT!r}")
     if _digest(metadata["body"]) != metadata["body_sha256"]:
         raise StaleCaches("it is damaged: the digest of its description differs")
     body = json.loads(metadata["body"])
@@ -176,7 +177,7 @@ def _read(file: BufferedReader, fingerprint: Fingerprint, device: torch.device) 
 
 
 def _read_header(file: BufferedReader) -> tuple[dict[str, Any], int, int]:
-    """The safetensors header, where its data start, and how many bytes of data there are."""
+    """The safetensors header, the offset of the data, and the number of bytes of data."""
     total = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
     if total < 8 or 8 + length > total:
@@ -186,7 +187,8 @@ def _read_header(file: BufferedReader) -> tuple[dict[str, Any], int, int]:
 
 
 def _check_range(name: str, entry: Mapping[str, Any], expected: int, size: int) -> tuple[int, int]:
-    """A tensor's bytes: next to the one before, inside the file, as many as its shape has."""
+    """The range of a tensor's bytes. Raises StaleCaches unless it follows the tensor before, lies inside the file, and
+    has the size of the tensor's shape."""
     begin, end = entry["data_offsets"]
     num_bytes = math.prod(entry["shape"]) * _DTYPES[entry["dtype"]].itemsize
     if begin != expected or end != begin + num_bytes:
@@ -197,7 +199,7 @@ def _check_range(name: str, entry: Mapping[str, Any], expected: int, size: int) 
 
 
 def _read_tensor(file: BufferedReader, name: str, entry: Sequence[Any]) -> torch.Tensor:
-    # memory of its own: a mapped file could change after it was digested, and alignment can reach the last bit
+    # memory of its own: a mapped file could change after it was digested, and alignment can change the last bit
     tensor = torch.empty(entry[1], dtype=_DTYPES[entry[0]])
     data = _bytes_of(tensor)
     if file.readinto(data) != len(data):
@@ -208,7 +210,7 @@ def _read_tensor(file: BufferedReader, name: str, entry: Sequence[Any]) -> torch
 
 
 class _Encoder:
-    """Nested caches to JSON, with their tensors put aside by path; a tensor met twice is stored once."""
+    """Nested caches to JSON. Tensors go into `tensors` by their path; a tensor that occurs twice is stored once."""
 
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
         self._tensors = tensors
@@ -227,7 +229,7 @@ class _Encoder:
         if isinstance(value, dict):
             return {"dict": [[key, self.encode(item, f"{path}.{key}")] for key, item in value.items()]}
         if _CLASSES.get(type(value).__name__) is not type(value):
-            raise TypeError(f"{path}: a KV cache file does not know {type(value).__name__}")
+            raise TypeError(f"{path}: a KV cache file cannot hold a value of type {type(value).__name__}")
         names = [field.name for field in dataclasses.fields(value)]
         fields = {name: self.encode(getattr(value, name), f"{path}.{name}") for name in names}
         return {"class": type(value).__name__, "fields": fields}
@@ -236,7 +238,7 @@ class _Encoder:
         if id(tensor) not in self._names:
             stored = tensor.detach().cpu().contiguous()
             taken = {other.data_ptr() for other in self._tensors.values()}
-            # safetensors refuses tensors that overlap: another view of a storage, or a part of one, becomes a copy
+            # safetensors refuses tensors that overlap, so a second view of a storage, or a part of one, is copied
             if stored.data_ptr() in taken or stored.untyped_storage().nbytes() != stored.nbytes:
                 stored = stored.clone()
             self._tensors[path] = stored

@@ -1,8 +1,8 @@
-"""From every member's logits to what a caller is told: tabpfn's post-processing, with its constants at hand.
+"""From every member's logits to the answer of a request: tabpfn's post-processing with its constants at hand.
 
-Mirrors `TabPFNClassifier.forward` / `logits_to_probabilities` / `_predict_proba` and `TabPFNRegressor.predict` of
-tabpfn 9.2. The classifier's part is a handful of tensor operations and asks the device for nothing. The regressor's
-translates every member's bars to the common ones by the library's own functions, whose tables it keeps.
+It mirrors `TabPFNClassifier.forward` / `logits_to_probabilities` / `_predict_proba` and `TabPFNRegressor.predict` of
+tabpfn 9.2. For a classifier it is a handful of tensor operations that never ask the device for a value. For a regressor
+it translates every member's bars to the common ones by tabpfn's own functions, and keeps the tables for them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tabpfn.utils import translate_probs_across_borders
 from serve.core import QUANTILES, Matrix
 
 Outputs = Callable[[torch.Tensor], torch.Tensor]
-"""Logits float32 [members, rows, ...] in the members' order to outputs [rows, outputs] on the same device."""
+"""Takes logits float32 [members, rows, ...], in the order of the members, to outputs [rows, outputs] on the device."""
 
 
 class ClassifierOutputs:
@@ -44,7 +44,7 @@ class ClassifierOutputs:
 
 
 def _class_order(config: Any, num_classes: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Where each class stands in a member's logits."""
+    """The position of each class in a member's logits."""
     order = np.arange(num_classes, dtype=np.int64)
     if config.class_permutation is not None:
         order[: len(config.class_permutation)] = config.class_permutation
@@ -52,7 +52,7 @@ def _class_order(config: Any, num_classes: int) -> np.ndarray[Any, np.dtype[np.i
 
 
 def _class_weights(estimator: Any) -> Matrix:
-    """The product of every per-class factor: each step multiplies and then normalises, so one product does for all."""
+    """The product of all factors per class. Each of tabpfn's steps multiplies and normalises; one product does all."""
     weights = np.ones(estimator.n_classes_)
     correction = getattr(estimator, "downsample_correction_weights_", None)
     if correction is not None:
@@ -66,7 +66,7 @@ def _class_weights(estimator: Any) -> Matrix:
 
 
 def round_probabilities(estimator: Any, probabilities: Matrix) -> Matrix:
-    """The library's optional rounding of a classifier's probabilities (`USE_SKLEARN_16_DECIMAL_PRECISION`)."""
+    """tabpfn's optional rounding of a classifier's probabilities (`USE_SKLEARN_16_DECIMAL_PRECISION`)."""
     if not estimator.inference_config_.USE_SKLEARN_16_DECIMAL_PRECISION:
         return probabilities
     rounded = np.around(probabilities, decimals=SKLEARN_16_DECIMAL_PRECISION)
@@ -75,12 +75,12 @@ def round_probabilities(estimator: Any, probabilities: Matrix) -> Matrix:
 
 
 class RegressorOutputs:
-    """Mean, median and `QUANTILES` float64 [rows, statistics] in the target's own unit.
+    """Mean, median and `QUANTILES`: float64 [rows, statistics] in the unit of the target.
 
     Args:
-        estimator: a fitted regressor whose KV caches are still there: a member's borders, and the bars that its target
-            transform cannot reach, are read off one answer of the library.
-        row: one clean row to ask it with, float64 [1, features].
+        estimator: a fitted regressor that still has its KV caches. One of its answers shows each member's borders, and
+            the bars that the member's target transform cannot reach.
+        row: the clean row for that answer, float64 [1, features].
     """
 
     def __init__(self, estimator: Any, row: Matrix, device: torch.device) -> None:
@@ -88,17 +88,17 @@ class RegressorOutputs:
         self._bars = estimator.znorm_space_bardist_.to(device)
         self._scale, self._shift = float(estimator.y_train_std_), float(estimator.y_train_mean_)
         self._temperature = float(resolved_softmax_temperature(estimator))
-        asked = list(estimator._iter_forward_executor(row, use_inference_mode=True))
-        self._borders = [torch.as_tensor(borders, device=device) for borders, _ in asked]
-        unreachable = torch.stack([torch.isneginf(output.reshape(-1)) for _, output in asked])
+        answers = list(estimator._iter_forward_executor(row, use_inference_mode=True))
+        self._borders = [torch.as_tensor(borders, device=device) for borders, _ in answers]
+        unreachable = torch.stack([torch.isneginf(output.reshape(-1)) for _, output in answers])
         self._unreachable = unreachable[:, None, :].to(device)  # [members, 1, bars]
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         reachable = (logits / self._temperature).masked_fill(self._unreachable, float("-inf"))
         total = torch.zeros_like(reachable[0])
         for member, borders in zip(reachable, self._borders, strict=True):
-            moved = translate_probs_across_borders(member, frm=borders, to=self._bars.borders)
-            total = total + (moved.log() if self._estimator.average_before_softmax else moved)
+            translated = translate_probs_across_borders(member, frm=borders, to=self._bars.borders)
+            total = total + (translated.log() if self._estimator.average_before_softmax else translated)
         logs = self._estimator._reduce_accumulated_logits(total, len(self._borders))
         statistics = [self._bars.mean(logs), *(self._bars.icdf(logs, level) for level in (0.5, *QUANTILES))]
         return torch.stack([value.double() for value in statistics], dim=1) * self._scale + self._shift

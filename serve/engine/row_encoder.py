@@ -1,7 +1,7 @@
 """Encodes one request as a float64 matrix, by the columns of the model's context.
 
 TabPFN infers types over the whole batch that it is given, so the string of one caller can change or break the row of
-another. Here every request is encoded alone, column by column, into exactly the numbers of the library's own cleaning
+another. Here every request is encoded alone, column by column, into exactly the numbers of tabpfn's own cleaning
 step. `context_fit.py` compares the two on the whole context when a model is loaded. Only such matrices are joined.
 
 What a cell may be, by its column's kind, and what it becomes:
@@ -36,7 +36,7 @@ MAX_MAGNITUDE = float(np.finfo(np.float32).max)
 DATETIME_PARTS = ("days", "hour", "weekday", "month")
 
 RawCell = float | str | None
-"""A cell as the library is shown it at fit: a number (NaN for missing) or a category's name (None for missing)."""
+"""A cell as tabpfn sees it in a fit: a number (NaN for missing) or a category's name (None for missing)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +44,10 @@ class Coding:
     """How a raw cell becomes the number in the matrix.
 
     Attributes:
-        codes: numbers of the known values; None passes numbers through.
-        missing: number of a missing cell.
-        unknown: number of a value that `codes` lacks.
-        constant: the column held one value in the context, so it tells nothing; always this number.
+        codes: the number of each known value; None passes numbers through.
+        missing: the number of a missing cell.
+        unknown: the number of a value that `codes` lacks.
+        constant: the number of every cell, for a column that held a single value in the context; else None.
     """
 
     codes: Mapping[RawCell, float] | None = None

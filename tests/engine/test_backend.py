@@ -114,7 +114,9 @@ def test_a_forward_that_answers_otherwise_fails_the_load(
         return lambda *rows: forward(*rows) * 1.01
 
     monkeypatch.setattr(compiled, "_BUILDERS", {"TabPFNV3p5": build_wrong})
-    with pytest.raises(StartupError, match=r"by our forward and by the library's differ by .* parity_tolerance 1e-05"):
+    with pytest.raises(
+        StartupError, match=r"by the compiled forward pass and by tabpfn differ by .* engine.parity_tolerance 1e-05"
+    ):
         engine.fit(definition(checkpoint))
 
 

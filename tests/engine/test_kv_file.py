@@ -31,7 +31,7 @@ from tabpfn.inference import InferenceEngineExplicitKVCache
 from tabpfn.regressor import TabPFNRegressor
 
 from serve.core import ModelDefinition, QueryTable, Task
-from serve.engine import kv_file, library
+from serve.engine import cached_fit, cleaning, kv_file, tabpfn_estimators
 from serve.engine.kv_file import Caches
 from serve.engine.row_encoder import RowEncoder
 
@@ -68,9 +68,9 @@ def definitions(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, Tas
 def fit(model: ModelDefinition, path: Path) -> Any:
     context = model.context
     records = [{c.name: context.cells[c.name][row] for c in context.columns} for row in range(context.num_rows)]
-    frame = library.context_frame(model, RowEncoder(context.columns).read(QueryTable.from_records(records)))
-    estimator = library.build_with_file(model, frame, "cpu", "float32", path)
-    return estimator, library.predict_outputs(estimator, frame)
+    frame = cleaning.context_frame(model, RowEncoder(context.columns).read(QueryTable.from_records(records)))
+    estimator = cached_fit.build_with_file(model, frame, "cpu", "float32", path)
+    return estimator, tabpfn_estimators.predict_outputs(estimator, frame)
 
 
 @pytest.fixture(scope="module")
@@ -376,6 +376,6 @@ def test_a_cache_of_an_unknown_class_is_not_written(tmp_path: Path) -> None:
         kv: Sequence[int] = ()
 
     caches: Any = [Unknown()]
-    with pytest.raises(TypeError, match="does not know Unknown"):
+    with pytest.raises(TypeError, match="cannot hold a value of type Unknown"):
         kv_file.save(tmp_path / "kv", Caches(caches, [[0]], ["a"]), FINGERPRINT)
     assert os.listdir(tmp_path) == []

@@ -10,7 +10,7 @@ from models import definition, records
 from tabpfn import TabPFNClassifier, TabPFNRegressor
 
 from serve.core import QUANTILES, QueryTable, Task
-from serve.engine import library
+from serve.engine import cleaning, tabpfn_estimators
 from serve.engine.outputs import ClassifierOutputs, RegressorOutputs, round_probabilities
 from serve.engine.row_encoder import RowEncoder
 
@@ -19,13 +19,13 @@ def fit(checkpoint: Path, task: Task, **options: Any) -> tuple[Any, np.ndarray]:
     """A fitted estimator for clean rows, and some of them."""
     model = definition(checkpoint, task)
     raw = RowEncoder(model.context.columns).read(QueryTable.from_records(records(120, seed=1)))
-    frame = library.context_frame(model, raw)
+    frame = cleaning.context_frame(model, raw)
     kind = TabPFNClassifier if task is Task.CLASSIFICATION else TabPFNRegressor
     estimator = kind(
         model_path=str(checkpoint), device="cpu", fit_mode="fit_with_cache", n_estimators=5, random_state=3,
         inference_precision=torch.float32, categorical_features_indices=[1, 2, 7], **options,
     ).fit(frame, np.array(model.context.target))  # fmt: skip
-    return library.on_matrices(estimator), library.clean(estimator, frame)
+    return tabpfn_estimators.on_matrices(estimator), cleaning.clean(estimator, frame)
 
 
 def member_logits(estimator: Any, rows: np.ndarray) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""The canary check: a row's answer is the same alone, in any company, and by the library's plain road.
+"""The canary check: a row's answer is the same alone, among other rows, and by tabpfn without a KV cache.
 
-It runs when a model is loaded, on rows of its own context with some cells emptied. TabPFN's cached path has been
-silently wrong before (notes in docs/architecture.md), so a difference beyond the tolerance is a failed start.
+It runs when a model is loaded, on rows of the model's context with some cells emptied. tabpfn's cached path has been
+wrong before without an error (docs/decisions), so a difference beyond the tolerance fails the start.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ NUM_CANARIES = 8
 
 
 def canary_rows(context_rows: Matrix, seed: int = 0) -> Matrix:
-    """A few rows of the context, spread over it, some with missing cells; float64 [rows, features]."""
+    """`NUM_CANARIES` rows spread over the context, half of them with missing cells: float64 [rows, features]."""
     rng = np.random.default_rng(seed)
     rows: Matrix = context_rows[np.linspace(0, len(context_rows) - 1, NUM_CANARIES).astype(int)].copy()
     hidden = rng.random(rows.shape) < 0.1
@@ -25,7 +25,14 @@ def canary_rows(context_rows: Matrix, seed: int = 0) -> Matrix:
 
 
 def check_parity(engine: Engine, context: FittedContext, rows: Matrix, tolerance: float) -> float:
-    """The largest difference found; raises StartupError beyond `tolerance`, naming the two ways that differ."""
+    """Compare batched answers with answers alone, in another order, and without a KV cache.
+
+    Returns:
+        The largest difference, as `compare_answers` measures it.
+
+    Raises:
+        StartupError: a difference exceeds `tolerance`; names the two ways of answering.
+    """
     together = engine.predict(Batch(context, rows))
     shuffled = np.random.default_rng(1).permutation(len(rows))
     ways = {
@@ -42,15 +49,22 @@ def check_parity(engine: Engine, context: FittedContext, rows: Matrix, tolerance
 def compare_answers(
     one_way: str, one: Matrix, other_way: str, other: Matrix, tolerance: float, *, is_probability: bool
 ) -> float:
-    """The largest difference of two answers to the same rows; raises StartupError beyond `tolerance`.
+    """The largest difference between two answers to the same rows.
 
-    Probabilities are compared as they are, a regressor's answers relative to the largest of them.
+    Probabilities are compared as they are; a regressor's answers relative to the largest of them.
+
+    Args:
+        one_way, other_way: how the answers were made, for the message.
+
+    Raises:
+        StartupError: the difference exceeds `tolerance`, or an answer is not a number.
     """
     scale = 1.0 if is_probability else max(1e-30, float(np.abs(one).max()))
     difference = float(np.abs(one - other).max()) / scale
     if not difference <= tolerance:  # also catches NaN
         raise StartupError(
             f"parity check failed: canary rows answered {one_way} and {other_way} differ by {difference:.3g}, "
-            f"more than parity_tolerance {tolerance:.3g}"
+            f"more than engine.parity_tolerance {tolerance:.3g}; 16-bit precision needs about 2e-2, in float32 such a "
+            "difference is a fault"
         )
     return difference

@@ -1,8 +1,4 @@
-"""Every row bucket runs once before a replica is ready, so that no caller pays for a first time.
-
-A bucket is a permitted number of rows of one forward: batches are padded up to the next one, so that a row always
-meets the same few shapes and the same kernels, whatever company it has.
-"""
+"""Runs every row bucket once before a replica is ready, so that no request pays for a first run."""
 
 from __future__ import annotations
 
@@ -19,23 +15,27 @@ from serve.engine.checks.parity import compare_answers
 _log = logging.getLogger(__name__)
 
 _SLOW_S = 1.0
-"""What happens only once is little beside this, and a start need not take twice as long for it."""
+"""A slower bucket runs only once: work that happens only once is small beside it, and the start takes half as long."""
 
 
 def warm_up(
     engine: Engine, context: FittedContext, rows: Matrix, buckets: Sequence[int], tolerance: float
 ) -> dict[int, float]:
-    """Run every bucket, the largest first (it sets the memory's high-water mark); seconds of each.
+    """Run every bucket, the largest first, because it sets the peak of memory.
 
-    A bucket that was quick runs once more and its faster time counts: the first pays for what happens only once, such
-    as recording a CUDA graph, and the batcher predicts from these seconds what a batch will take.
+    A fast bucket runs twice, and its faster time counts: the first run includes work that happens only once, such as
+    recording a CUDA graph. The batcher predicts from these times how long a batch takes.
 
     Args:
-        rows: at least one encoded row, repeated to fill a bucket.
-        tolerance: most that the answers to the same rows may differ between buckets, as in `parity.compare_answers`.
+        rows: one encoded row or more, float64 [rows, features], repeated to fill a bucket.
+        buckets: numbers of rows.
+        tolerance: largest difference between answers to the same rows in two buckets; see `parity.compare_answers`.
+
+    Returns:
+        Seconds of each bucket.
 
     Raises:
-        StartupError: a bucket failed, or answers otherwise than the largest; names it.
+        StartupError: a bucket failed, or its answers differ from the largest bucket's; names the bucket.
     """
     seconds = {}
     largest: Matrix | None = None
@@ -54,7 +54,7 @@ def warm_up(
 
 
 def _run(engine: Engine, batch: Batch) -> tuple[Matrix, float]:
-    """A finite answer for every row, and its seconds."""
+    """The answer to every row, and its seconds. Raises StartupError where it fails or is not finite."""
     num_rows = len(batch.rows)
     started = time.perf_counter()
     try:

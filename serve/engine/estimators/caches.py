@@ -1,7 +1,7 @@
-"""KV caches for fitted estimators: built where the fit kept none, made fit for the server's precision where it did.
+"""KV caches for fitted estimators: built where the fit kept none, cast to the server's precision where it kept them.
 
-Nothing is fitted anew that the estimator holds already: its members, in their order, with their preprocessing, are
-those that it would have answered with itself.
+Nothing that the estimator holds is fitted anew. Its members, in their order and with their preprocessing, are those
+that would have answered in the estimator itself.
 """
 
 from __future__ import annotations
@@ -19,20 +19,25 @@ from tabpfn.inference import (
     InferenceEngineOnDemand,
 )
 
-from serve.engine.library import Estimator
+from serve.engine.tabpfn_estimators import Estimator
 
 SERVED = (InferenceEngineCachePreprocessing, InferenceEngineExplicitKVCache, InferenceEngineOnDemand)
-"""tabpfn's executors of "fit_preprocessors", "fit_with_cache" and "low_memory"."""
+"""tabpfn's executors of the fit modes "fit_preprocessors", "fit_with_cache" and "low_memory"."""
 
 
 def has_caches(estimator: Estimator) -> bool:
-    """Whether it was fitted with the cache; its preprocessed context is then gone."""
+    """Whether the estimator was fitted with the cache; its preprocessed context is then gone."""
     return isinstance(estimator.executor_, InferenceEngineExplicitKVCache)
 
 
 def prepare(estimator: Estimator, device: str, precision: str) -> None:
-    """Move an estimator to the device and have it compute as the server does, whatever it was fitted to do."""
-    # "auto" would choose by free memory, and so let a neighbour change an answer
+    """Move an estimator to the device, and set it to compute as the server does, whatever its own settings were.
+
+    Args:
+        device: `cpu` or `cuda:N`.
+        precision: "auto", or the name of a torch dtype.
+    """
+    # "auto" would choose by free memory, so another process could change an answer
     estimator.memory_saving_mode = estimator.executor_.save_peak_mem = False
     estimator.enable_torch_compile = estimator.executor_.enable_torch_compile = False
     estimator.n_preprocessing_jobs = estimator.ensemble_preprocessor_.n_preprocessing_jobs = 1
@@ -48,7 +53,7 @@ def prepare(estimator: Estimator, device: str, precision: str) -> None:
 def _cast_caches(estimator: Estimator) -> None:
     executor = estimator.executor_
     forced = estimator.forced_inference_dtype_ or torch.float32
-    # under autocast the library takes keys and values of either kind
+    # under autocast tabpfn takes keys and values of any of these formats
     kept = (torch.float32, torch.float16, torch.bfloat16) if estimator.use_autocast_ else (forced,)
     executor.kv_caches = [_cast(cache, kept, forced) for cache in executor.kv_caches]
     for member in executor.ensemble_members:
@@ -57,7 +62,7 @@ def _cast_caches(estimator: Estimator) -> None:
 
 
 def build_caches(estimator: Estimator) -> None:
-    """Turn an estimator that was not fitted with the cache into one that was; on its device, in its precision."""
+    """Turn an estimator that was fitted without the cache into one with it, on its device and in its precision."""
     executor = estimator.executor_
     if isinstance(executor, InferenceEngineOnDemand):
         members: Any = executor.ensemble_preprocessor
@@ -66,7 +71,7 @@ def build_caches(estimator: Estimator) -> None:
     else:
         members = _Members(executor.ensemble_preprocessor, executor.ensemble_members)
         rows, columns = executor.X_train_shape_before_preprocessing
-        # only their shape is read: the members hold what they were fitted on
+        # tabpfn reads only their shape: the members hold the rows that they were fitted on
         table, target = np.empty((rows, columns), dtype=np.float32), np.empty(0)
     estimator.executor_ = InferenceEngineExplicitKVCache(
         table,
@@ -85,7 +90,7 @@ def build_caches(estimator: Estimator) -> None:
 
 
 class _Members:
-    """Stands for the fitting of members where they are fitted already (`TabPFNEnsemblePreprocessor`)."""
+    """Replaces tabpfn's `TabPFNEnsemblePreprocessor` where the members are fitted already."""
 
     def __init__(self, preprocessor: Any, members: list[Any]) -> None:
         self._preprocessor, self._members = preprocessor, members
@@ -94,7 +99,7 @@ class _Members:
         members = [copy.copy(member) for member in self._members]
         for member in members:
             if member.gpu_preprocessor is not None:
-                # fitted by the forward that builds the cache, and now kept for the rows to come
+                # the forward pass that builds the cache fits it, and the fit is kept for later rows
                 member.gpu_preprocessor = copy.copy(member.gpu_preprocessor)
                 member.gpu_preprocessor.fitted_cache = [None] * len(member.gpu_preprocessor.steps)
                 member.gpu_preprocessor.keep_fitted_cache = True
@@ -105,10 +110,10 @@ class _Members:
 
 
 def _cast(value: Any, kept: Sequence[torch.dtype], target: torch.dtype) -> Any:
-    """What holds tensors, its numbers `target` where they were of another kind than `kept`.
+    """The same structure with its floating-point tensors cast to `target`, unless their dtype is in `kept`.
 
-    So caches of another precision than the server's meet no tensor that they cannot be multiplied with. Quantised ones
-    are integers or 8-bit floats, which the library turns into numbers as it uses them.
+    So caches of another precision than the server's can be multiplied with its tensors. Quantised caches are integers
+    or 8-bit floats, which tabpfn dequantises when it uses them; they stay as they are.
     """
     if isinstance(value, torch.Tensor):
         is_foreign = value.is_floating_point() and value.itemsize > 1 and value.dtype not in kept
@@ -124,8 +129,9 @@ def _cast(value: Any, kept: Sequence[torch.dtype], target: torch.dtype) -> Any:
 
 
 def draws_column_embeddings(network: Any) -> bool:
-    """Whether the network tells columns apart by numbers that it draws on its device anew: another kind of device
-    draws others, and a KV cache from there would answer wrongly without an error (v2, and small ones of v2.5 and v2.6).
+    """Whether the network marks columns by random numbers that it draws on its device (v2, small ones of v2.5, v2.6).
+
+    Another kind of device draws other numbers, so a KV cache from there would answer wrongly without an error.
     """
     embeddings = getattr(network, "feature_positional_embedding_embeddings", None)
     if embeddings is None:

@@ -1,7 +1,7 @@
-"""A fitted estimator in two files: its weights as a checkpoint (safetensors), all the rest as one pickle.
+"""A fitted estimator in two files: its weights as a checkpoint (safetensors), everything else as one pickle.
 
-The pickle is written here and read here, by `unpickling.AdmittingUnpickler`; the networks are put aside while it is
-written, so that the checkpoint is one as any other, and `memory.py` can read its size off the header.
+The pickle is written and read by this module only, with `unpickling.AdmittingUnpickler`. It leaves the network out, so
+the checkpoint is like any other, and `memory/sizes.py` can read its size from the header.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tabpfn.model_loading import _resolve_architecture_name
 
 from serve.core.errors import InvalidModel
 from serve.engine.estimators.unpickling import AdmittingUnpickler
-from serve.engine.library import Estimator
+from serve.engine.tabpfn_estimators import Estimator
 
 CHECKPOINT = "checkpoint.safetensors"
 STATE = "estimator.pickle"
@@ -28,14 +28,18 @@ _NETWORK = "network"
 
 @dataclass(frozen=True, slots=True)
 class StoredEstimator:
-    """`built_on`: type of the device where its KV caches were built; None if it has none, or nobody knows."""
+    """A fitted estimator.
+
+    Attributes:
+        built_on: type of the device that built its KV caches; None where it has none, or the type is not known.
+    """
 
     estimator: Estimator
     built_on: str | None
 
 
 def write(stored: StoredEstimator, folder: Path) -> None:
-    """Both files, into a folder. The estimator is on the CPU and has one network. Raises OSError."""
+    """Write both files into a folder. The estimator is on the CPU and has one network. Raises OSError."""
     estimator = stored.estimator
     (network,) = estimator.models_
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in _state(estimator)}
@@ -56,7 +60,7 @@ def write(stored: StoredEstimator, folder: Path) -> None:
 
 
 def _state(estimator: Estimator) -> list[tuple[str, torch.Tensor]]:
-    """The network's tensors, and of a regressor the bars, as `tabpfn.model_loading.save_tabpfn_model` names them."""
+    """The network's tensors and a regressor's bars, named as by `tabpfn.model_loading.save_tabpfn_model`."""
     tensors = list(estimator.models_[0].state_dict().items())
     bars = getattr(estimator, "znorm_space_bardist_", None)
     if bars is not None:
@@ -66,11 +70,11 @@ def _state(estimator: Estimator) -> list[tuple[str, torch.Tensor]]:
 
 
 def read(state: Path, checkpoint: Path, *, is_classifier: bool) -> StoredEstimator:
-    """What `write` wrote, on the CPU. Raises InvalidModel."""
+    """Read both files; the estimator is on the CPU. Raises InvalidModel where this release cannot read them."""
     networks, *_ = initialize_tabpfn_model(str(checkpoint), "classifier" if is_classifier else "regressor")
     try:
         with state.open("rb") as file:
             held = AdmittingUnpickler(file, lambda _: networks[0]).load()
         return StoredEstimator(held["estimator"], held["built_on"])
     except (pickle.UnpicklingError, EOFError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise InvalidModel(f"{state} cannot be opened by this release: {error}") from error
+        raise InvalidModel(f"{state} cannot be opened by this release: {error}; import its pickle again") from error

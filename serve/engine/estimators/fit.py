@@ -1,4 +1,4 @@
-"""A fitted estimator as the engine's source of a fitted context, where `engine.py` else fits a context itself."""
+"""A fitted estimator of the store as the source of a fitted context; for a context the source is `context_fit.py`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from serve.core import EnsembleOptions, Matrix, ModelDefinition, Task
 from serve.core.errors import InvalidModel
-from serve.engine import library
+from serve.engine import tabpfn_estimators
 from serve.engine.context_fit import Fitted
 from serve.engine.estimators import caches as estimator_caches
 from serve.engine.estimators import file as estimator_file
@@ -17,20 +17,25 @@ from serve.engine.estimators.schema import read_schema
 
 
 class EstimatorFit:
-    """One estimator of the store, read onto the CPU; then with KV caches on the device.
-
-    A `Fit`; `sized` is the definition with what `memory.predict_bytes` counts, categories and members as they are.
-    """
+    """A `Fit` of one estimator of the store: read onto the CPU, then moved to the device with KV caches."""
 
     def __init__(self, definition: ModelDefinition, device: str, precision: str) -> None:
-        """Raises InvalidModel."""
+        """Read the estimator.
+
+        Args:
+            device: `cpu` or `cuda:N`.
+            precision: "auto", or the name of a torch dtype.
+
+        Raises:
+            InvalidModel: the files cannot be read, or their columns are not the manifest's.
+        """
         self._definition, self._device, self._precision = definition, device, precision
         self._stored = self._read()
         self._schema = read_schema(self._stored.estimator)
         context = definition.context
         if self._schema.columns != context.columns:
-            raise InvalidModel("the manifest's columns are not those of its estimator")
-        self.sized = dataclasses.replace(
+            raise InvalidModel("the manifest's columns are not those of its estimator; import its pickle again")
+        self.effective_definition = dataclasses.replace(
             definition,
             context=dataclasses.replace(context, cells=self._schema.cells()),
             options=EnsembleOptions(num_members=self._stored.estimator.n_estimators_),
@@ -45,7 +50,7 @@ class EstimatorFit:
         )
 
     def fit(self) -> Fitted:
-        """With KV caches: the estimator's own, or built now. Raises InvalidModel."""
+        """The estimator with its own KV caches, or with caches built now. Raises InvalidModel."""
         estimator = self._stored.estimator
         self._check_device()
         estimator_caches.prepare(estimator, self._device, self._precision)
@@ -58,20 +63,20 @@ class EstimatorFit:
         kind = self._device.partition(":")[0]
         draws = estimator_caches.draws_column_embeddings(estimator.models_[0])
         if draws and estimator_caches.has_caches(estimator) and built_on != kind:
-            where = "on a device that its file does not tell" if built_on is None else f"on {built_on}"
+            where = "on a device that its file does not state" if built_on is None else f"on {built_on}"
             raise InvalidModel(
-                f"its KV caches were built {where}, and this network's answer wrongly on any other kind than that; "
-                f'serve it there, or save it fitted with fit_mode="fit_preprocessors" (here: {kind})'
+                f"its KV caches were built {where}, and KV caches of this network answer wrongly on another kind of "
+                f'device, here {kind}; serve it there, or save it fitted with fit_mode="fit_preprocessors"'
             )
 
-    def answer_plainly(self, rows: Matrix) -> Matrix:
-        """What the estimator itself says of clean rows, read anew for this call, in its own fit mode.
+    def predict_uncached(self, rows: Matrix) -> Matrix:
+        """The estimator's own answer to clean rows, in its own fit mode; the files are read anew for this call.
 
-        Row by row where its preprocessing takes fingerprints: in a batch the library's own may flip.
+        Where preprocessing adds fingerprints, each row is answered alone: in a batch tabpfn's fingerprints may change.
         """
         estimator = self._read().estimator
         estimator_caches.prepare(estimator, self._device, self._precision)
-        matrices = library.on_matrices(estimator)
+        matrices = tabpfn_estimators.on_matrices(estimator)
         if not estimator.inference_config_.FINGERPRINT_FEATURE:
-            return library.predict_outputs(matrices, rows)
-        return np.concatenate([library.predict_outputs(matrices, rows[i : i + 1]) for i in range(len(rows))])
+            return tabpfn_estimators.predict_outputs(matrices, rows)
+        return np.concatenate([tabpfn_estimators.predict_outputs(matrices, rows[i : i + 1]) for i in range(len(rows))])

@@ -1,8 +1,8 @@
-"""The child that opens a pickle; `pickle_child.py` is its command.
+"""Imports a pickled estimator, in the child process that `sandbox.py` starts.
 
-It is started by `store/pickles.py` for one file whose SHA-256 the operator pinned, with an environment that holds no
-secrets, without network where the system lets it give that up, and it is the process that is exposed to the pickle.
-It writes what `estimator_file.py` writes and `outcome.json`: what the parent must know, or in one line what is wrong.
+The store (`store/pickle_child.py`) starts the child for one file whose SHA-256 the operator pinned. The child is the
+process that is exposed to the pickle: its environment holds no secrets, and it has no network where the system permits
+that. It writes the files of `file.py`, and `outcome.json` with the facts for the parent, or one line on what is wrong.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from sklearn.exceptions import InconsistentVersionWarning
 
 from serve.core import Task
 from serve.core.errors import InvalidModel
-from serve.engine import library
+from serve.engine import tabpfn_estimators
 from serve.engine.estimators import caches as estimator_caches
 from serve.engine.estimators import file as estimator_file
 from serve.engine.estimators.file import StoredEstimator
 from serve.engine.estimators.schema import read_schema
 from serve.engine.estimators.unpickling import open_estimator_file
-from serve.engine.library import Estimator
+from serve.engine.tabpfn_estimators import Estimator
 
 OUTCOME = "outcome.json"
 _ESTIMATORS = {"TabPFNClassifier": Task.CLASSIFICATION, "TabPFNRegressor": Task.REGRESSION}
@@ -35,7 +35,7 @@ _FITTED = (
 
 
 def main(file: Path, folder: Path, known_checkpoint: Path | None) -> None:
-    """Import and say how it went; never raises for the file's sake."""
+    """Import a file and write `outcome.json`; no fault of the file raises an error."""
     torch.set_num_threads(1)
     outcome: dict[str, Any]
     try:
@@ -43,27 +43,27 @@ def main(file: Path, folder: Path, known_checkpoint: Path | None) -> None:
     except InvalidModel as error:
         outcome = {"error": str(error)}
     except (MemoryError, torch.OutOfMemoryError):
-        outcome = {"error": "it needs more memory than there is"}
+        outcome = {"error": "it needs more memory than this machine has free"}
     except Exception as error:
         outcome = {"error": f"it cannot be imported: {type(error).__name__}: {error}"}
     (folder / OUTCOME).write_text(json.dumps(outcome))
 
 
 def import_estimator(file: Path, folder: Path, known_checkpoint: Path | None) -> dict[str, Any]:
-    """The estimator's own files in `folder`, and what a manifest must say of it. Raises InvalidModel."""
-    with warnings.catch_warnings(record=True) as heard:
+    """Write the estimator's files into `folder`. Returns the facts for a manifest. Raises InvalidModel."""
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         estimator, built_on = open_estimator_file(file)
         task = _check(estimator)
     _bring_to_cpu(estimator)
     schema = read_schema(estimator)
-    names = library.class_names(estimator)
+    names = tabpfn_estimators.class_names(estimator)
     if len(set(names)) < len(names):
         raise InvalidModel(f"two of its classes have the same name: {sorted(names)}")
     is_cached = estimator_caches.has_caches(estimator)
     estimator_file.write(StoredEstimator(estimator, built_on if is_cached else None), folder)
     _check_written(estimator, folder, task)
-    versions = {str(w.message).splitlines()[0] for w in heard if issubclass(w.category, InconsistentVersionWarning)}
+    versions = {str(w.message).splitlines()[0] for w in caught if issubclass(w.category, InconsistentVersionWarning)}
     return {
         "task": task,
         "columns": [{"name": column.name, "kind": column.kind} for column in schema.columns],
@@ -78,12 +78,12 @@ def import_estimator(file: Path, folder: Path, known_checkpoint: Path | None) ->
 
 
 def _check(estimator: Any) -> Task:
-    """The estimator's task. Raises InvalidModel for what cannot be served."""
+    """The estimator's task. Raises InvalidModel for an object that cannot be served."""
     kind = type(estimator).__name__
     if type(estimator).__module__.partition(".")[0] != "tabpfn" or kind not in _ESTIMATORS:
         raise InvalidModel(f"it holds a {kind}, not a TabPFNClassifier or TabPFNRegressor")
     if getattr(estimator, "is_constant_target_", False):
-        raise InvalidModel("it was fitted on a target of a single value, which is its only answer")
+        raise InvalidModel("it was fitted on a target with a single value, which is its only answer")
     if not hasattr(estimator, "executor_"):
         raise InvalidModel("its estimator was not fitted before it was saved")
     if estimator.differentiable_input or not isinstance(estimator.executor_, estimator_caches.SERVED):
@@ -99,10 +99,13 @@ def _check(estimator: Any) -> Task:
 
 
 def _bring_to_cpu(estimator: Estimator) -> None:
-    """All of it, and its network the one that its executor holds: they part where several devices were in use."""
+    """Move the estimator to the CPU, and let it hold the network of its executor.
+
+    After use on several devices the two networks are different objects.
+    """
     estimator.to("cpu")
     estimator.models_ = [cache.get_any() for cache in estimator.executor_.model_caches]
-    # a path of the machine that fitted it; the weights are in the checkpoint beside it
+    # the path is of the machine that fitted it; the weights go into the checkpoint
     estimator.model_path = None
 
 
@@ -118,5 +121,5 @@ def _holds(network: torch.nn.Module, checkpoint: Path) -> bool:
 
 
 def _equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    """Whether two networks have the same weights; the second may hold more."""
+    """Whether two networks have equal weights; the second may hold further tensors."""
     return all(name in other and torch.equal(tensor.float(), other[name].float()) for name, tensor in one.items())

@@ -1,7 +1,7 @@
-"""The child's first steps: `python -m serve.engine.estimators.sandbox FILE FOLDER [KNOWN_CHECKPOINT]`.
+"""Gives up what opening a pickle does not need: `python -m serve.engine.estimators.sandbox FILE FOLDER [CHECKPOINT]`.
 
-It gives up what the import of a pickle has no need of, and only then loads the rest (`pickle_import.py`): a process
-that has threads, which numpy starts when it is imported, may not leave its user namespace any more.
+Only then it imports the rest (`importer.py`): numpy starts threads when it is imported, and a process with threads
+cannot leave its user namespace any more.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 
 
 def give_up_network() -> bool:
-    """A network namespace of its own, in which there is no device; not every container lets a process make one."""
+    """Move this process into a network namespace without any device; False where the container does not permit it."""
     uid, gid = os.getuid(), os.getgid()
     try:
         if ctypes.CDLL(None).unshare(_CLONE_NEWUSER | _CLONE_NEWNET) != 0:

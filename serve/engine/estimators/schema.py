@@ -1,7 +1,8 @@
-"""What a fitted estimator takes: its columns, how their cells become numbers, and values that a row may hold.
+"""The input schema of a fitted estimator: its columns, their codings, and plausible values for each.
 
-The context that it was fitted on is gone or out of reach, so everything is read off what the fit left behind: the
-categories of its encoder, and where its preprocessing tells one number from another. Nothing here is anybody's row.
+The context that the estimator was fitted on is gone or out of reach. So everything is read from what the fit left
+behind: the categories of its encoder, and the numbers between which its preprocessing distinguishes. None of the values
+is a row of the data.
 """
 
 from __future__ import annotations
@@ -16,22 +17,28 @@ import pandas as pd
 
 from serve.core import Column, ColumnKind, Matrix, QueryTable, Scalar
 from serve.core.errors import InvalidModel
-from serve.engine import library
-from serve.engine.library import Estimator
+from serve.engine import cleaning
 from serve.engine.row_encoder import Coding, RawCell, RowEncoder
+from serve.engine.tabpfn_estimators import Estimator
 
 _NUM_ROWS = 16
 _SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Of the way that a column's preprocessed value goes from the least to the greatest number."""
+"""Shares of a column's total movement at which example numbers are taken; see `_numbers`."""
 _STEPS = np.array([float(f"{digit}e{power}") for power in range(-4, 8) for digit in (1, 1.5, 2, 3, 5, 7)])
 _CANDIDATES = np.concatenate([-_STEPS[::-1], [0.0], _STEPS])
 _PASSED_THROUGH = 1e4
-"""Prepared values beyond it were not brought to a scale, and say nothing of where the context's numbers lay."""
+"""Prepared values beyond this were not scaled, so they do not show where the context's numbers lay."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EstimatorSchema:
-    """Columns in order, one coding each (there are no dates: see `read_schema`), and some values of each."""
+    """The columns of an estimator. No column is a date; see `read_schema`.
+
+    Attributes:
+        columns: in order.
+        codings: one per column.
+        values: plausible raw cells of each column.
+    """
 
     columns: tuple[Column, ...]
     codings: tuple[Coding, ...]
@@ -39,10 +46,11 @@ class EstimatorSchema:
 
     @property
     def encoder(self) -> RowEncoder:
+        """Encodes the rows of requests."""
         return RowEncoder(self.columns, self.codings)
 
     def example(self) -> dict[str, Scalar]:
-        """A record that may be posted: the middle of each column's values."""
+        """A valid record, of the middle value of each column."""
         record: dict[str, Scalar] = {}
         for column, values in zip(self.columns, self.values, strict=True):
             cell = values[len(values) // 2]
@@ -51,23 +59,27 @@ class EstimatorSchema:
         return record
 
     def rows(self) -> Matrix:
-        """Encoded rows, drawn from the values: always the same; float64 [rows, columns]."""
+        """16 encoded rows, drawn from the values with a fixed seed: float64 [16, columns]."""
         rng = np.random.default_rng(0)
         raw = [[values[rng.integers(len(values))] for values in self.values] for _ in range(_NUM_ROWS)]
         return self.encoder.encode_raw(list(zip(*raw, strict=True)))
 
     def cells(self) -> Mapping[str, Sequence[Scalar]]:
-        """The categories by column, for those who count them (`memory.py`); None stands for a missing one."""
+        """The categories of each column, with None for missing, from which memory is predicted (`memory/sizes.py`)."""
         known = [[*(coding.codes or ()), None] for coding in self.codings]
         return {column.name: cells for column, cells in zip(self.columns, known, strict=True)}
 
 
 def read_schema(estimator: Estimator) -> EstimatorSchema:
-    """Raises InvalidModel where a column cannot be read from a request as it was from the fit's table."""
+    """Read the schema of a fitted estimator.
+
+    Raises:
+        InvalidModel: a request's cells of some column cannot be read as the fit read them.
+    """
     names = _names(estimator)
     known = _known_values(estimator)
     frame = _probe_frame(names, known, num_columns=len(names))
-    codings = library.learn_codings(estimator, frame)
+    codings = cleaning.learn_codings(estimator, frame)
     constants = getattr(estimator.ordinal_encoder_, "constant_values_", None) or {}
     columns, values = [], []
     for position, name in enumerate(names):
@@ -98,10 +110,10 @@ def _names(estimator: Estimator) -> list[str]:
 
 
 def _known_values(estimator: Estimator) -> dict[int, list[Any]]:
-    """The categories of every encoded column, in the fit's own types; floats where all of them are numbers.
+    """The categories of every encoded column, in the types of the fit; floats where all of them are numbers.
 
-    A column of numbers that the fit took for categories (flags, codes) is read as numbers, so that 1, 1.0 and true are
-    the same as they were to the fit.
+    A column of numbers that the fit took for categories (flags, codes) is read as numbers. So 1, 1.0 and true are
+    equal, as they were in the fit.
     """
     encoder = estimator.ordinal_encoder_
     encoded = encoder.selected_columns()
@@ -118,7 +130,7 @@ def _known_values(estimator: Estimator) -> dict[int, list[Any]]:
 
 
 def _probe_frame(names: Sequence[str], known: Mapping[int, list[Any]], num_columns: int) -> pd.DataFrame:
-    """Every category of every column at least once; numbers elsewhere."""
+    """A frame that holds every category of every column at least once, and numbers in the other columns."""
     num_rows = max([len(cells) for cells in known.values()], default=1)
     columns = {}
     for position in range(num_columns):
@@ -130,14 +142,14 @@ def _probe_frame(names: Sequence[str], known: Mapping[int, list[Any]], num_colum
 
 
 def _check_codes(column: str, categories: Sequence[Any], coding: Coding) -> None:
-    """What the cleaning step made of every category must be the code that the encoder has for it."""
+    """Raises InvalidModel unless cleaning turns every category into the encoder's code for it."""
     expected = {category: float(code) for code, category in enumerate(categories)}
     if categories and coding.codes != expected:
         raise InvalidModel(f"the categories of column {column!r} are not encoded as they were when it was fitted")
 
 
 def _by_name(coding: Coding, column: str) -> Coding:
-    """The coding, by the categories' names as a request's cells are read (`row_encoder`)."""
+    """The coding with categories named as the row encoder reads them from a request."""
     reader = RowEncoder([Column(column, ColumnKind.CATEGORY)])
     codes: dict[RawCell, float] = {}
     for cell, code in (coding.codes or {}).items():
@@ -158,10 +170,10 @@ def _raw(value: Any) -> RawCell:
 
 
 def _numbers(estimator: Estimator, position: int, num_columns: int) -> list[RawCell]:
-    """Numbers that the fitted preprocessing tells apart, so that they lie where the context's did.
+    """Plausible numbers of a column, between which the fitted preprocessing distinguishes.
 
-    An estimator that kept its cleaned rows is asked for their quantiles. Else a ladder of numbers is sent through the
-    members' pipelines, and the rungs are taken where the outcome moves.
+    An estimator that kept its cleaned rows gives their quantiles. Otherwise a series of candidate numbers passes
+    through the members' pipelines, and those are taken at which the prepared values move.
     """
     kept = getattr(estimator.executor_, "X_train", None)
     if kept is not None:
@@ -170,21 +182,24 @@ def _numbers(estimator: Estimator, position: int, num_columns: int) -> list[RawC
         return [float(f"{value:.3g}") for value in np.quantile(column, _SHARES)] if len(column) else [0.0]
     rows = np.full((len(_CANDIDATES), num_columns), math.nan)
     rows[:, position] = _CANDIDATES
-    # members of one recipe tell the same
+    # members of one recipe give the same result
     members = {member.config.preprocess_config.name: member for member in estimator.executor_.ensemble_members}
     moved = np.zeros(len(_CANDIDATES) - 1)
     for member in members.values():
         moved += _movement(np.asarray(member.transform_X_test(rows), dtype=np.float64))
     if not moved.any():
         return [0.0, 1.0]
-    way = np.cumsum(moved) / moved.sum()
-    return [float(_CANDIDATES[1 + np.searchsorted(way, share)]) for share in _SHARES]
+    shares = np.cumsum(moved) / moved.sum()
+    return [float(_CANDIDATES[1 + np.searchsorted(shares, share)]) for share in _SHARES]
 
 
 def _movement(prepared: Matrix) -> Matrix:
-    """How far each step moves the prepared columns; not those that go to and fro (fingerprints) or have no scale."""
+    """How far each step between candidates moves the prepared columns: float64 [candidates - 1].
+
+    Columns that move back and forth (fingerprints) or were not scaled do not count.
+    """
     finite = np.nan_to_num(prepared, nan=0.0, posinf=0.0, neginf=0.0)
     steps = np.diff(np.arctan(finite), axis=0)
-    far, whole = np.abs(steps.sum(axis=0)), np.abs(steps).sum(axis=0)
-    tells = (far > 0.9 * whole) & (np.abs(finite).max(axis=0) < _PASSED_THROUGH)
-    return np.asarray(np.abs(steps[:, tells]).sum(axis=1), dtype=np.float64)
+    net, total = np.abs(steps.sum(axis=0)), np.abs(steps).sum(axis=0)
+    counts = (net > 0.9 * total) & (np.abs(finite).max(axis=0) < _PASSED_THROUGH)
+    return np.asarray(np.abs(steps[:, counts]).sum(axis=1), dtype=np.float64)

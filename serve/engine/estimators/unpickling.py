@@ -1,14 +1,14 @@
-"""Opens pickles of fitted estimators, and lets them name nothing but the parts of one.
+"""Opens pickles of fitted estimators, and admits only the parts of one.
 
-A pickle is a program: it says which functions to call. What is always true here:
-- it may name the classes that a fitted estimator consists of (of tabpfn, scikit-learn, numpy and torch's layers, each
-  under its own name) and the few functions in `_FUNCTIONS`, which only put arrays and tensors together. Whatever else
-  it names is refused before it is imported, so nothing that the pickle brings along is run;
-- the same holds for the pickles inside pickles: torch's storages, joblib's arrays of objects, tabpfn's archives;
-- tensors come to the CPU, wherever they lay when they were saved.
+A pickle is a program: it names the functions to call. What is always true here:
+- a pickle may name the classes that a fitted estimator consists of (of tabpfn, scikit-learn, numpy and torch's layers,
+  each under its own name), and the few functions in `_FUNCTIONS`, which only put arrays and tensors together. Any other
+  name is refused before it is imported, so no code that the pickle brings along runs;
+- the same is true for pickles inside pickles: torch's storages, joblib's arrays of objects, tabpfn's archives;
+- tensors come to the CPU, from whatever device they were saved on.
 
-This is the second line of defence, for a list can be wrong. The first is the operator's word: only a file with the
-SHA-256 that the operator pinned is opened at all, and first in a process of its own (`pickle_import.py`).
+This is the second line of defence, for a list can be wrong. The first is the operator's decision: only a file with the
+SHA-256 that the operator pinned is opened, first in a child process (`importer.py`), then in the engine's worker.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _PACKAGES = (
     "sklearn.preprocessing", "sklearn.utils._bunch", "torch.nn.modules", "torch.nn.parameter",
     "numpy.dtypes", "pathlib",
 )  # fmt: skip
-"""Whose classes may be named, below these too."""
+"""Packages whose classes, and whose subpackages' classes, a pickle may name."""
 
 _NAMES = {
     "builtins": "slice set frozenset list dict tuple int float complex bool str bytes bytearray range object",
@@ -66,11 +66,11 @@ _ARCHIVE = {"init_params.json", "fitted_attrs.joblib", "executor_state.joblib"}
 
 
 class NotAdmitted(pickle.UnpicklingError):
-    """The pickle names something that no fitted estimator consists of."""
+    """The pickle names an object that is not part of a fitted estimator."""
 
 
 def find_admitted(module: str, name: str) -> Any:
-    """What a pickle may name. Raises NotAdmitted, before the module is imported where it is not known."""
+    """The object that a pickle names. Raises NotAdmitted; an unknown module is refused before it is imported."""
     module = {"copy_reg": "copyreg", "__builtin__": "builtins"}.get(module, module)  # of the old protocols
     if (module, name) == ("torch.storage", "_load_from_bytes"):
         return _load_storage
@@ -82,7 +82,7 @@ def find_admitted(module: str, name: str) -> Any:
         return kind
     if "." not in name and any(f"{module}.".startswith(f"{package}.") for package in _PACKAGES):
         found = getattr(importlib.import_module(module), name)
-        # a module shows what it imported, too: only what is its own counts
+        # a module also exposes what it imports; only its own classes are admitted
         if isinstance(found, type) and (found.__module__, found.__qualname__) == (module, name):
             return found
     if module.startswith("skrub."):
@@ -91,7 +91,12 @@ def find_admitted(module: str, name: str) -> Any:
 
 
 class AdmittingUnpickler(pickle.Unpickler):
-    """`persistent_load` gives what the writer put aside (`estimator_file.py`)."""
+    """An unpickler that admits only the parts of an estimator.
+
+    Args:
+        file: binary file to read.
+        put_aside: gives the object for a key that the writer put in place of it (`file.py`); None refuses every key.
+    """
 
     def __init__(self, file: Any, put_aside: Callable[[Any], Any] | None = None) -> None:
         super().__init__(file)
@@ -102,15 +107,15 @@ class AdmittingUnpickler(pickle.Unpickler):
 
     def persistent_load(self, key: Any) -> Any:
         if self._put_aside is None:
-            raise NotAdmitted("it refers to something outside itself")
+            raise NotAdmitted("it refers to an object outside the file")
         return self._put_aside(key)
 
 
 def _load_storage(data: bytes) -> Any:
-    """As `torch.storage._load_from_bytes`, but data only, and to the CPU from any device."""
+    """As `torch.storage._load_from_bytes`, but for data only, and always to the CPU."""
     try:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except AttributeError as error:  # of torch 2.x, for which such a storage has no type; plain pickle fails likewise
+    except AttributeError as error:  # torch 2.x has no type for such a storage; plain pickle fails likewise
         raise InvalidModel("it holds 8-bit floats (kv_cache_precision='fp8'), which torch cannot read back") from error
 
 
@@ -121,61 +126,64 @@ class _JoblibUnpickler(numpy_pickle.NumpyUnpickler):  # type: ignore[misc]
 
 @contextmanager
 def _admitting_joblib() -> Iterator[None]:
-    """joblib's own reading, held to the list; in this process only, which is there for nothing else."""
+    """joblib reads by the admitting unpicklers inside the block. Only the importing child uses it, for nothing else."""
 
     def refuse(_: Any) -> Any:
         raise NotAdmitted("it was written by a joblib older than 0.10")
 
-    mine = {
+    replacements = {
         "NumpyUnpickler": _JoblibUnpickler,
         "load_compatibility": refuse,
-        # an array of objects is a pickle of its own, which joblib opens by this name
+        # joblib opens an array of objects, which is a pickle of its own, by this name
         "pickle": types.SimpleNamespace(load=lambda file: AdmittingUnpickler(file).load()),
     }
-    theirs = {name: getattr(numpy_pickle, name) for name in mine}
+    originals = {name: getattr(numpy_pickle, name) for name in replacements}
     try:
-        for name, value in mine.items():
+        for name, value in replacements.items():
             setattr(numpy_pickle, name, value)
         yield
     finally:
-        for name, value in theirs.items():
+        for name, value in originals.items():
             setattr(numpy_pickle, name, value)
 
 
 def open_estimator_file(path: Path) -> tuple[Any, str | None]:
-    """What a pickle, a joblib file (compressed or not) or a `.tabpfn_fit` archive holds, on the CPU.
+    """Open a pickle, a joblib file (compressed or not) or a `.tabpfn_fit` archive.
 
     Returns:
-        The object, and the type of the device that its KV caches were built on, where the file tells.
+        The object, on the CPU, and the type of the device that built its KV caches; None where the file does not state
+        it.
 
     Raises:
-        InvalidModel: in one line, why the file cannot be opened.
+        InvalidModel: one line on why the file cannot be opened.
     """
     try:
         with _admitting_joblib():
             if zipfile.is_zipfile(path):
                 return _open_archive(path)
-            found = numpy_pickle.load(path)  # which reads plain pickles as well
+            found = numpy_pickle.load(path)  # it reads plain pickles as well
             return found, built_on(getattr(found, "devices_", None))
     except NotAdmitted as error:
         raise InvalidModel(f"it is not opened: {error}") from error
     except (AttributeError, ModuleNotFoundError) as error:
         raise InvalidModel(f"another release of tabpfn or scikit-learn made it: {error}") from error
     except (pickle.UnpicklingError, EOFError, ValueError, KeyError, IndexError, TypeError, OSError) as error:
-        raise InvalidModel(f"it is no readable pickle, joblib file or .tabpfn_fit archive: {error!r}") from error
+        raise InvalidModel(f"it is not a readable pickle, joblib file or .tabpfn_fit archive: {error!r}") from error
 
 
 def _open_archive(path: Path) -> tuple[Any, str | None]:
     with zipfile.ZipFile(path) as archive:
         names = {name.removeprefix("./") for name in archive.namelist()} - {""}
         if names != _ARCHIVE:
-            raise InvalidModel(f"it is a ZIP file, but not one of tabpfn's .tabpfn_fit archives ({sorted(names)[:5]})")
+            raise InvalidModel(
+                f"it is a ZIP file, but not a .tabpfn_fit archive of tabpfn; it holds {sorted(names)[:5]}"
+            )
         params = json.loads(archive.read("init_params.json"))
     weights = params.get("model_path")
     if not isinstance(weights, str) or not Path(weights).is_file():
         raise InvalidModel(
             f"a .tabpfn_fit archive holds no weights, and the checkpoint that this one names, {weights!r}, is not a "
-            "file here; put it there, or save the estimator by pickle, which takes the weights along"
+            "file here; put it there, or save the estimator by pickle, which includes the weights"
         )
     estimator = load_fitted_tabpfn_model(path, device="cpu")  # the archive holds pickles
     named = str(params.get("device", "auto"))
@@ -183,6 +191,6 @@ def _open_archive(path: Path) -> tuple[Any, str | None]:
 
 
 def built_on(devices: Any) -> str | None:
-    """The type of an estimator's devices; None where it is not known, or not one."""
+    """The type of an estimator's devices; None where there is none, or more than one."""
     kinds = {torch.device(device).type for device in devices or ()}
     return kinds.pop() if len(kinds) == 1 else None

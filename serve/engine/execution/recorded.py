@@ -1,17 +1,18 @@
-"""A forward recorded per row bucket: the same operations, without Python between them.
+"""A forward pass recorded once per row bucket: the same operations, without Python between them.
 
-A forward for a few rows is bound by the price of its launches, not by its arithmetic. Recordings are made the first
-time a shape is met, which is during warm-up (every bucket runs before a replica is ready, the largest first). What is
-recorded must not ask the device for a value: see `serve.engine.forward`.
+The time of a forward pass for a few rows is the time of its launches, not of its arithmetic. A recording is made when a
+shape first appears, which is during warm-up: every bucket runs before a replica is ready, the largest first. A recorded
+pass must not ask the device for a value; see `serve.engine.forward`.
 
-On a GPU it is a CUDA graph, which fixes addresses as well as shapes: inputs are copied into the buffers that it was
-made with, its result is read before the next replay, and what it allocates comes from a pool, into which the smaller
-buckets fit after the largest. On a CPU it is a trace, run by torch's interpreter of such graphs; the kernels are those
-of the plain call, so its answers are too, to the bit.
+On a GPU the recording is a CUDA graph, which fixes addresses as well as shapes. Inputs are copied into the buffers of
+the recording, its result is read before the next replay, and its allocations come from a pool, into which the smaller
+buckets fit after the largest. On a CPU it is a trace, run by torch's interpreter. The kernels are those of the plain
+call, so the answers are equal to the bit.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,14 +21,17 @@ from typing import Any, cast
 
 import torch
 
+_log = logging.getLogger(__name__)
+
 Compute = Callable[[Sequence[torch.Tensor]], torch.Tensor]
+"""Takes inputs [members, rows, width] to [members, rows, ...]."""
 
 _TRACED_S = 0.1
-"""Of the processor, for a plain call: from there on no trace is made, which would save less than a tenth of the call,
-and costs several."""
+"""A plain call that takes more processor time is not traced: a trace would save less than a tenth of the call, and
+making it costs several calls."""
 
 _WARM_UPS = 3
-"""Runs before a recording: cuBLAS and the allocator make their choices in the first ones."""
+"""Runs before a recording: cuBLAS and the allocator choose their methods in the first ones."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class _Recording:
 
 
 class RecordedCompute:
-    """`compute` on a GPU, recorded once for every combination of input shapes."""
+    """`compute` on a GPU, recorded once for each combination of input shapes."""
 
     def __init__(self, compute: Compute) -> None:
         self._compute = compute
@@ -52,7 +56,7 @@ class RecordedCompute:
         self._pool: Any = None
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The result for these inputs; it stays valid until the next call with the same shapes."""
+        """The result for these inputs. It is valid until the next call with the same shapes."""
         shapes = tuple(given.shape for given in inputs)
         if shapes not in self._recordings:
             self._recordings[shapes] = self._record(inputs)
@@ -74,9 +78,9 @@ class RecordedCompute:
 
 
 class TracedCompute:
-    """`compute` on a CPU, traced once for every combination of input shapes for which it is quick.
+    """`compute` on a CPU, traced once for each combination of input shapes for which it is fast.
 
-    Of one call of the demo's forward it takes a quarter at one row, a tenth at 32 (one core).
+    Tracing saves a quarter of a call of the demo model for one row, and a tenth for 32 rows (one core).
     """
 
     def __init__(self, compute: Compute) -> None:
@@ -86,14 +90,14 @@ class TracedCompute:
     def __call__(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         shapes = tuple(given.shape for given in inputs)
         if shapes not in self._traces:
-            self._traces[shapes] = self._trace(inputs) if self._is_quick(inputs) else self._call
-        # The optimizer fuses nothing on a CPU, and would take two slow calls of each shape to find that out.
+            self._traces[shapes] = self._trace(inputs) if self._is_fast(inputs) else self._call
+        # The optimizer fuses nothing on a CPU, and would spend two slow calls of each shape to find that out.
         with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
             return self._traces[shapes](*inputs)
 
-    def _is_quick(self, inputs: Sequence[torch.Tensor]) -> bool:
-        """By a second call if the first, which may pay for what happens only once, was not. Other processes' use of the
-        processor does not count."""
+    def _is_fast(self, inputs: Sequence[torch.Tensor]) -> bool:
+        """Whether a call takes less than `_TRACED_S` of this process's processor time. A slow first call, which may
+        include work that happens only once, is measured a second time."""
         for _ in range(2):
             started = time.process_time()
             self._compute(inputs)
@@ -107,11 +111,13 @@ class TracedCompute:
 
     def _trace(self, inputs: Sequence[torch.Tensor]) -> Callable[..., torch.Tensor]:
         with warnings.catch_warnings():
-            # Numbers that followed from shapes become constants, as they should.
+            # torch warns that numbers derived from shapes become constants, which is intended.
             warnings.simplefilter("ignore")
             try:
                 traced: Any = torch.jit.trace(self._call, tuple(inputs), check_trace=False)  # type: ignore[no-untyped-call]
-            except RuntimeError:
-                # A trace cannot hold weights that are packed for oneDNN. Whatever else it is, the plain call meets it.
+            except RuntimeError as error:
+                # A trace cannot hold weights that are packed for oneDNN. Any other fault shows in the plain call, too.
+                num_rows, reason = inputs[0].shape[1], str(error).strip().partition("\n")[0]
+                _log.warning("a forward pass of %d rows runs without a trace, which is slower: %s", num_rows, reason)
                 return self._call
         return cast(Callable[..., torch.Tensor], traced)

@@ -1,8 +1,9 @@
-"""The rows of one call divided among threads, each of which computes its part alone, on a CPU.
+"""The rows of one call divided among threads on a CPU; each thread computes its part alone.
 
-torch's own threads divide every operation and wait for each other behind each. Of a small network's operations most are
-too short for that: the demo's 32 rows take one thread 25 ms, two of that kind 17.5, and two that meet once, at the end,
-14.5. Of few rows each thread would read all weights for too little, and a large network's operations are long enough.
+torch's own threads divide every operation and wait for each other behind each one. Most operations of a small network
+are too short for that. 32 rows of the demo model take 25 ms by one thread, 17.5 by two of torch's threads, and 14.5 by
+two threads that wait for each other once, at the end. For few rows each thread would read all weights for too little
+work, and the operations of a large network are long enough for torch's threads.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ import torch
 from serve.engine.execution.recorded import Compute
 
 MIN_PART_ROWS = 8
-"""Parts of fewer rows gain nothing: 8 rows of the demo take 6.9 ms in two, 6.5 by torch's own threads."""
+"""Parts of fewer rows gain nothing: 8 rows of the demo model take 6.9 ms in two parts, 6.5 by torch's own threads."""
 
 
 class DividedCompute:
-    """`compute`, of inputs [members, rows, width] to [members, rows, ...], by up to `num_threads` threads.
+    """`compute` with its rows divided among up to `num_threads` threads.
 
-    `compute` is called by several threads at once, but for the first call of a shape, which may record it.
+    Several threads call `compute` at once. Only the first call of a shape, which may record it, runs alone.
     """
 
     def __init__(self, compute: Compute, num_threads: int) -> None:
@@ -31,7 +32,7 @@ class DividedCompute:
         self._met: set[tuple[torch.Size, ...]] = set()
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The parts' results, rows in their order; an error is raised when all parts have ended."""
+        """The parts' results, with the rows in order. An error is raised once all parts have ended."""
         num_parts = self._count_parts(inputs[0].shape[1])
         if num_parts < 2:
             return self._compute(inputs)
@@ -46,7 +47,7 @@ class DividedCompute:
         return torch.cat([future.result() for future in futures], dim=1)
 
     def num_torch_threads(self, num_rows: int) -> int:
-        """How many of torch's threads the caller should have: one that waits in vain would have a part's core."""
+        """torch threads for the calling thread: 1 where rows are divided, as more would take the parts' cores."""
         return self._num_threads if self._count_parts(num_rows) < 2 else 1
 
     def _count_parts(self, num_rows: int) -> int:
@@ -59,7 +60,7 @@ class DividedCompute:
 
 @contextmanager
 def torch_threads(number: int) -> Iterator[None]:
-    """torch's operations in this thread by so many; what it calls takes as many for its own."""
+    """torch's operations in this thread run by `number` threads inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

@@ -103,7 +103,7 @@ def predict_bytes(
     """The peak of memory while the model is fitted and served.
 
     Args:
-        precision: of tabpfn's network and its caches, as given to `library.build_estimator`.
+        precision: of tabpfn's network and its caches, as given to `tabpfn_estimators.build_estimator`.
         max_batch_rows: the largest row bucket.
         compiled: precision of the compiled forward pass, which holds its own weights and caches beside tabpfn's;
             None where tabpfn's forward pass answers.

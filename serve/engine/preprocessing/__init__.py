@@ -1,24 +1,25 @@
-"""The fitted preprocessing of an ensemble, compiled: clean rows in, what the network reads out.
+"""The fitted preprocessing of an ensemble, compiled: clean rows in, the network's inputs out.
 
-Theory of operation. The library runs every member's fitted pipeline by itself, through pandas and scikit-learn:
-milliseconds a member. Here the fitted steps of all members are translated, once, into one graph of columns
-(`graph.py`): selections and permutations vanish into column numbers, equal columns are computed once for all members,
-like operations run as one call, and the last gather lays out [members, rows, width].
+Theory of operation. tabpfn runs every member's fitted pipeline separately, through pandas and scikit-learn, which takes
+milliseconds per member. Here the fitted steps of all members are translated, once, into one graph of columns
+(`graph.py`). Selections and permutations become column numbers, equal columns are computed once for all members, like
+operations run as one call, and the last gather lays out [members, rows, width].
 
 What is always true:
-- the answer is what the library's own transforms give, and, where a fingerprint is added, what they give for the row
-  alone: a hash turns the last bit of a value into another feature altogether;
-- a row's result does not depend on the other rows, to the bit: operations are elementwise or, in projections, go row
-  by row in one fixed shape (`joins.py`). What may vary between calls, such as whether any value is infinite, only
-  decides whether masks that change nothing are skipped;
-- infinities are taken out first and put back last, where the library does so: before and after the float64 steps, and
-  again around the float32 ones, where a value beyond float32's range has become infinite;
-- a member with a step that has no translation runs by the library's code, whole, and is reported in `uncompiled`.
+- the result equals that of tabpfn's own transforms. Where a fingerprint is added, it equals what they give for the row
+  alone, because a hash turns the last bit of a value into another feature altogether;
+- a row's result does not depend on the other rows, to the bit. Operations are elementwise, or, in projections, go row
+  by row in one fixed shape (`joins.py`). Whether any value of a call is infinite may vary; it only decides whether
+  masks are skipped that would change nothing;
+- infinities are removed first and put back last, where tabpfn does so: before and after the float64 steps, and again
+  around the float32 steps, where a value beyond float32's range has become infinite;
+- a member with a step that has no translation is prepared by tabpfn's code as a whole, and listed in `uncompiled`.
 
-It runs on the host, in numpy, whatever the device of the network: a request has few rows, for which a numpy call costs
-about a microsecond and a kernel launch five; the hash is the host's in any case; and float64 is slow on most GPUs.
-One copy then brings all groups to the device. With `ENABLE_GPU_PREPROCESSING` on a GPU the library computes the float32
-steps there, and its last bits, and so a fingerprint behind them, are those of that GPU; ours are the host's.
+Preprocessing runs on the host, in numpy, whatever the device of the network. A request has few rows, for which a numpy
+call takes about a microsecond and a kernel launch five; the hash is computed on the host in any case; and float64 is
+slow on most GPUs. One copy then brings all groups to the device. With `ENABLE_GPU_PREPROCESSING` on a GPU tabpfn
+computes the float32 steps there, so its last bits, and a fingerprint behind them, are that GPU's; here they are the
+host's.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from numpy.typing import NDArray
 
 from serve.core import Matrix
 from serve.engine.preprocessing.graph import Array
-from serve.engine.preprocessing.member import Graphs, LibraryMember, translate_member
+from serve.engine.preprocessing.member import Graphs, TabPFNMember, translate_member
 from serve.engine.preprocessing.steps import TorchColumn
 from serve.engine.preprocessing.transformers import Untranslatable
 
@@ -42,25 +43,28 @@ Groups: TypeAlias = Sequence[Sequence[int]]
 def compile_preprocessing(
     members: Sequence[Any], device: torch.device, groups: Groups | Callable[[Sequence[int]], Groups] | None = None
 ) -> Preprocessing:
-    """Translate the fitted members of an estimator, `estimator.executor_.ensemble_members`.
+    """Translate the fitted members of an estimator.
 
     Args:
-        groups: positions of the members that one forward takes together, which must be of equal width, or what makes
-            them of the members' widths; by default all members of one width, in the order of first appearance.
+        members: `estimator.executor_.ensemble_members`.
+        device: the device of the prepared rows.
+        groups: for each group of members that run in one forward pass, their positions; the members of a group have
+            equal widths. Or a function that makes the groups from the members' widths. None groups all members of one
+            width, in the order of first appearance.
 
     Raises:
-        ValueError: a group's members differ in width.
+        ValueError: the members of a group differ in width.
     """
     graphs = Graphs.empty()
     uncompiled: dict[str, None] = {}
-    parts: list[list[TorchColumn] | LibraryMember] = []
+    parts: list[list[TorchColumn] | TabPFNMember] = []
     for member in members:
         try:
             parts.append(translate_member(member, graphs))
         except Untranslatable as error:
             uncompiled[str(error)] = None
-            parts.append(LibraryMember(member))
-    widths = [part.measure_width() if isinstance(part, LibraryMember) else len(part) for part in parts]
+            parts.append(TabPFNMember(member))
+    widths = [part.measure_width() if isinstance(part, TabPFNMember) else len(part) for part in parts]
     if groups is None:
         groups = [[i for i, w in enumerate(widths) if w == width] for width in dict.fromkeys(widths)]
     elif callable(groups):
@@ -72,19 +76,19 @@ def compile_preprocessing(
 
 
 class Preprocessing:
-    """Every member's rows, as the network is given them.
+    """Prepares rows for every member.
 
     Attributes:
-        groups: positions of the members in each answered tensor.
-        columns: for each group, int64 [members, width]: columns of one number hold the same values, whatever the rows.
-        widths: columns of each member.
-        uncompiled: names of the classes that made members run by the library's code; empty when all are compiled.
+        groups: for each tensor of the answer, the positions of its members.
+        columns: for each group, int64 [members, width]; columns of one number hold the same values for any rows.
+        widths: number of columns of each member.
+        uncompiled: names of the classes because of which tabpfn prepares members; empty where all are compiled.
     """
 
     def __init__(
         self,
         graphs: Graphs,
-        parts: Sequence[list[TorchColumn] | LibraryMember],
+        parts: Sequence[list[TorchColumn] | TabPFNMember],
         widths: Sequence[int],
         groups: Sequence[Sequence[int]],
         device: torch.device,
@@ -108,10 +112,10 @@ class Preprocessing:
         self.columns = tuple(layout.number_columns(self.widths[layout.group[0]]) for layout in self._layouts)
 
     def __call__(self, rows: Matrix) -> list[torch.Tensor]:
-        """For each group, float32 [members, rows, width] on the device.
+        """For each group, the prepared rows: float32 [members, rows, width] on the device.
 
         Args:
-            rows: float64 [rows, features], clean: what the members' `transform_X_test` is given.
+            rows: clean rows, float64 [rows, features], as for the members' `transform_X_test`.
         """
         sizes = [len(group) * len(rows) * self.widths[group[0]] for group in self.groups]
         whole = torch.empty(sum(sizes), dtype=torch.float32)
@@ -119,7 +123,7 @@ class Preprocessing:
             part.view(len(group), len(rows), self.widths[group[0]])
             for group, part in zip(self.groups, torch.split(whole, sizes), strict=True)
         ]
-        # the library silences or never meets the same warnings, about NaN and values beyond float32
+        # numpy's warnings about NaN and values beyond float32, which tabpfn also silences or does not cause
         with np.errstate(all="ignore"):
             infinite, values = self._compute(rows)
             for layout, output in zip(self._layouts, outputs, strict=True):
@@ -130,7 +134,7 @@ class Preprocessing:
         return [part.view(output.shape) for part, output in zip(copied, outputs, strict=True)]
 
     def _compute(self, rows: Matrix) -> tuple[Array | None, Array]:
-        """The infinities among the float32 part's inputs, if there are any, and all its columns; [columns, rows]."""
+        """The infinities among the inputs of the float32 part, or None, and all its columns [columns, rows]."""
         given, infinite = _take_infinite(rows.T.take(self._features, axis=0))
         handed = self._double(given).take(self._handed, axis=0)
         if infinite is not None:
@@ -140,20 +144,20 @@ class Preprocessing:
 
 
 class _Layout:
-    """Where a group's columns are found."""
+    """Positions of a group's columns among the computed columns."""
 
     def __init__(
         self,
         group: Sequence[int],
-        parts: Sequence[list[TorchColumn] | LibraryMember],
+        parts: Sequence[list[TorchColumn] | TabPFNMember],
         place: dict[int, int],
         origin_place: dict[int, int],
     ) -> None:
         self.group = group
         translated = [(i, part) for i, part in enumerate(parts[p] for p in group) if isinstance(part, list)]
-        self._by_library = [(i, part) for i, part in enumerate(parts[p] for p in group) if not isinstance(part, list)]
+        self._by_tabpfn = [(i, part) for i, part in enumerate(parts[p] for p in group) if not isinstance(part, list)]
         self._positions: NDArray[np.intp] | slice = np.array([i for i, _ in translated], dtype=np.intp)
-        if not self._by_library:
+        if not self._by_tabpfn:
             self._positions = slice(None)
         self._columns = np.array([[place[column.column] for column in part] for _, part in translated], dtype=np.intp)
         origins = [[origin_place.get(column.origin, -1) for column in part] for _, part in translated]
@@ -169,18 +173,18 @@ class _Layout:
         return torch.from_numpy(numbers)
 
     def write(self, output: Array, values: Array, infinite: Array | None, rows: Matrix) -> None:
-        """Fill output [members, rows, width]."""
+        """Fill `output` [members, rows, width]."""
         if len(self._columns):
             own = values.take(self._columns, axis=0)
             if infinite is not None:
                 own = _put_back(own, infinite, self._origins)
             output[self._positions] = own.swapaxes(1, 2)
-        for position, member in self._by_library:
+        for position, member in self._by_tabpfn:
             output[position] = member(rows)
 
 
 def _take_infinite(values: Array) -> tuple[Array, Array | None]:
-    """The values with NaN for infinities, and these alone, 0 elsewhere; None for none."""
+    """The values with NaN in place of infinities, and the infinities with 0 elsewhere, or None if there are none."""
     mask = np.isinf(values)
     if not mask.any():
         return values, None
@@ -188,6 +192,6 @@ def _take_infinite(values: Array) -> tuple[Array, Array | None]:
 
 
 def _put_back(values: Array, infinite: Array, origins: NDArray[np.intp]) -> Array:
-    """Values [..., rows], with the infinities of their origins [...] where these have some; -1 is no origin."""
+    """Values [..., rows] with the infinities of their origins [...] put back; -1 is no origin."""
     own = np.where((origins >= 0)[..., None], infinite.take(origins, axis=0), 0)
     return np.where(np.isinf(own), own, values)

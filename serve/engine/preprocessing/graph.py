@@ -1,11 +1,11 @@
-"""Columns as a graph: every column that any member needs is computed once, and like columns are computed together.
+"""Columns as a graph: each column that any member needs is computed once, and like columns are computed together.
 
-A column is an input, or one operation applied to other columns. Two columns are the same when operation, parameters
-(to the bit) and sources are the same: members fitted on the same context mostly differ in the order of their columns,
-so that eight of them share nearly all of their work. A plan runs the graph in a few vectorised calls: columns of one
-depth, one operation and equal parameter shapes are one call on stacked parameters.
+A column is an input, or one operation on other columns. Two columns are equal when their operation, parameters (to the
+bit) and sources are equal. Members that were fitted on one context differ mostly in the order of their columns, so
+eight of them share nearly all their work. A plan runs the graph in a few vectorised calls: columns of one depth, one
+operation and equal parameter shapes are one call with stacked parameters.
 
-Values lie as [columns, rows], a column's rows side by side, so that a gather of columns copies whole lines.
+Values are laid out as [columns, rows], the rows of a column side by side, so that gathering columns copies whole lines.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[Any]
-"""float64, or float32 in the part that the library computes in torch."""
+"""float64, or float32 in the part that tabpfn computes in torch."""
 
 
 class Operation(Protocol):
-    """A fitted operation on columns; every row by itself, so that its result never depends on the other rows.
+    """A fitted operation on columns. It treats each row alone, so a result never depends on other rows.
 
-    Built of its parameters: elementwise ones are stacked over the columns of a call, [columns, ...]; a joining one
-    (`Graph.join`) gets its own as they are.
+    It is constructed from its parameters. For an elementwise operation they are stacked over the columns of a call,
+    [columns, ...]; an operation that joins columns (`Graph.join`) takes its own as they are.
     """
 
     def __init__(self, *parameters: Array) -> None: ...
@@ -62,17 +62,17 @@ class _Call:
 
 @dataclass
 class Plan:
-    """A graph in the order of its calls."""
+    """The calls that compute a graph, in order."""
 
     dtype: np.dtype[Any]
     inputs: list[int]
-    """Numbers of the inputs that are used, in the order in which they are to be given."""
+    """Numbers of the used inputs, in the order in which `__call__` takes them."""
     place: dict[int, int] = field(default_factory=dict)
-    """Where a column lies in the result."""
+    """The position of each column in the result."""
     calls: list[_Call] = field(default_factory=list)
 
     def __call__(self, inputs: Array) -> Array:
-        """All columns [columns, rows], the inputs first, of inputs [used inputs, rows]."""
+        """Inputs [used inputs, rows] to all columns [columns, rows], the inputs first."""
         values: Array = np.empty((len(self.place), inputs.shape[1]), dtype=self.dtype)
         values[: len(self.inputs)] = inputs
         for call in self.calls:
@@ -81,7 +81,7 @@ class Plan:
 
 
 class Graph:
-    """Columns by number. Adding an equal column twice gives the same number."""
+    """Columns, by number. Adding an equal column again returns the same number."""
 
     def __init__(self, dtype: type[np.floating[Any]]) -> None:
         self.dtype = np.dtype(dtype)
@@ -90,13 +90,14 @@ class Graph:
         self._known: dict[tuple[Any, ...], _Node] = {}
 
     def input(self, number: int) -> int:
+        """The column of input `number`."""
         if number not in self._inputs:
             self._inputs[number] = len(self._owner)
             self._owner.append(None)
         return self._inputs[number]
 
     def add(self, kind: type[Operation], sources: int | Sequence[int], *parameters: Any) -> int:
-        """A column computed element by element of its source, or of its few sources."""
+        """A column that is computed element by element from its source, or from a few sources."""
         parents = (sources,) if isinstance(sources, int) else tuple(sources)
         values = tuple(np.array(parameter, dtype=self.dtype) for parameter in parameters)
         return self._node(kind, parents, values, 1, joins=False).columns[0]
@@ -104,13 +105,13 @@ class Graph:
     def join(
         self, kind: type[Operation], sources: Sequence[int], num_columns: int, *parameters: Array
     ) -> tuple[int, ...]:
-        """Columns that each depend on all of the sources."""
+        """`num_columns` columns that each depend on all sources."""
         return self._node(kind, tuple(sources), parameters, num_columns, joins=True).columns
 
     def _node(
         self, kind: type[Operation], sources: tuple[int, ...], parameters: tuple[Array, ...], size: int, *, joins: bool
     ) -> _Node:
-        # strides too: they decide which routine multiplies a matrix, and so its rounding
+        # with strides, because they decide which routine multiplies a matrix, and so its rounding
         exact = tuple((p.shape, p.strides, p.dtype.str, p.tobytes()) for p in parameters)
         key = (kind, sources, exact)
         if key not in self._known:
@@ -123,7 +124,7 @@ class Graph:
         return self._known[key]
 
     def plan(self, wanted: Sequence[int]) -> Plan:
-        """The calls that compute the wanted columns, and what they need, but nothing else."""
+        """The calls that compute the wanted columns and their sources, and no others."""
         nodes, inputs = self._needed(wanted)
         numbers = {column: number for number, column in self._inputs.items()}
         plan = Plan(self.dtype, [numbers[column] for column in inputs])

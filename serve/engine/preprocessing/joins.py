@@ -1,9 +1,9 @@
-"""Operations in which a result depends on many columns of its row: projections and fingerprints.
+"""Operations whose result depends on many columns of a row: projections and fingerprints.
 
-They are where the size of a batch could reach an answer. A fingerprint is a hash of its row, so that a difference in
-the last bit of one value in front of it makes it another number altogether. The order of summation of a matrix product
-depends on its shape; therefore each row is multiplied by itself, in the shape that the library gives a row that comes
-alone, and its bits are those of the library for that row alone (tests/engine/preprocessing/test_joins.py).
+They are the operations through which the size of a batch could change an answer. The order of summation of a matrix
+product depends on the product's shape. A fingerprint is a hash of its row, so a difference in the last bit of one value
+gives another number altogether. Therefore each row is multiplied alone, in the shape that tabpfn uses for a single row,
+and has the bits that tabpfn computes for that row alone (tests/engine/preprocessing/test_joins.py).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Projection:
     """scikit-learn's TruncatedSVD.transform, row by row.
 
     Args:
-        components: [components, columns], with the strides that they were fitted with: these choose numpy's routine.
+        components: [components, columns], with the strides of the fit, because strides decide numpy's routine.
     """
 
     def __init__(self, components: Array) -> None:
@@ -31,13 +31,13 @@ class Projection:
 
     def __call__(self, x: Array) -> Array:
         rows = np.ascontiguousarray(x.T).reshape(x.shape[1], 1, len(x))
-        # stacked matrices of one row each: numpy multiplies them one by one
+        # numpy multiplies stacked matrices of one row each one by one
         projected: Array = np.matmul(rows, self._components)[:, 0].T
         return projected
 
 
 class TorchProjection:
-    """tabpfn's TorchTruncatedSVD.transform, row by row; its input is finite (`SafeScale`)."""
+    """tabpfn's TorchTruncatedSVD.transform, row by row. Its input is finite (`SafeScale`)."""
 
     def __init__(self, components: Array) -> None:
         self._components = torch.from_numpy(components).T
@@ -49,10 +49,10 @@ class TorchProjection:
 
 
 class Fingerprint:
-    """A hash of the row's values, in [0, 1] (tabpfn steps/add_fingerprint_features_step.py, as for test rows).
+    """A hash of the row's values in [0, 1], as for test rows in tabpfn's steps/add_fingerprint_features_step.py.
 
     Args:
-        salt: [], the number of cells that were fitted.
+        salt: array of shape [], the number of cells in the fit.
     """
 
     def __init__(self, salt: Array) -> None:

@@ -1,4 +1,4 @@
-"""One ensemble member: translated into columns, or run by the library."""
+"""One ensemble member: translated into columns of a graph, or prepared by tabpfn."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ from serve.engine.preprocessing.transformers import Untranslatable
 
 @dataclass
 class Graphs:
-    """The two parts of the work: scikit-learn's in float64, torch's in float32, and the columns handed over.
+    """The graphs of all members: scikit-learn's steps in float64, then torch's in float32.
 
     Attributes:
-        handed: (column in `double`, feature whose infinities go back into it, or -1) -> input number in `single`.
+        double: the float64 steps.
+        single: the float32 steps.
+        handed: the columns that pass from `double` to `single`: (column in `double`, feature whose infinities are put
+            back into it, or -1) to the number of the input in `single`.
     """
 
     double: Graph
@@ -51,15 +54,15 @@ def translate_member(member: Any, graphs: Graphs) -> list[TorchColumn]:
         return final
     fitted_steps = zip(member.gpu_preprocessor.steps, member.gpu_preprocessor.fitted_cache, strict=True)
     for (step, modalities), fitted in fitted_steps:
-        # a soft clip of no column was never fitted
+        # a soft clip of no columns was never fitted
         final = translate_torch_step(step, modalities, fitted or {}, final, graphs.single)
     return final
 
 
 def _origins(member: Any, features: list[int], num_columns: int) -> list[int]:
-    """For each column after the float64 steps, the feature whose infinities the library puts back into it, or -1.
+    """For each column after the float64 steps, the feature whose infinities tabpfn puts back into it, or -1.
 
-    tabpfn finds them by name (pipeline_interface.py `_restore_inf_masks`): the column's own, or its ancestor's.
+    tabpfn finds the feature by name: the column's own, or its ancestor's (pipeline_interface.py `_restore_inf_masks`).
     """
     before = [feature.name for feature in member.cpu_preprocessor.initial_feature_schema_.features]
     after = member.cpu_preprocessor.final_feature_schema_.features
@@ -71,11 +74,11 @@ def _origins(member: Any, features: list[int], num_columns: int) -> list[int]:
     return [number.get(feature.name, number.get(feature.ancestor, -1)) for feature in after]
 
 
-class LibraryMember:
-    """A member by the library's own transforms, on the host.
+class TabPFNMember:
+    """A member that tabpfn's own transforms prepare, on the host.
 
-    A row's fingerprint hashes values whose last bits may depend on the number of rows; a member that adds one is
-    therefore given its rows one at a time.
+    A row's fingerprint hashes values whose last bits may depend on the number of rows. A member that adds fingerprints
+    therefore receives its rows one at a time.
     """
 
     def __init__(self, member: Any) -> None:
@@ -97,7 +100,7 @@ class LibraryMember:
         return np.asarray(prepared.squeeze(1).numpy())
 
     def measure_width(self) -> int:
-        """Found by trying it: a step of unknown kind may add columns."""
+        """Columns of the prepared rows, found by preparing a row: a step of unknown kind may add columns."""
         indices = self._member.feature_indices
         schema = self._member.cpu_preprocessor.initial_feature_schema_
         num_features = schema.num_columns if indices is None else int(np.max(indices)) + 1

@@ -1,8 +1,8 @@
-"""Elementwise operations on columns, in the library's own order of arithmetic, so that their bits are the library's.
+"""Elementwise operations on columns, in tabpfn's order of arithmetic, so that results equal tabpfn's to the bit.
 
-Parameters are stacked over columns, [columns]; values are [columns, rows]. NaN stays NaN unless said otherwise.
-Infinities are taken out before any of them runs; `Squash` and `Finite` see those that arithmetic made. In float32 root
-and logarithm are torch's, whose last bits are not numpy's.
+Parameters are stacked over columns, [columns]; values are [columns, rows]. NaN stays NaN unless stated otherwise.
+Infinities are removed before any operation runs; `Squash` and `Finite` see infinities that arithmetic made. In float32,
+root and logarithm are torch's, whose last bits differ from numpy's.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Standardize:
 
 
 class Finite:
-    """What is not finite becomes the fitted mean (tabpfn steps/utils.py `_make_finite_steps`)."""
+    """Replaces values that are not finite by the fitted mean (tabpfn steps/utils.py `_make_finite_steps`)."""
 
     def __init__(self, mean: Array) -> None:
         self._mean = mean[:, None]
@@ -44,7 +44,7 @@ class Finite:
 
 
 class Product:
-    """The product of two columns, which are [2, columns, rows]."""
+    """The product of two columns; values are [2, columns, rows]."""
 
     def __call__(self, x: Array) -> Array:
         product: Array = x[0] * x[1]
@@ -54,13 +54,13 @@ class Product:
 class Power:
     """Yeo-Johnson with fitted exponents (scipy `_yeojohnson_transform`, which PowerTransformer.transform calls).
 
-    One formula for both signs: below zero it is the one above of `-x` and `2 - exponent`, negated; exact, since only
-    signs differ.
+    One formula serves both signs: below zero it is the formula above zero for `-x` and `2 - exponent`, negated. That is
+    exact, because only signs differ.
     """
 
     def __init__(self, exponent: Array) -> None:
         self._above, self._below = exponent[:, None], (2 - exponent)[:, None]
-        # the same bounds as scipy's, at which the power becomes a logarithm
+        # scipy's bounds, at which the power becomes a logarithm
         epsilon = np.finfo(exponent.dtype).eps
         self._logarithm_above = np.abs(self._above) < epsilon
         self._logarithm_below = np.abs(exponent - 2)[:, None] <= epsilon
@@ -78,8 +78,8 @@ class Squash:
     """Centre, scale and soft clip to +-limit (tabpfn's SquashingScaler and TorchSquashingScaler, `transform`).
 
     Args:
-        center, divisor, factor: `(x - center) / divisor * factor`; one of the two is 1, as the library's branch has it.
-        is_zero: 1 where the fitted column was constant: every value of it becomes 0.
+        center, divisor, factor: of `(x - center) / divisor * factor`; divisor or factor is 1, by tabpfn's branch.
+        is_zero: 1 where the fitted column was constant; each of its values becomes 0.
         limit: the largest absolute value.
     """
 
@@ -99,7 +99,7 @@ class Squash:
 
 
 class Indicator:
-    """1 where the code is the category, otherwise 0, for a missing or unknown one as well (OneHotEncoder)."""
+    """1 where the code is the category, else 0, also for a missing or unknown code (OneHotEncoder)."""
 
     def __init__(self, category: Array) -> None:
         self._category = category[:, None]
@@ -111,7 +111,7 @@ class Indicator:
 
 
 class SoftClip:
-    """Values beyond the fitted bounds grow as a logarithm only (tabpfn's TorchSoftClipOutliers, `transform`)."""
+    """Makes values beyond the fitted bounds grow as a logarithm (tabpfn's TorchSoftClipOutliers, `transform`)."""
 
     def __init__(self, lower: Array, upper: Array) -> None:
         self._lower, self._upper = lower[:, None], upper[:, None]
@@ -123,7 +123,7 @@ class SoftClip:
 
 
 class SafeScale:
-    """Impute, scale and clip what goes into torch's SVD (tabpfn's TorchSafeStandardScaler, `transform`)."""
+    """Imputes, scales and clips the input of torch's SVD (tabpfn's TorchSafeStandardScaler, `transform`)."""
 
     def __init__(self, scale: Array, mean: Array) -> None:
         self._scale = (scale + np.finfo(scale.dtype).eps)[:, None]

@@ -1,4 +1,4 @@
-"""A member's fitted steps of tabpfn's own, as columns of a graph: first those in float64, then torch's in float32."""
+"""A member's fitted tabpfn steps as columns of a graph: first the steps in float64, then torch's in float32."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class TorchColumn:
     """A column of the float32 part.
 
     Attributes:
-        column: its number in the graph.
-        origin: the input whose infinities are put back into it at the end; -1 for none.
-        is_numerical: whether tabpfn's schema calls it numerical.
+        column: number of the column in the graph.
+        origin: the input whose infinities are put back into the column at the end; -1 for none.
+        is_numerical: whether the column is numerical in tabpfn's schema.
     """
 
     column: int
@@ -127,12 +127,12 @@ def translate_torch_step(
 
 
 def _on_host(value: Any) -> Array:
-    """A fitted statistic on the host. Some keep a batch axis, 1 wide: [1, columns], [quantiles, 1, columns]."""
+    """A fitted statistic on the host. Some have a batch axis of length 1: [1, columns], [quantiles, 1, columns]."""
     return np.asarray(value.detach().cpu().numpy())
 
 
 def _replaced(columns: Sequence[TorchColumn], made: dict[int, int]) -> list[TorchColumn]:
-    """The same columns, with other numbers at the given positions."""
+    """The same columns with new column numbers at the given positions."""
     return [
         TorchColumn(made.get(position, old.column), old.origin, old.is_numerical)
         for position, old in enumerate(columns)

@@ -1,7 +1,7 @@
 """Operations that look a value up in a fitted table: quantiles, and the codes of categories.
 
-The tables of all columns of a call are one array, so that a call is one batched binary search (torch's, which numpy
-has not) and one gather, whatever the number of columns and members. A search compares a row's own value alone.
+The tables of all columns of a call form one array. So a call is one batched binary search (torch's, as numpy has none)
+and one gather, for any number of columns and members. A search compares only the row's own value.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from serve.engine.preprocessing.graph import Array
 
 
 class Lookup:
-    """The code of a category, NaN for one that was not fitted (OrdinalEncoder, then tabpfn's shuffle of the codes).
+    """The code of a category, NaN for an unknown one (OrdinalEncoder, then tabpfn's shuffle of the codes).
 
     Args:
         keys: [columns, entries], ascending, padded with infinity.
@@ -36,9 +36,9 @@ class Lookup:
 class Quantile:
     """scikit-learn's QuantileTransformer to the uniform distribution (`_transform_col`), to the bit.
 
-    That is the mean of two interpolations, one anchored at the left knot and one at the right, which differ where
-    knots repeat; the ends are exactly 0 and 1. Equal knots are merged here once, so that one search finds the
-    interval, and its five constants lie side by side.
+    It is the mean of two interpolations, one anchored at the left knot and one at the right, which differ where knots
+    repeat. The ends are exactly 0 and 1. Equal knots are merged once, so that one search finds the interval, whose
+    constants lie side by side.
 
     Args:
         knots, references: [columns, quantiles], both ascending and finite; two quantiles or more.
@@ -61,11 +61,11 @@ class Quantile:
 
 
 class TorchQuantile:
-    """The same as tabpfn's torch pipeline does it, in float32 (torch/torch_quantile_transformer.py `_interpolate`).
+    """As tabpfn's torch pipeline, in float32 (torch/torch_quantile_transformer.py `_interpolate`).
 
     Args:
         knots, references: [columns, quantiles].
-        ratio: how far to extrapolate beyond the ends; NaN for not at all.
+        ratio: how far to extrapolate beyond the ends; NaN does not extrapolate.
     """
 
     def __init__(self, knots: Array, references: Array, ratio: Array) -> None:
@@ -88,7 +88,7 @@ class TorchQuantile:
         backward = right[..., 3] + right[..., 4] * (x - right[..., 2])
         below, above = x <= self._lowest, x >= self._highest
         forward = np.where(above, self._final, np.where(below, self._first, forward))
-        # the library looks at the mirrored ends in the mirrored order
+        # tabpfn checks the mirrored ends in the mirrored order
         backward = np.where(below, self._first, np.where(above, self._final, backward))
         middle = np.where(self._is_constant, self._half(), forward), np.where(self._is_constant, self._half(), backward)
         y = np.minimum(np.maximum(0.5 * (middle[0] + middle[1]), 0), 1)
@@ -115,19 +115,22 @@ class TorchQuantile:
 
 
 def _starts(table: Array) -> NDArray[np.intp]:
-    """Where each column's entries begin once the tables are laid end to end; [columns, 1]."""
+    """The index of each column's first entry when the tables are joined in order: [columns, 1]."""
     starts: NDArray[np.intp] = np.arange(len(table), dtype=np.intp)[:, None] * table.shape[1]
     return starts
 
 
 def _intervals(knots: Array, references: Array) -> Array:
-    """[quantiles, 6]: low knot, value at it, line from it, slope, high knot, line to it; unused rows last."""
+    """One row per interval, [quantiles, 6]: low knot, value at the knot, line from it, slope, high knot, line to it.
+
+    Unused rows come last.
+    """
     low, first = np.unique(knots, return_index=True)
     last = np.append(first[1:], len(knots)) - 1
     table = np.zeros((len(knots), 6), dtype=knots.dtype)
     table[:, 0] = np.inf
     if len(low) == 1:
-        # a constant column: it and all below are 0, anything above is 1
+        # a constant column: values up to it become 0, values above it 1
         table[0, 0], table[1, :2] = low[0], (np.nextafter(low[0], np.inf), 1)
         return table
     filled = table[: len(low)]

@@ -1,8 +1,8 @@
 """Fitted scikit-learn transformers as columns of a graph.
 
-Each translator takes the fitted transformer, the columns that it is given and the graph, and answers the columns that
-it makes. What it has no exact counterpart for is refused with `Untranslatable`: then the member keeps the library's
-own code. Types are compared exactly, since a subclass may do anything.
+A translator takes the fitted transformer, its input columns and the graph, and returns its output columns. A
+transformer without an exact counterpart raises `Untranslatable`; tabpfn's own code then prepares the member. Types are
+compared exactly, because a subclass may do anything.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ Translator: TypeAlias = Callable[[Any, Columns, Graph], list[int]]
 
 
 class Untranslatable(Exception):
-    """Holds the name of the class that has no translation here."""
+    """The text is the name of the class that has no translation here."""
 
     def __init__(self, part: Any) -> None:
         super().__init__(type(part).__name__)
 
 
 def translate_transformer(transformer: Any, columns: Columns, graph: Graph) -> list[int]:
-    """Raises Untranslatable."""
+    """The output columns of a fitted transformer. Raises Untranslatable."""
     if is_identity_transformer(transformer):
         return list(columns)
     translator = _TRANSLATORS.get(type(transformer))
@@ -55,7 +55,7 @@ def translate_transformer(transformer: Any, columns: Columns, graph: Graph) -> l
 
 
 def standardize(scaler: Any, columns: Columns, graph: Graph) -> list[int]:
-    """StandardScaler with or without mean, to unit variance."""
+    """The columns of a StandardScaler to unit variance, with or without mean. Raises Untranslatable."""
     if not scaler.with_std:
         raise Untranslatable(scaler)
     if not scaler.with_mean:
@@ -72,7 +72,7 @@ def _robust(scaler: Any, columns: Columns, graph: Graph) -> list[int]:
 
 
 def _pipeline(pipeline: Any, columns: Columns, graph: Graph) -> list[int]:
-    """One step after the other; "infinity to NaN" and "NaN to mean" is one operation."""
+    """One step after another; the pair "infinity to NaN" and "NaN to mean" is one operation."""
     made, parts = list(columns), [part for _, part in pipeline.steps]
     while parts:
         part = parts.pop(0)
@@ -89,7 +89,7 @@ def _pipeline(pipeline: Any, columns: Columns, graph: Graph) -> list[int]:
 def _quantile(transformer: Any, columns: Columns, graph: Graph) -> list[int]:
     knots, references = transformer.quantiles_, transformer.references_
     unusual = transformer.output_distribution != "uniform" or transformer.extrapolate_ratio is not None
-    # slopes must be finite, as they are unless knots are subnormally close or their range overflows
+    # slopes must be finite; they are, unless knots are subnormally close or their range overflows
     with np.errstate(all="ignore"):
         widths = np.diff(knots, axis=0)
         steep = np.isinf(np.diff(references)[:, None] / np.where(widths == 0, 1, widths))
@@ -118,7 +118,14 @@ def _squash(scaler: Any, columns: Columns, graph: Graph) -> list[int]:
 def translate_ordinal(
     encoder: Any, columns: Columns, graph: Graph, shuffles: dict[int, Any] | None = None
 ) -> list[int]:
-    """Codes of known categories, moved by the column's shuffle if it has one; NaN for unknown and missing ones."""
+    """The columns of an OrdinalEncoder: codes of known categories, NaN for unknown and missing ones.
+
+    Args:
+        shuffles: tabpfn's new code for each code, for columns that have one, by position.
+
+    Raises:
+        Untranslatable: the encoder has options that tabpfn does not use.
+    """
     unusual = encoder.handle_unknown != "use_encoded_value" or not np.isnan(encoder.unknown_value)
     if unusual or not np.isnan(encoder.encoded_missing_value) or encoder._infrequent_enabled:
         raise Untranslatable(encoder)
@@ -126,7 +133,7 @@ def translate_ordinal(
     for position, (column, categories) in enumerate(zip(columns, encoder.categories_, strict=True)):
         shuffle = (shuffles or {}).get(position, np.arange(len(categories)))
         known = categories[~np.isnan(categories)]
-        # padded to a power of two, so that most columns share a call, whatever their number of categories
+        # padded to a power of two, so that most columns share a call despite different numbers of categories
         keys = np.full(max(32, 2 ** len(known).bit_length()), np.inf)
         codes = np.full(len(keys), np.nan)
         keys[: len(known)], codes[: len(known)] = known, shuffle[: len(known)]
@@ -153,7 +160,7 @@ def _column_transformer(transformer: Any, columns: Columns, graph: Graph) -> lis
 def translate_column_transformer(
     transformer: Any, columns: Columns, graph: Graph, shuffles: dict[int, Any]
 ) -> list[int]:
-    """The blocks of a ColumnTransformer, side by side; `shuffles` are for an ordinal encoder in it."""
+    """The columns of a ColumnTransformer, block after block; an ordinal encoder in it takes the `shuffles`."""
     if transformer.transformer_weights or len(columns) != transformer.n_features_in_:
         raise Untranslatable(transformer)
     made: list[int] = []

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.offline.architectures import synthetic_model, write_checkpoint
 from benchmarks.offline.cells import Rounds, compare_cached, compare_uncached
 from benchmarks.offline.sides import Case, EngineSide, TabPFNSide, case_facts, kv_cache_bytes, mix_rows
-from serve.engine import library
+from serve.engine import tabpfn_estimators
 from serve.engine.engine import TabPFNEngine
 from serve.settings import EngineSettings
 
@@ -63,13 +63,13 @@ def test_one_float32_cache_serves_the_exact_answer_and_every_engine(case: Case) 
     exact = side.exact_answers(queries)[4]
     settings = EngineSettings()
     engine = TabPFNEngine(settings, 4)
-    build = library.build_estimator
+    build = tabpfn_estimators.build_estimator
     for is_last in (False, True):
         side.was_borrowed = False
         with side.lent(is_last=is_last):
             tested = EngineSide(engine, settings, case.definition)
         assert side.was_borrowed
-        assert library.build_estimator is build
+        assert tabpfn_estimators.build_estimator is build
         np.testing.assert_allclose(tested.predict(queries[4]), exact, rtol=0, atol=1e-5)
     assert kv_cache_bytes(side.default) > 0
 
@@ -77,10 +77,10 @@ def test_one_float32_cache_serves_the_exact_answer_and_every_engine(case: Case) 
 def test_a_borrower_that_drops_its_caches_drops_only_its_own(case: Case) -> None:
     side = TabPFNSide(case, "cpu")
     with side.lent(is_last=False):
-        borrowed = library.build_estimator(case.definition, None, "fit_with_cache", "cpu", "float32")
+        borrowed = tabpfn_estimators.build_estimator(case.definition, None, "fit_with_cache", "cpu", "float32")
     borrowed.executor_.kv_caches = []
     with side.lent(is_last=True):
-        again = library.build_estimator(case.definition, None, "fit_with_cache", "cpu", "float32")
+        again = tabpfn_estimators.build_estimator(case.definition, None, "fit_with_cache", "cpu", "float32")
     assert kv_cache_bytes(again) == side.exact_kv_cache_bytes > 0
 
 

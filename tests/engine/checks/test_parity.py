@@ -49,5 +49,5 @@ class NotANumber(FakeEngine):
     [(LeanAlone(), "alone"), (MixesRows(), "alone"), (StaleCache(), "uncached"), (NotANumber(), "alone")],
 )
 def test_a_wrong_engine_is_caught(fake_context: FakeContext, engine: FakeEngine, way: str) -> None:
-    with pytest.raises(StartupError, match=f"answered batched and {way} differ by .* parity_tolerance"):
+    with pytest.raises(StartupError, match=f"answered batched and {way} differ by .* engine.parity_tolerance"):
         check_parity(engine, fake_context, canary_rows(fake_context.encode_context()), 1e-3)

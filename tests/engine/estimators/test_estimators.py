@@ -183,7 +183,7 @@ def test_an_archive_that_does_not_tell_its_device_is_refused_where_it_matters(tm
         if is_served:
             engine().fit(definition)
         else:
-            with pytest.raises(InvalidModel, match="on a device that its file does not tell"):
+            with pytest.raises(InvalidModel, match="on a device that its file does not state"):
                 engine().fit(definition)
 
 
@@ -241,9 +241,9 @@ def _constant(path: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda path: path.write_bytes(b"no pickle at all"), "no readable pickle"),
-        (lambda path: path.write_bytes(b""), "no readable pickle"),
-        (lambda path: path.write_bytes(pickle.dumps(fitted(Task.CLASSIFICATION))[:-1000]), "no readable pickle"),
+        (lambda path: path.write_bytes(b"no pickle at all"), "not a readable pickle"),
+        (lambda path: path.write_bytes(b""), "not a readable pickle"),
+        (lambda path: path.write_bytes(pickle.dumps(fitted(Task.CLASSIFICATION))[:-1000]), "not a readable pickle"),
         (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "it holds a dict"),
         (lambda path: torch.save({"a": 1}, path), "not one of tabpfn's"),
         (_unfitted, "not fitted"),

@@ -55,12 +55,14 @@ def test_what_is_slow_is_not_traced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN packs nothing")
-def test_what_cannot_be_traced_is_called_plainly() -> None:
-    """Weights packed for oneDNN are no constants of a trace."""
+def test_what_cannot_be_traced_is_called_plainly_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """A trace cannot hold weights that are packed for oneDNN."""
     product = Product(torch.randn(512, 600))
     assert product.packed
-    x = torch.randn(3, 600)
+    x = torch.randn(1, 3, 600)
     traced = TracedCompute(lambda inputs: product(inputs[0]))
     with torch.inference_mode():
         for given in (x, x + 1, x):
             torch.testing.assert_close(traced([given]), product(given), rtol=0, atol=0)
+    [line] = caplog.messages
+    assert line.startswith("a forward pass of 3 rows runs without a trace, which is slower: ")

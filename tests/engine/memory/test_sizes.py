@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from serve.core import Column, ColumnKind, ModelDefinition, QueryTable, Task
 from serve.core.errors import InvalidModel
-from serve.engine import library
+from serve.engine import cleaning, tabpfn_estimators
 from serve.engine.execution.precision import Precision
 from serve.engine.memory import sizes as memory
 from serve.engine.memory.sizes import MemoryNeed
@@ -26,8 +26,8 @@ TASK_TYPES: dict[Task, Any] = {Task.CLASSIFICATION: "multiclass", Task.REGRESSIO
 def fit(model: ModelDefinition, precision: str = "float32") -> Any:
     context = model.context
     records = [{c.name: context.cells[c.name][row] for c in context.columns} for row in range(context.num_rows)]
-    frame = library.context_frame(model, RowEncoder(context.columns).read(QueryTable.from_records(records)))
-    return library.build_estimator(model, frame, "fit_with_cache", "cpu", precision)
+    frame = cleaning.context_frame(model, RowEncoder(context.columns).read(QueryTable.from_records(records)))
+    return tabpfn_estimators.build_estimator(model, frame, "fit_with_cache", "cpu", precision)
 
 
 def tensors_of(value: Any) -> Iterator[torch.Tensor]:

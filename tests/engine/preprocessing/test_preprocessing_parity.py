@@ -26,7 +26,7 @@ from hypothesis import given, settings
 from tabpfn.preprocessing.configs import PreprocessorConfig
 
 from serve.core import ModelDefinition, QueryTable
-from serve.engine import library
+from serve.engine import cleaning, tabpfn_estimators
 from serve.engine.preprocessing import Preprocessing, compile_preprocessing
 from serve.engine.row_encoder import RowEncoder
 
@@ -158,10 +158,10 @@ def test_demo_model(demo_definition: ModelDefinition) -> None:
     )
     demo_definition = replace(demo_definition, context=context)
     records = [{name: cells[row] for name, cells in context.cells.items()} for row in range(context.num_rows)]
-    frame = library.context_frame(demo_definition, RowEncoder(context.columns).read(QueryTable.from_records(records)))
-    estimator = library.build_estimator(demo_definition, frame, "fit_with_cache", "cpu", "float32")
+    frame = cleaning.context_frame(demo_definition, RowEncoder(context.columns).read(QueryTable.from_records(records)))
+    estimator = tabpfn_estimators.build_estimator(demo_definition, frame, "fit_with_cache", "cpu", "float32")
     members = estimator.executor_.ensemble_members
-    rows = library.clean(estimator, frame[:60])
+    rows = cleaning.clean(estimator, frame[:60])
     rows[np.random.default_rng(0).random(rows.shape) < 0.1] = np.nan
     preprocessing = check(members, rows)
     assert preprocessing.groups == (tuple(range(len(members))),)
