@@ -245,7 +245,7 @@ def _constant(path: Path) -> None:
         (lambda path: path.write_bytes(b""), "not a readable pickle"),
         (lambda path: path.write_bytes(pickle.dumps(fitted(Task.CLASSIFICATION))[:-1000]), "not a readable pickle"),
         (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "it holds a dict"),
-        (lambda path: torch.save({"a": 1}, path), "not one of tabpfn's"),
+        (lambda path: torch.save({"a": 1}, path), "not a .tabpfn_fit archive of tabpfn"),
         (_unfitted, "not fitted"),
         (_of_another_release, "another release of tabpfn fitted it: it has no date_transformer_"),
         (_naming_what_is_gone, "another release of tabpfn or scikit-learn made it"),
