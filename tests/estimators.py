@@ -19,7 +19,7 @@ from tabpfn.model_loading import save_fitted_tabpfn_model
 
 from serve.core import Batch, Column, ColumnKind, Context, ModelDefinition, QueryTable, Task
 from serve.engine.engine import TabPFNContext, TabPFNEngine
-from serve.engine.estimators import importer as pickle_import
+from serve.engine.estimators import importer
 from serve.settings import EngineSettings
 from serve.store.folder import EMBEDDED
 
@@ -77,7 +77,7 @@ def answers(estimator: Any, rows: Any) -> np.ndarray[Any, Any]:
     """Each row's probabilities, or mean, alone."""
     alone = [rows[i : i + 1] for i in range(len(rows))]
     with warnings.catch_warnings():
-        # the library judges a column's type by the row that it is given; with a missing cell there is none to see
+        # tabpfn judges a column's type by the row that it is given; with a missing cell there is none to see
         warnings.filterwarnings("ignore", message="Column.*have a dtype at predict time that differs")
         if hasattr(estimator, "classes_"):
             return np.concatenate([estimator.predict_proba(row) for row in alone])
@@ -111,8 +111,8 @@ WRITERS: Mapping[str, Callable[[Any, Path], Any]] = {
 def outcome(file: Path, folder: Path) -> dict[str, Any]:
     """What the child says, without a process of its own."""
     folder.mkdir(exist_ok=True)
-    pickle_import.main(file, folder, DEMO)
-    return dict(json.loads((folder / pickle_import.OUTCOME).read_text()))
+    importer.main(file, folder, DEMO)
+    return dict(json.loads((folder / importer.OUTCOME).read_text()))
 
 
 def imported(file: Path, folder: Path) -> ModelDefinition:

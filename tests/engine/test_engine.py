@@ -1,4 +1,4 @@
-"""The master test: a row's answer is the same alone, in any company, and by the library itself."""
+"""The master test: a row's answer is the same alone, among any other rows, and by tabpfn itself."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -61,8 +61,8 @@ def test_strange_neighbours_change_nothing(engine: TabPFNEngine, name: str, requ
     assert_same(fitted, beside, alone)
 
 
-def library_frame(rows: list[dict]) -> pd.DataFrame:
-    """Raw cells as a user of the library would hold them, datetimes as their parts."""
+def tabpfn_frame(rows: list[dict]) -> pd.DataFrame:
+    """Raw cells as a user of tabpfn would hold them, datetimes as their parts."""
     raw = RowEncoder(COLUMNS).read(QueryTable.from_records(rows))
     frame = pd.DataFrame(dict(zip(feature_names(COLUMNS), raw, strict=True)))
     categories = [column.name for column in COLUMNS if column.kind in (ColumnKind.CATEGORY, ColumnKind.TEXT)]
@@ -80,41 +80,41 @@ def settings(model: ModelDefinition) -> dict:
     }
 
 
-def test_answers_are_the_librarys_classification(engine: TabPFNEngine, checkpoint: Path) -> None:
+def test_answers_are_tabpfns_classification(engine: TabPFNEngine, checkpoint: Path) -> None:
     model = definition(checkpoint)
     fitted = engine.fit(model)
     context = [
         dict(zip(model.context.cells, cells, strict=True)) for cells in zip(*model.context.cells.values(), strict=True)
     ]
-    library = TabPFNClassifier(**settings(model)).fit(library_frame(context), np.array(model.context.target))
+    estimator = TabPFNClassifier(**settings(model)).fit(tabpfn_frame(context), np.array(model.context.target))
     asked = [*records(40, seed=5), STRANGE[0]]
-    expected = library.predict_proba(library_frame(asked))
+    expected = estimator.predict_proba(tabpfn_frame(asked))
     got = engine.predict(Batch(fitted, fitted.encode(QueryTable.from_records(asked))))
-    assert fitted.classes == tuple(library.classes_)
+    assert fitted.classes == tuple(estimator.classes_)
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
     assert np.ptp(got, axis=0).max() > 1e-3, "answers that do not depend on the row would prove nothing"
 
 
-def test_answers_are_the_librarys_regression(engine: TabPFNEngine, checkpoint: Path) -> None:
+def test_answers_are_tabpfns_regression(engine: TabPFNEngine, checkpoint: Path) -> None:
     model = definition(checkpoint, Task.REGRESSION)
     fitted = engine.fit(model)
     context = [
         dict(zip(model.context.cells, cells, strict=True)) for cells in zip(*model.context.cells.values(), strict=True)
     ]
-    library = TabPFNRegressor(**settings(model)).fit(library_frame(context), np.array(model.context.target))
+    estimator = TabPFNRegressor(**settings(model)).fit(tabpfn_frame(context), np.array(model.context.target))
     asked = records(40, seed=5)
     got = engine.predict(Batch(fitted, fitted.encode(QueryTable.from_records(asked))))
     assert got.shape == (40, len(REGRESSION_STATISTICS))
-    frame = library_frame(asked)
+    frame = tabpfn_frame(asked)
     scale = np.ptp(got)
-    np.testing.assert_allclose(got[:, 0], library.predict(frame, output_type="mean"), rtol=0, atol=1e-5 * scale)
-    np.testing.assert_allclose(got[:, 1], library.predict(frame, output_type="median"), rtol=0, atol=1e-5 * scale)
-    quantiles = library.predict(frame, output_type="quantiles", quantiles=list(QUANTILES))
+    np.testing.assert_allclose(got[:, 0], estimator.predict(frame, output_type="mean"), rtol=0, atol=1e-5 * scale)
+    np.testing.assert_allclose(got[:, 1], estimator.predict(frame, output_type="median"), rtol=0, atol=1e-5 * scale)
+    quantiles = estimator.predict(frame, output_type="quantiles", quantiles=list(QUANTILES))
     np.testing.assert_allclose(got[:, 2:], np.transpose(quantiles), rtol=0, atol=1e-5 * scale)
     assert (np.diff(got[:, 2:], axis=1) >= 0).all()
 
 
-def test_the_demo_is_the_librarys_before_the_prior_correction(
+def test_the_demo_is_tabpfns_before_the_prior_correction(
     engine: TabPFNEngine, demo: TabPFNContext, demo_definition: ModelDefinition
 ) -> None:
     plain = engine.fit(replace(demo_definition, context=replace(demo_definition.context, class_priors=None)))
@@ -122,17 +122,17 @@ def test_the_demo_is_the_librarys_before_the_prior_correction(
     frame = pd.DataFrame({name: demo_definition.context.cells[name] for name in names})
     categories = [column.name for column in demo.columns if column.kind is ColumnKind.CATEGORY]
     frame = frame.astype({name: "object" if name in categories else "float64" for name in names})
-    library = TabPFNClassifier(
+    estimator = TabPFNClassifier(
         model_path=demo_definition.checkpoint_path, device="cpu", inference_precision=torch.float32, random_state=0,
         ignore_pretraining_limits=True,
         categorical_features_indices=[names.index(name) for name in categories],
     ).fit(frame, np.array(demo_definition.context.target))  # fmt: skip
     asked = frame.iloc[:256]
-    ours = engine.predict(Batch(plain, plain.encode_context()[:256]))
-    np.testing.assert_allclose(ours, library.predict_proba(asked), rtol=0, atol=1e-5)
+    got = engine.predict(Batch(plain, plain.encode_context()[:256]))
+    np.testing.assert_allclose(got, estimator.predict_proba(asked), rtol=0, atol=1e-5)
     # the correction: the odds of fraud shrink by the same factor for every row
     corrected = engine.predict(Batch(demo, demo.encode_context()[:256]))
-    factors = (corrected[:, 1] / corrected[:, 0]) / (ours[:, 1] / ours[:, 0])
+    factors = (corrected[:, 1] / corrected[:, 0]) / (got[:, 1] / got[:, 0])
     priors = demo_definition.context.class_priors
     assert priors is not None
     share = list(demo_definition.context.target).count("1") / demo_definition.context.num_rows

@@ -206,7 +206,7 @@ def test_the_file_of_another_context_seed_weights_or_release_is_not_used(
 def test_caches_of_other_preprocessed_rows_are_found_out_behind_an_equal_fingerprint(
     definitions: Any, fresh: Any, tmp_path: Path, networks: list[str], caplog: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As if another release of a numerical library had turned an SVD: what the fingerprint cannot know."""
+    """As if another release of a numerical package had changed the sign of an SVD, which no fingerprint shows."""
     monkeypatch.setattr(kv_file, "fingerprint_of", lambda *_: FINGERPRINT)
     model = definitions["v3.5", Task.CLASSIFICATION]
     seeded = dataclasses.replace(model, options=dataclasses.replace(model.options, random_state=5))

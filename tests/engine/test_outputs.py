@@ -1,4 +1,4 @@
-"""Post-processing gives what the library's own gives, from the same logits."""
+"""Post-processing gives what tabpfn's own gives, from the same logits."""
 
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def member_logits(estimator: Any, rows: np.ndarray) -> torch.Tensor:
     ],
     ids=lambda options: next(iter(options), "default"),
 )
-def test_probabilities_are_the_librarys(checkpoint: Path, options: dict[str, Any]) -> None:
+def test_probabilities_are_tabpfns(checkpoint: Path, options: dict[str, Any]) -> None:
     estimator, rows = fit(checkpoint, Task.CLASSIFICATION, **options)
     got = ClassifierOutputs(estimator, torch.device("cpu"))(member_logits(estimator, rows)).double().numpy()
     np.testing.assert_allclose(round_probabilities(estimator, got), estimator.predict_proba(rows), rtol=0, atol=1e-6)
@@ -59,7 +59,7 @@ def test_tuned_thresholds_weigh_the_classes(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"average_before_softmax": True}, {"softmax_temperature": 1.3}])
-def test_statistics_are_the_librarys(checkpoint: Path, options: dict[str, Any]) -> None:
+def test_statistics_are_tabpfns(checkpoint: Path, options: dict[str, Any]) -> None:
     estimator, rows = fit(checkpoint, Task.REGRESSION, **options)
     outputs = RegressorOutputs(estimator, rows[:1], torch.device("cpu"))
     got = outputs(member_logits(estimator, rows)).numpy()

@@ -158,8 +158,8 @@ def test_any_cells_are_numbers_or_a_refusal_with_its_place(rows: list[dict[str, 
         np.testing.assert_array_equal(encoded, np.concatenate(one_by_one))
 
 
-def test_codings_are_the_librarys(classifier: TabPFNContext) -> None:
-    """What the fitted library does with a category it never met, and with a missing one."""
+def test_codings_are_tabpfns(classifier: TabPFNContext) -> None:
+    """Unknown and missing categories become the numbers that tabpfn's fitted cleaning gives them."""
     row = {**records(1, seed=4)[0], "country": "XX", "code": "XX"}
     known = {**row, "country": "FR"}
     encoded = classifier.encode(QueryTable.from_records([row, known, {**row, "country": None}]))

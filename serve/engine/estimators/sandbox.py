@@ -34,6 +34,6 @@ def give_up_network() -> bool:
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     give_up_network()
-    from serve.engine.estimators import importer as pickle_import
+    from serve.engine.estimators import importer
 
-    pickle_import.main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]) if len(sys.argv) > 3 else None)
+    importer.main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]) if len(sys.argv) > 3 else None)

@@ -105,7 +105,7 @@ def test_caches_of_another_precision_are_served_in_float32(tmp_path: Path, preci
     assert_served(estimator, tmp_path / "model.pkl", tolerance=1e-2)
 
 
-def test_by_the_librarys_forward(tmp_path: Path) -> None:
+def test_by_tabpfns_forward(tmp_path: Path) -> None:
     estimator = fitted(Task.CLASSIFICATION)
     WRITERS["model.pkl"](estimator, tmp_path / "model.pkl")
     assert_served(estimator, tmp_path / "model.pkl", backend="tabpfn")

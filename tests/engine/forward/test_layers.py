@@ -1,4 +1,4 @@
-"""The layers of our forwards, each against the library's."""
+"""The layers of the compiled forward passes, each against tabpfn's."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_one_and_a_tanh(size: int) -> None:
     torch.testing.assert_close(add_tanh(x.clone(), y.clone()).double(), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_queries_are_scaled_as_the_library_scales_them() -> None:
+def test_queries_are_scaled_as_tabpfn_scales_them() -> None:
     module, queries = SoftmaxScalingMLP(4, 16, 32), torch.randn(2, 5, 4, 16)
     torch.nn.init.normal_(module.query_mlp[-1].weight)
     scaled = LengthScale(module, 4, 16, 700, CPU)(queries)

@@ -1,4 +1,4 @@
-"""Our forwards of v2, v2.5 and v2.6 against the library's, member by member, on the same network and same caches."""
+"""The compiled forward passes of v2, v2.5 and v2.6 against tabpfn's, by member, on one network and its caches."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ every_arch = pytest.mark.parametrize("arch", ARCHITECTURES)
 
 @every_arch
 @pytest.mark.parametrize("classes", [0, *range(2, 11)])
-def test_every_task_is_the_librarys(arch: str, classes: int) -> None:
+def test_every_task_is_tabpfns(arch: str, classes: int) -> None:
     check(Group.fit(arch, classes=classes), 7)
 
 
 @every_arch
 @pytest.mark.parametrize("per_group", [1, 2])
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 12, 13, 200])
-def test_every_width_is_the_librarys(arch: str, width: int, per_group: int) -> None:
+def test_every_width_is_tabpfns(arch: str, width: int, per_group: int) -> None:
     check(Group.fit(arch, width=width, features_per_group=per_group), 5)
 
 
 @every_arch
 @pytest.mark.parametrize("members", [1, 8])
 @pytest.mark.parametrize("num_rows", [1, 2, 7, 32, 256])
-def test_every_number_of_rows_is_the_librarys(arch: str, num_rows: int, members: int) -> None:
+def test_every_number_of_rows_is_tabpfns(arch: str, num_rows: int, members: int) -> None:
     check(Group.fit(arch, members=members), num_rows)
 
 
@@ -50,11 +50,11 @@ def test_columns_constant_in_the_context_are_left_out_whatever_a_row_holds_there
     group = Group(arch, network, [fit(network, features, (features[:, :, 0] > features[:, :, 5]).float())], 7)
     rows = group.rows(6)
     given = rows.clone()
-    answer = group.ours(rows)
+    answer = group.compiled(rows)
     assert torch.equal(rows.nan_to_num(), given.nan_to_num()), "the caller's rows are left as they were"
-    assert distance(answer, group.library(rows)) <= 1e-5
+    assert distance(answer, group.tabpfn(rows)) <= 1e-5
     rows[:, :, list(constant)] = math.nan
-    assert torch.equal(group.ours(rows), answer)
+    assert torch.equal(group.compiled(rows), answer)
 
 
 @every_arch
@@ -80,14 +80,14 @@ def test_values_so_large_that_the_contexts_statistics_overflow(arch: str) -> Non
     assert torch.isinf(deviations).any()
     rows = group.rows(6)
     rows[:, 0, 1] = 3.4e38
-    answer = group.ours(rows)
+    answer = group.compiled(rows)
     assert answer.isfinite().all()
-    assert distance(answer, group.library(rows)) <= 1e-5
+    assert distance(answer, group.tabpfn(rows)) <= 1e-5
 
 
 @every_arch
 def test_caches_that_hold_several_members_each(arch: str) -> None:
-    """The library's batch axis, laid end to end."""
+    """tabpfn's batch axis, laid end to end."""
     network = draw_network(arch)
     features = torch.randn(CONTEXT_ROWS, 3, 6, generator=torch.Generator().manual_seed(0))
     features[:, 1, 2] = 0.5
@@ -95,12 +95,12 @@ def test_caches_that_hold_several_members_each(arch: str) -> None:
     caches = [fit(network, features[:, :2], labels[:, :2]), fit(network, features[:, 2:], labels[:, 2:])]
     rows = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        theirs = [
+        expected = [
             network(part.transpose(0, 1), None, kv_cache=cache, x_is_test_only=True).transpose(0, 1)
             for part, cache in zip((rows[:2], rows[2:]), caches, strict=True)
         ]
-    ours = BUILDERS[arch](network, [CacheGroup(caches, labels.T)], "multiclass", torch.float32)(rows)
-    assert distance(ours, torch.cat(theirs)) <= 1e-5
+    got = BUILDERS[arch](network, [CacheGroup(caches, labels.T)], "multiclass", torch.float32)(rows)
+    assert distance(got, torch.cat(expected)) <= 1e-5
 
 
 @every_arch
@@ -126,17 +126,17 @@ def test_rows_cut_into_passes_and_tiles_are_rows_uncut(
 ) -> None:
     group = Group.fit(arch)
     rows = group.rows(num_rows)
-    uncut = group.library(rows)
+    uncut = group.tabpfn(rows)
     for tile_bytes in (1, CONTEXT_ROWS * 4 * 4, CONTEXT_ROWS * 4 * 3 * num_rows * 3):
         monkeypatch.setattr(attention, "_TILE_BYTES", tile_bytes)
-        assert distance(group.ours(rows), uncut) <= 1e-6
+        assert distance(group.compiled(rows), uncut) <= 1e-6
     for hidden_bytes in (1, len(group.caches) * 5 * TINY["emsize"] * 4 * 4 * 5):
         monkeypatch.setattr(v2_layers, "_MAX_HIDDEN_BYTES", hidden_bytes)
-        assert distance(group.ours(rows), uncut) <= 1e-6
+        assert distance(group.compiled(rows), uncut) <= 1e-6
 
 
 @every_arch
-def test_the_fused_kernel_is_the_librarys(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fused_kernel_is_tabpfns(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What CUDA runs."""
     monkeypatch.setattr(v2_layers, "_use_tiles", lambda *_: False)
     check(Group.fit(arch), 7)
@@ -170,9 +170,7 @@ def test_the_largest_score_is_one_that_a_normed_token_can_have(arch: str) -> Non
 
 @every_arch
 @pytest.mark.parametrize("bounded", [True, False])
-def test_scores_with_and_without_a_bound_are_the_librarys(
-    arch: str, bounded: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scores_with_and_without_a_bound_are_tabpfns(arch: str, bounded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(v2_layers, "_largest_score", lambda *_: 0.0 if bounded else math.inf)
     check(Group.fit(arch), 7)
 
@@ -181,50 +179,50 @@ def test_scores_with_and_without_a_bound_are_the_librarys(
 @pytest.mark.parametrize("amx", [True, False])
 @pytest.mark.parametrize("classes", [0, 3])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 4e-2), (torch.float16, 5e-3)], ids=str)
-def test_low_precision_is_no_farther_from_float32_than_the_librarys(
+def test_low_precision_is_no_farther_from_float32_than_tabpfns(
     arch: str, classes: int, dtype: torch.dtype, bound: float, amx: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (v2_layers, layers, products):
         monkeypatch.setattr(module, "has_amx", lambda: amx)
-    # 16 numbers per column: torch draws a multiple of that alike in every dtype, so that theirs is of the same columns
+    # 16 numbers per column: torch draws a multiple of 16 alike in every dtype, so tabpfn has the same columns
     group = Group.fit(arch, classes=classes, nlayers=6, emsize=64, nhead=4)
     rows = group.rows(64)
-    exact = group.library(rows).softmax(-1)
+    exact = group.tabpfn(rows).softmax(-1)
     with torch.autocast("cpu", dtype):
-        theirs = (group.library(rows).softmax(-1) - exact).abs().amax(-1)
-    ours = (group.ours(rows, dtype).softmax(-1) - exact).abs().amax(-1)
-    assert ours.max() <= bound
-    assert ours.quantile(0.9) <= theirs.quantile(0.9), "one row in ten may be far off by chance"
+        expected = (group.tabpfn(rows).softmax(-1) - exact).abs().amax(-1)
+    got = (group.compiled(rows, dtype).softmax(-1) - exact).abs().amax(-1)
+    assert got.max() <= bound
+    assert got.quantile(0.9) <= expected.quantile(0.9), "one row in ten may be far off by chance"
 
 
 @every_arch
 def test_what_all_keys_of_a_column_share_costs_no_precision(arch: str) -> None:
     group = Group.fit(arch)
     rows = group.rows(16)
-    before = group.ours(rows, torch.bfloat16)
+    before = group.compiled(rows, torch.bfloat16)
     with torch.inference_mode():
         for entry in (entry for cache in group.caches for entry in cache.kv.values()):
             entry.key += 20
-    assert distance(group.ours(rows, torch.bfloat16), before) <= 5e-3
+    assert distance(group.compiled(rows, torch.bfloat16), before) <= 5e-3
 
 
 @every_arch
 def test_a_cache_built_under_autocast(arch: str) -> None:
-    """The library then draws the columns' embeddings in low precision; ours have to be those."""
+    """tabpfn then draws the columns' embeddings in low precision; the compiled pass has to draw the same."""
     with torch.autocast("cpu", torch.bfloat16):
         group = Group.fit(arch)
     assert group.caches[0].test_y_embedding.dtype == torch.bfloat16
     rows = group.rows(16)
     with torch.autocast("cpu", torch.bfloat16):
-        theirs = group.library(rows)
-    # the mean: how far a single answer of theirs is from float32 depends on the processor
-    assert (group.ours(rows).softmax(-1) - theirs.softmax(-1)).abs().mean() <= 3e-3
+        expected = group.tabpfn(rows)
+    # the mean: how far a single answer of tabpfn's is from float32 depends on the processor
+    assert (group.compiled(rows).softmax(-1) - expected.softmax(-1)).abs().mean() <= 3e-3
 
 
 @every_arch
 @settings(max_examples=40)
 @given(data=st.data())
-def test_any_small_network_and_table_is_the_librarys(arch: str, data: st.DataObject) -> None:
+def test_any_small_network_and_table_is_tabpfns(arch: str, data: st.DataObject) -> None:
     heads = data.draw(st.integers(1, 4), label="heads")
     group = Group.fit(
         arch,
@@ -238,9 +236,9 @@ def test_any_small_network_and_table_is_the_librarys(arch: str, data: st.DataObj
         nlayers=data.draw(st.integers(1, 3), label="layers"),
     )
     rows = group.rows(data.draw(st.integers(1, 20), label="rows"))
-    apart = distances(group.ours(rows), group.library(rows))
+    apart = distances(group.compiled(rows), group.tabpfn(rows))
     # A far-off cell is 100 deviations large and not normed before the first attention between columns: products of
-    # hundreds cancel in its scores, and a value of hundreds is weighed by them. On some rows the library is then itself
+    # hundreds cancel in its scores, and a value of hundreds is weighed by them. On some rows tabpfn is then itself
     # 7e-5 from its answer in float64, and so are we. All other rows are held to 1e-5, and every row to what float32
     # leaves open in it: 1e-5 or less in 99 rows of 100.
     far_off = (rows.isfinite() & (rows.abs() > 1e30)).any(-1)

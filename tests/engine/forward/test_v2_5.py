@@ -50,12 +50,12 @@ def test_caches_of_several_members_among_others(arch: str) -> None:
     caches = [fit(network, features[:, part], labels[:, part]) for part in parts]
     rows = torch.randn(4, 5, 7, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        theirs = [
+        expected = [
             network(rows[part].transpose(0, 1), None, kv_cache=cache, x_is_test_only=True).transpose(0, 1)
             for part, cache in zip(parts, caches, strict=True)
         ]
-    ours = BUILDERS[arch](network, [CacheGroup(caches, labels.T)], "multiclass", torch.float32)(rows)
-    assert distance(ours, torch.cat(theirs)) <= 1e-5
+    got = BUILDERS[arch](network, [CacheGroup(caches, labels.T)], "multiclass", torch.float32)(rows)
+    assert distance(got, torch.cat(expected)) <= 1e-5
 
 
 @both
@@ -70,7 +70,7 @@ def test_any_number_of_thinking_rows(arch: str, thinking: int) -> None:
 
 
 @both
-def test_column_embeddings_come_from_the_librarys_table_where_it_is_as_wide(arch: str) -> None:
+def test_column_embeddings_come_from_tabpfns_table_where_it_is_as_wide(arch: str) -> None:
     """2,003 groups at the released width: the last three are drawn, as in any other width."""
     network = draw_network(arch, emsize=192, nlayers=1, features_per_group=1)
     assert network.pre_generated_column_embeddings.shape == (2000, 48)
@@ -79,7 +79,7 @@ def test_column_embeddings_come_from_the_librarys_table_where_it_is_as_wide(arch
     group = Group(arch, network, [fit(network, features, (features[:, :, 0] > 0).float())], 2003)
     check(group, 1)
     network.pre_generated_column_embeddings += 1
-    assert distance(group.ours(group.rows(1)), group.library(group.rows(1))) <= 1e-5, "the network's table is read"
+    assert distance(group.compiled(group.rows(1)), group.tabpfn(group.rows(1))) <= 1e-5, "the network's table is read"
 
 
 @both
@@ -93,16 +93,16 @@ def test_the_full_size_network(arch: str, classes: int) -> None:
 def test_a_call_never_waits_for_the_device(arch: str) -> None:
     group = mixed_group(arch)
     forward, rows = group.build(), group.rows(9)
-    with Recorder() as ours:
+    with Recorder() as got:
         forward(rows)
-    assert ours.waits == set()
+    assert got.waits == set()
 
 
 @both
 def test_neither_caches_nor_rows_are_changed_or_needed_afterwards(arch: str) -> None:
     group = mixed_group(arch)
     rows = group.rows(5)
-    forward, kept, expected = group.build(), rows.clone(), group.library(rows)
+    forward, kept, expected = group.build(), rows.clone(), group.tabpfn(rows)
     for cache in group.caches:
         cache.kv.clear()
     assert distance(forward(rows), expected) <= 1e-5

@@ -30,7 +30,7 @@ READ = {
     ),
     "output_norm": "weight",
 }
-"""The parameters that our forward reads, layer indices left out; of the rest, the cache holds what they make."""
+"""The parameters that the compiled pass reads, without layer indices; the cache holds the results of the rest."""
 HEADS = {
     "multiclass": {"many_class_decoder.q_projection.weight", "many_class_decoder.q_projection.bias"},
     "regression": {"output_projection.weight", "output_projection.bias"},
@@ -45,14 +45,14 @@ CACHED = re.compile(
 @pytest.mark.parametrize(
     "config", [{"use_nan_indicators": False}, {"use_rope": False}, {"layernorm_elementwise_affine": False}], ids=str
 )
-def test_equals_the_library_in_shapes_that_v3_alone_has(task: str, config: dict[str, Any]) -> None:
+def test_equals_tabpfn_in_shapes_that_v3_alone_has(task: str, config: dict[str, Any]) -> None:
     fitted = fit("tabpfn_v3", task, **config)
     assert_parity(fitted, draw_rows(fitted, 20))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["multiclass", "regression"])
-def test_equals_the_library_near_full_size(task: str) -> None:
+def test_equals_tabpfn_near_full_size(task: str) -> None:
     """The default configuration's own size, with twelve of its 24 last blocks.
 
     Probabilities only, as in test_v3_5.py.
@@ -65,14 +65,14 @@ def test_equals_the_library_near_full_size(task: str) -> None:
     }  # fmt: skip
     fitted = fit("tabpfn_v3", task, sizes=(2,), num_rows=200, width=12, **full)
     rows = draw_rows(fitted, 33, 12)
-    ours, theirs = shares(fitted.build()(rows)), shares(fitted.library(rows))
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
-    assert (theirs.std(dim=1) / theirs.mean(dim=1)).amax() > 1e-3
+    got, expected = shares(fitted.build()(rows)), shares(fitted.tabpfn(rows))
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+    assert (expected.std(dim=1) / expected.mean(dim=1)).amax() > 1e-3
 
 
 @pytest.mark.parametrize("task", ["multiclass", "regression"])
-def test_the_library_still_has_what_we_read(task: str) -> None:
-    """Another set of names, or of fields, means that the library computes something that ours does not."""
+def test_tabpfn_still_has_what_the_compiled_pass_reads(task: str) -> None:
+    """Another set of names, or of fields, means that tabpfn computes something that the compiled pass does not."""
     fitted = fit("tabpfn_v3", task)
     network, (cache,) = fitted.network, fitted.caches
     assert network.task_type == task

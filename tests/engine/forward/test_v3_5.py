@@ -1,4 +1,4 @@
-"""Our forwards of v3 and v3.5 against the library's own cached forward, same weights and same cache."""
+"""The compiled forward passes of v3 and v3.5 against tabpfn's own cached forward, same weights and same cache."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ READ = {
         "output_projection.weight"
     ),
 }
-"""The parameters that our forward reads, layer indices left out; of the rest, the cache holds what they make."""
+"""The parameters that the compiled pass reads, without layer indices; the cache holds the results of the rest."""
 CACHED = re.compile(
     r"(col_y_|icl_y_|feature_distribution_embedder\.layers\.(cross_attn_block1|inducing_vectors)"
     r"|icl_blocks\.icl_attention\.(k_norm|[kv]_projection)|heads\.many_class_decoder\.k_projection).*"
@@ -67,7 +67,7 @@ def regressor(arch: str) -> Fitted:
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 7, 32, 256])
-def test_equals_the_library_at_every_number_of_rows(classifier: Fitted, regressor: Fitted, num_rows: int) -> None:
+def test_equals_tabpfn_at_every_number_of_rows(classifier: Fitted, regressor: Fitted, num_rows: int) -> None:
     for fitted in (classifier, regressor):
         assert_parity(fitted, draw_rows(fitted, num_rows))
 
@@ -78,8 +78,8 @@ def test_groups_of_unequal_width_pass_together(arch: str, task: str) -> None:
     wide, narrow = fit(arch, task, width=9), fit(arch, task, width=5, sizes=(2, 1), labels=(0, 1))
     rows = draw_rows(wide, 20, 9), draw_rows(narrow, 20, 5)
     together = build_joined(wide, narrow)(*rows)
-    theirs = torch.cat([wide.library(rows[0]), narrow.library(rows[1])])
-    torch.testing.assert_close(together.log_softmax(-1), theirs.log_softmax(-1), rtol=2e-6, atol=1e-5)
+    expected = torch.cat([wide.tabpfn(rows[0]), narrow.tabpfn(rows[1])])
+    torch.testing.assert_close(together.log_softmax(-1), expected.log_softmax(-1), rtol=2e-6, atol=1e-5)
     with pytest.raises(ValueError, match="argument"):
         build_joined(wide, narrow)(rows[0])
 
@@ -94,12 +94,12 @@ def test_answers_depend_on_the_row(classifier: Fitted, regressor: Fitted) -> Non
 @pytest.mark.parametrize(
     "labels", [(0, 1), (0,), (1,), (0, 3, 5), (9,), *(tuple(range(n)) for n in range(3, 11))], ids=str
 )
-def test_equals_the_library_for_any_classes(arch: str, labels: tuple[int, ...]) -> None:
+def test_equals_tabpfn_for_any_classes(arch: str, labels: tuple[int, ...]) -> None:
     fitted = fit(arch, labels=labels)
     assert_parity(fitted, draw_rows(fitted, 20))
 
 
-def test_equals_the_library_when_members_see_different_classes(arch: str) -> None:
+def test_equals_tabpfn_when_members_see_different_classes(arch: str) -> None:
     first, second = (fit(arch, sizes=(1,), labels=labels) for labels in ((0, 1), (2, 7)))
     fitted = dataclasses.replace(
         first, caches=[*first.caches, *second.caches], targets=torch.cat([first.targets, second.targets], 1)
@@ -115,7 +115,7 @@ def test_a_context_row_without_a_label_votes_for_no_class() -> None:
 
 @pytest.mark.parametrize("task", ["multiclass", "regression"])
 @pytest.mark.parametrize("width", [1, 2, 200])
-def test_equals_the_library_at_any_width(arch: str, task: str, width: int) -> None:
+def test_equals_tabpfn_at_any_width(arch: str, task: str, width: int) -> None:
     """200 columns x 100 rows x 2 members also pass the column stages in several parts."""
     fitted = fit(arch, task, sizes=(2,), width=width)
     assert_parity(fitted, draw_rows(fitted, 100, width))
@@ -123,7 +123,7 @@ def test_equals_the_library_at_any_width(arch: str, task: str, width: int) -> No
 
 @pytest.mark.parametrize("task", ["multiclass", "regression"])
 @pytest.mark.parametrize("quantized", [False, True], ids=["dense", "int8"])
-def test_equals_the_library_for_a_cache_in_parts(arch: str, task: str, quantized: bool) -> None:
+def test_equals_tabpfn_for_a_cache_in_parts(arch: str, task: str, quantized: bool) -> None:
     fitted = fit(arch, task, sizes=(2, 1, 3), quantized=quantized)
     assert isinstance(fitted.caches[0].kv[0], QuantizedKVCacheEntry if quantized else KVCacheEntry)
     assert_parity(fitted, draw_rows(fitted, 20))
@@ -138,17 +138,17 @@ def test_equals_the_library_for_a_cache_in_parts(arch: str, task: str, quantized
     ],
     ids=str,
 )  # fmt: skip
-def test_equals_the_library_in_other_shapes_of_network(arch: str, config: dict[str, Any]) -> None:
+def test_equals_tabpfn_in_other_shapes_of_network(arch: str, config: dict[str, Any]) -> None:
     fitted = fit(arch, **config)
     assert_parity(fitted, draw_rows(fitted, 20))
 
 
-def test_equals_the_library_on_a_context_of_which_votes_are_counted_in_parts(arch: str) -> None:
+def test_equals_tabpfn_on_a_context_of_which_votes_are_counted_in_parts(arch: str) -> None:
     fitted = fit(arch, sizes=(4,), num_rows=1_500, width=2)
     assert_parity(fitted, draw_rows(fitted, 256, 2))
 
 
-def test_equals_the_library_at_full_width(arch: str) -> None:
+def test_equals_tabpfn_at_full_width(arch: str) -> None:
     """Two blocks of the default configuration: large enough weights are packed for oneDNN.
 
     Probabilities only: with such weights the logarithms of both float32 answers are 2e-4 from those of float64.
@@ -163,9 +163,9 @@ def test_equals_the_library_at_full_width(arch: str) -> None:
         fitted = fit(arch, task, sizes=(2,), **config)
         for num_rows in (1, 33):
             rows = draw_rows(fitted, num_rows)
-            ours, theirs = shares(fitted.build()(rows)), shares(fitted.library(rows))
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
-        assert ((theirs.std(dim=1) / theirs.mean(dim=1)).amax(-1) > 3e-3).all()
+            got, expected = shares(fitted.build()(rows)), shares(fitted.tabpfn(rows))
+            torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+        assert ((expected.std(dim=1) / expected.mean(dim=1)).amax(-1) > 3e-3).all()
 
 
 @settings(max_examples=25, deadline=None)
@@ -181,7 +181,7 @@ def test_equals_the_library_at_full_width(arch: str) -> None:
     quantized=st.booleans(),
     seed=st.integers(0, 1_000),
 )
-def test_equals_the_library_for_random_tables(
+def test_equals_tabpfn_for_random_tables(
     arch: str, task: str, sizes: list[int], context_rows: int, width: int, num_rows: int, num_labels: int,
     kv_heads: int | None, buckets: int, quantized: bool, seed: int,
 ) -> None:  # fmt: skip
@@ -210,15 +210,15 @@ def test_half_precision_is_near(classifier: Fitted, regressor: Fitted, dtype: to
     """Largest difference of a probability; rows differ by 0.06 and more. Measured: 0.003 and 0.0004."""
     for fitted in (classifier, regressor):
         rows = draw_rows(fitted, 64)
-        ours = fitted.build(dtype)(rows)
-        assert ours.dtype == torch.float32
-        assert (shares(ours) - shares(fitted.library(rows))).abs().max() < bound
+        got = fitted.build(dtype)(rows)
+        assert got.dtype == torch.float32
+        assert (shares(got) - shares(fitted.tabpfn(rows))).abs().max() < bound
 
 
 def test_neither_caches_nor_rows_are_changed_or_needed_afterwards(arch: str) -> None:
     fitted = fit(arch, quantized=True)
     rows = draw_rows(fitted, 5)
-    forward, kept, expected = fitted.build(), rows.clone(), fitted.library(rows)
+    forward, kept, expected = fitted.build(), rows.clone(), fitted.tabpfn(rows)
     for cache in fitted.caches:
         cache.kv.clear()
     torch.testing.assert_close(forward(rows), expected, rtol=0, atol=1e-5)
@@ -238,22 +238,22 @@ def test_refuses_what_the_network_does_not_know(classifier: Fitted, regressor: F
 def test_a_call_never_waits_for_the_device(classifier: Fitted, regressor: Fitted) -> None:
     for fitted in (classifier, regressor):
         forward, rows = fitted.build(), draw_rows(fitted, 9)
-        with Recorder() as ours:
+        with Recorder() as got:
             forward(rows)
-        assert ours.waits == set()
-    with Recorder() as theirs:
-        classifier.library(rows)
-    assert theirs.waits, "the library's forward waits; the recorder must see it"
+        assert got.waits == set()
+    with Recorder() as expected:
+        classifier.tabpfn(rows)
+    assert expected.waits, "tabpfn's forward waits; the recorder must see it"
 
 
 @pytest.mark.parametrize("buckets", [2, 5, 40])
-def test_ranks_among_few_edges_are_the_librarys(buckets: int) -> None:
+def test_ranks_among_few_edges_are_tabpfns(buckets: int) -> None:
     fitted = fit("tabpfn_v3_5", cell_ecdf_num_buckets=buckets)
     assert_parity(fitted, draw_rows(fitted, 20))
 
 
-def test_the_library_still_has_what_we_read() -> None:
-    """Another set of names, or of fields, means that the library computes something that ours does not."""
+def test_tabpfn_still_has_what_the_compiled_pass_reads() -> None:
+    """Another set of names, or of fields, means that tabpfn computes something that the compiled pass does not."""
     fitted = fit("tabpfn_v3_5")
     network, (cache,) = fitted.network, fitted.caches
     names = {re.sub(r"\.\d+(?=\.)", "", name) for name, _ in network.named_parameters()}

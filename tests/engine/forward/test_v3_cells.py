@@ -32,6 +32,6 @@ def test_what_members_share_is_computed_once(arch: str, group: int, num_kinds: i
     rows[2] = rows[0][:, order]
     forward = fitted.build(columns=columns)
     assert forward._embeddings[0]._column_blocks[0]._attend._keys.shape[0] == num_kinds * 4  # heads
-    theirs = fitted.library(rows)
-    torch.testing.assert_close(forward(rows).log_softmax(-1), theirs.log_softmax(-1), rtol=2e-6, atol=1e-5)
+    expected = fitted.tabpfn(rows)
+    torch.testing.assert_close(forward(rows).log_softmax(-1), expected.log_softmax(-1), rtol=2e-6, atol=1e-5)
     torch.testing.assert_close(fitted.build()(rows), forward(rows), rtol=0, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Small networks of v2, v2.5 and v2.6 with random weights, their caches, and the library's own answers from them."""
+"""Small networks of v2, v2.5 and v2.6 with random weights, their caches, and tabpfn's own answers from them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tabpfn import architectures as library
+from tabpfn import architectures
 
 from serve.engine.forward import Builder, v2, v2_5
 from serve.engine.forward import Group as CacheGroup
@@ -25,7 +25,7 @@ CONTEXT_ROWS = 40
 
 @dataclass
 class Group:
-    """Members of equal width on one network, fitted by the library."""
+    """Members of equal width on one network, fitted by tabpfn."""
 
     arch: str
     network: Any
@@ -58,7 +58,7 @@ class Group:
             rows[(odd >= index * 0.04) & (odd < index * 0.04 + 0.04)] = value
         return rows
 
-    def library(self, rows: torch.Tensor) -> torch.Tensor:
+    def tabpfn(self, rows: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
             outputs = [
                 self.network(member[:, None], None, kv_cache=cache, x_is_test_only=True)[:, 0]
@@ -67,30 +67,30 @@ class Group:
         return torch.stack(outputs).float()
 
     def wobble(self, rows: torch.Tensor) -> torch.Tensor:
-        """[members, rows]: how far the library's probabilities move when each weight moves to the next float32.
+        """[members, rows]: how far tabpfn's probabilities move when each weight moves to the next float32.
 
         The farthest of eight moves: what float32 leaves open in a row's answer, whoever computes it.
         """
-        generator, answer, moves = torch.Generator().manual_seed(0), self.library(rows), []
+        generator, answer, moves = torch.Generator().manual_seed(0), self.tabpfn(rows), []
         for _ in range(8):
             network = copy.deepcopy(self.network)
             with torch.no_grad():
                 for weights in network.parameters():
                     up = torch.rand(weights.shape, generator=generator) < 0.5
                     weights.copy_(torch.nextafter(weights, torch.where(up, math.inf, -math.inf)))
-            moves.append(distances(dataclasses.replace(self, network=network).library(rows), answer))
+            moves.append(distances(dataclasses.replace(self, network=network).tabpfn(rows), answer))
         return torch.stack(moves).amax(0)
 
     def build(self, dtype: torch.dtype = torch.float32) -> Any:
         return BUILDERS[self.arch](self.network, [CacheGroup(self.caches, torch.zeros(0))], "multiclass", dtype)
 
-    def ours(self, rows: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    def compiled(self, rows: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return self.build(dtype)(rows)
 
 
 def draw_network(arch: str, seed: int = 0, **options: Any) -> Any:
     """Every projection drawn, those that start at zero too; cells' and output's large: answers differ by row."""
-    module = library.ARCHITECTURES[arch]
+    module = architectures.ARCHITECTURES[arch]
     config, unused = module.parse_config({**TINY, **({} if arch == "tabpfn_v2" else THINKING), **options})
     assert not unused
     torch.manual_seed(seed)
@@ -113,17 +113,17 @@ def fit(network: Any, features: torch.Tensor, labels: torch.Tensor) -> Any:
     return cache
 
 
-def distances(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+def distances(got: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     """Each row's largest difference between probabilities of classes, or of the regressor's bars."""
-    assert ours.shape == theirs.shape
-    assert ours.dtype == torch.float32
-    return (ours.softmax(-1) - theirs.softmax(-1)).abs().amax(-1)
+    assert got.shape == expected.shape
+    assert got.dtype == torch.float32
+    return (got.softmax(-1) - expected.softmax(-1)).abs().amax(-1)
 
 
-def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    return float(distances(ours, theirs).max())
+def distance(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return float(distances(got, expected).max())
 
 
 def check(group: Group, num_rows: int) -> None:
     rows = group.rows(num_rows)
-    assert distance(group.ours(rows), group.library(rows)) <= 1e-5
+    assert distance(group.compiled(rows), group.tabpfn(rows)) <= 1e-5

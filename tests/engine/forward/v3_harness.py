@@ -1,4 +1,4 @@
-"""Small networks of v3 and v3.5 with random weights, their caches, and the library's own answers from them."""
+"""Small networks of v3 and v3.5 with random weights, their caches, and tabpfn's own answers from them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tabpfn import architectures as library
+from tabpfn import architectures
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from serve.engine.forward import Builder, Group, v3, v3_5
@@ -30,7 +30,7 @@ OWN: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """A network and its caches over a random context; `targets` as the library takes them, [context rows, members]."""
+    """A network and its caches over a random context; `targets` as tabpfn takes them, [context rows, members]."""
 
     arch: str
     network: Any
@@ -38,7 +38,7 @@ class Fitted:
     targets: torch.Tensor
     task: str
 
-    def library(self, rows: torch.Tensor) -> torch.Tensor:
+    def tabpfn(self, rows: torch.Tensor) -> torch.Tensor:
         """[members, rows, width] to [members, rows, outputs], a call per cache."""
         sizes = [cache.train_shape[0] for cache in self.caches]
         with torch.inference_mode():
@@ -69,7 +69,7 @@ def draw_network(arch: str, task: str = "multiclass", seed: int = 0, **config: A
     A network of v3 is made for one task, one of v3.5 for both.
     """
     torch.manual_seed(seed)
-    architecture = library.ARCHITECTURES[arch]
+    architecture = architectures.ARCHITECTURES[arch]
     outputs = {"max_num_classes": 0} if (arch, task) == ("tabpfn_v3", "regression") else {}
     parsed, unused = architecture.parse_config({**TINY, **OWN[arch], **outputs, **config})
     assert not unused
@@ -137,12 +137,12 @@ def shares(logits: torch.Tensor) -> torch.Tensor:
 
 
 def assert_parity(fitted: Fitted, rows: torch.Tensor) -> None:
-    ours, theirs = fitted.build()(rows), fitted.library(rows)
-    assert ours.shape == theirs.shape
-    assert ours.dtype == torch.float32
-    assert torch.isfinite(theirs).all()
+    got, expected = fitted.build()(rows), fitted.tabpfn(rows)
+    assert got.shape == expected.shape
+    assert got.dtype == torch.float32
+    assert torch.isfinite(expected).all()
     # of the logarithms, which are a few units large
-    torch.testing.assert_close(ours.log_softmax(-1), theirs.log_softmax(-1), rtol=2e-6, atol=1e-5)
+    torch.testing.assert_close(got.log_softmax(-1), expected.log_softmax(-1), rtol=2e-6, atol=1e-5)
 
 
 class Recorder(TorchDispatchMode):

@@ -1,4 +1,4 @@
-"""Fitted ensembles for the tests of the preprocessing, and what the library makes of rows with them.
+"""Fitted ensembles for the tests of the preprocessing, and what tabpfn makes of rows with them.
 
 The network is tabpfn's own v3.5, tiny and random: a preset decides the preprocessing, and is given to it from outside.
 """
@@ -81,7 +81,7 @@ def fit(
     num_members: int = 4,
     categorical: list[int] | None = None,
 ) -> list[Any]:
-    """The fitted members of an estimator of the library."""
+    """The fitted members of an estimator of tabpfn."""
     kind = TabPFNRegressor if regression else TabPFNClassifier
     scores = np.nan_to_num(context[:, 0])
     estimator = kind(
@@ -103,7 +103,7 @@ def fit(
     return list(estimator.executor_.ensemble_members)
 
 
-def library_rows(member: Any, rows: Matrix) -> Matrix:
+def tabpfn_rows(member: Any, rows: Matrix) -> Matrix:
     """What the network is given for a member, by tabpfn's own two pipelines; float32 [rows, width]."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -115,26 +115,26 @@ def library_rows(member: Any, rows: Matrix) -> Matrix:
     return np.asarray(prepared.squeeze(1).numpy())
 
 
-def library_rows_alone(member: Any, rows: Matrix) -> Matrix:
-    return np.concatenate([library_rows(member, row) for row in np.split(rows, len(rows))])
+def tabpfn_rows_alone(member: Any, rows: Matrix) -> Matrix:
+    return np.concatenate([tabpfn_rows(member, row) for row in np.split(rows, len(rows))])
 
 
 def member_rows(preprocessing: Preprocessing, rows: Matrix) -> list[Matrix]:
-    """Ours, per member in the members' order; float32 [rows, width]."""
+    """The compiled rows of each member, in the order of the members; float32 [rows, width]."""
     prepared: dict[int, Matrix] = {}
     for group, output in zip(preprocessing.groups, preprocessing(rows), strict=True):
         prepared.update(zip(group, output.numpy(), strict=True))
     return [prepared[position] for position in range(len(prepared))]
 
 
-def assert_close(ours: Matrix, theirs: Matrix, tolerance: float = 1e-6) -> None:
+def assert_close(got: Matrix, expected: Matrix, tolerance: float = 1e-6) -> None:
     """Missing and infinite in the same places; else equal within the tolerance, relative for large values."""
-    assert ours.shape == theirs.shape
-    assert ours.dtype == theirs.dtype == np.float32
-    np.testing.assert_array_equal(np.isnan(ours), np.isnan(theirs))
-    same = (ours == theirs) | np.isnan(ours)
+    assert got.shape == expected.shape
+    assert got.dtype == expected.dtype == np.float32
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
+    same = (got == expected) | np.isnan(got)
     with np.errstate(all="ignore"):
-        distance = np.abs(ours.astype(np.float64) - theirs) / np.maximum(1, np.abs(theirs))
+        distance = np.abs(got.astype(np.float64) - expected) / np.maximum(1, np.abs(expected))
     assert (same | (distance <= tolerance)).all(), np.argwhere(~same & ~(distance <= tolerance))[:5]
 
 

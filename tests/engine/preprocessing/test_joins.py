@@ -1,4 +1,4 @@
-"""What the whole row enters: its bits are the library's for the row alone, however many rows are given."""
+"""What the whole row enters: its bits are tabpfn's for the row alone, however many rows are given."""
 
 import numpy as np
 import pytest
@@ -25,9 +25,9 @@ def test_torch_projection_of_a_row(num_columns: int, num_components: int) -> Non
     svd = TorchTruncatedSVD(num_components)
     cache = svd.fit(rows)
     alone = torch.cat([svd.transform(row, cache) for row in torch.split(rows, 1)]).numpy()
-    ours = TorchProjection(cache["components"].numpy())
+    got = TorchProjection(cache["components"].numpy())
     for start, stop in [(0, 64), (3, 10), (5, 6)]:
-        np.testing.assert_array_equal(ours(rows[start:stop].numpy().T).T, alone[start:stop])
+        np.testing.assert_array_equal(got(rows[start:stop].numpy().T).T, alone[start:stop])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -36,10 +36,10 @@ def test_fingerprint(dtype: type[np.floating]) -> None:
     rows[0], rows[1], rows[2, 3], rows[3] = 0.0, -0.0, np.nan, rows[4]
     step = AddFingerprintFeaturesStep()
     step.n_cells_ = 12_345
-    theirs = step._transform(rows, is_test=True)[1]
-    ours = Fingerprint(np.array(12_345))
-    np.testing.assert_array_equal(ours(rows.T).T, theirs)
-    np.testing.assert_array_equal(ours(rows[6:7].T).T, theirs[6:7])
-    assert ours(rows.T)[0, 0] != ours(rows.T)[0, 1], "zeros of either sign are not the same, as in the library"
-    assert ours(rows.T)[0, 3] == ours(rows.T)[0, 4], "equal test rows share theirs"
-    assert ours(rows.T).dtype == dtype
+    expected = step._transform(rows, is_test=True)[1]
+    got = Fingerprint(np.array(12_345))
+    np.testing.assert_array_equal(got(rows.T).T, expected)
+    np.testing.assert_array_equal(got(rows[6:7].T).T, expected[6:7])
+    assert got(rows.T)[0, 0] != got(rows.T)[0, 1], "zeros of either sign are not the same, as in tabpfn"
+    assert got(rows.T)[0, 3] == got(rows.T)[0, 4], "equal test rows share expected"
+    assert got(rows.T).dtype == dtype

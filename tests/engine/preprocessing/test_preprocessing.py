@@ -1,4 +1,4 @@
-"""The shape of the answer, the members that are not compiled, and what we lean on in the library."""
+"""The shape of the answer, the members that are not compiled, and what we lean on in tabpfn."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ensembles import assert_close, fit, library_rows, library_rows_alone, member_rows, odd_rows, preset, table
+from ensembles import assert_close, fit, member_rows, odd_rows, preset, table, tabpfn_rows, tabpfn_rows_alone
 from tabpfn.preprocessing import steps
 from tabpfn.preprocessing.configs import PreprocessorConfig
 from tabpfn.preprocessing.steps import add_fingerprint_features_step
@@ -25,7 +25,7 @@ class DoublingStep(steps.ShuffleFeaturesStep):
         return shuffled * 2, *rest
 
 
-def test_unknown_step_runs_by_the_library(checkpoint: Path) -> None:
+def test_unknown_step_runs_by_tabpfn(checkpoint: Path) -> None:
     members = fit(checkpoint, preset("demo"), table(100, seed=0))
     shuffle, modalities = members[1].cpu_preprocessor.steps[-1]
     shuffle.__class__ = DoublingStep
@@ -33,8 +33,8 @@ def test_unknown_step_runs_by_the_library(checkpoint: Path) -> None:
     assert preprocessing.uncompiled == ("DoublingStep",)
     assert preprocessing.groups == ((0, 1, 2, 3),)
     rows = odd_rows()
-    for member, ours in zip(members, member_rows(preprocessing, rows), strict=True):
-        assert_close(ours, library_rows(member, rows))
+    for member, got in zip(members, member_rows(preprocessing, rows), strict=True):
+        assert_close(got, tabpfn_rows(member, rows))
     assert not modalities
 
 
@@ -45,8 +45,8 @@ def test_uncompiled_fingerprint_does_not_depend_on_company(checkpoint: Path) -> 
     preprocessing = compile_preprocessing(members, CPU)
     assert preprocessing.uncompiled == ("AdaptiveQuantileTransformer",)
     rows = odd_rows()[:4]
-    for member, ours in zip(members, member_rows(preprocessing, rows), strict=True):
-        assert_close(ours, library_rows_alone(member, rows))
+    for member, got in zip(members, member_rows(preprocessing, rows), strict=True):
+        assert_close(got, tabpfn_rows_alone(member, rows))
 
 
 def test_groups(checkpoint: Path) -> None:
@@ -81,7 +81,7 @@ def test_columns_of_one_number_are_equal(checkpoint: Path, name: str) -> None:
     assert num_shared > 8 or name == "mix"  # which has no two members alike
 
 
-def test_columns_of_the_library_are_their_own(checkpoint: Path) -> None:
+def test_columns_of_tabpfn_are_their_own(checkpoint: Path) -> None:
     members = fit(checkpoint, preset("demo"), table(100, seed=0))
     members[1].cpu_preprocessor.steps[-1][0].__class__ = DoublingStep
     (columns,) = compile_preprocessing(members, CPU).columns
@@ -118,7 +118,7 @@ def test_on_cuda(checkpoint: Path) -> None:
         assert torch.equal(there.cpu().nan_to_num(), here.nan_to_num())
 
 
-# What the translators read off the library's fitted objects. If a release renames one of these or brings a new part,
+# What the translators read off tabpfn's fitted objects. If a release renames one of these or brings a new part,
 # this is the place that says so first.
 STEP_ATTRIBUTES = {
     steps.NanHandlingPolynomialFeaturesStep: {"standardizer", "poly_factor_1_idx", "poly_factor_2_idx"},
@@ -174,7 +174,7 @@ def test_torch_steps_hold_what_we_read(checkpoint: Path) -> None:
     assert met == TORCH_STATISTICS.keys()
 
 
-def test_no_step_of_the_library_is_unknown_to_this_test() -> None:
+def test_no_step_of_tabpfn_is_unknown_to_this_test() -> None:
     known = {kind.__name__ for kind in STEP_ATTRIBUTES}
     exported = {name for name in steps.__all__ if name.endswith("Step")}
     assert exported - known == {"DifferentiableZNormStep"}, "a new step: translate it, or add it here"

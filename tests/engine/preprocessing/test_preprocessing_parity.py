@@ -1,4 +1,4 @@
-"""Ours against the library's own transforms, on the same fitted members."""
+"""Compiled preprocessing against tabpfn's own transforms, on the same fitted members."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,12 +15,12 @@ from ensembles import (
     assert_close,
     bits,
     fit,
-    library_rows,
-    library_rows_alone,
     member_rows,
     odd_rows,
     preset,
     table,
+    tabpfn_rows,
+    tabpfn_rows_alone,
 )
 from hypothesis import given, settings
 from tabpfn.preprocessing.configs import PreprocessorConfig
@@ -50,13 +50,13 @@ def fitted(checkpoint: Path) -> Fitted:
 
 
 def check(members: list[Any], rows: np.ndarray) -> Preprocessing:
-    """Every member compiled and equal; where it has a fingerprint, to the library's answer for the row alone."""
+    """Every member compiled and equal; where it has a fingerprint, to tabpfn's answer for the row alone."""
     preprocessing = compile_preprocessing(members, CPU)
     assert preprocessing.uncompiled == ()
-    for member, ours in zip(members, member_rows(preprocessing, rows), strict=True):
+    for member, got in zip(members, member_rows(preprocessing, rows), strict=True):
         hashed = member.config.add_fingerprint_feature
-        theirs = library_rows_alone(member, rows) if hashed else library_rows(member, rows)
-        assert_close(ours, theirs)
+        expected = tabpfn_rows_alone(member, rows) if hashed else tabpfn_rows(member, rows)
+        assert_close(got, expected)
     return preprocessing
 
 
@@ -105,15 +105,15 @@ def test_alone_as_in_company_in_torch(fitted: Fitted) -> None:
             np.testing.assert_array_equal(bits(whole[:, row : row + 1]), bits(alone.numpy()))
 
 
-def test_fingerprint_tells_zeros_apart_as_the_library_does(fitted: Fitted) -> None:
+def test_fingerprint_tells_zeros_apart_as_tabpfn_does(fitted: Fitted) -> None:
     members = fitted("v2")
     rows = odd_rows()[4:6]
     assert np.signbit(rows[0]).all()
     assert not np.signbit(rows[1]).any()
-    for member, ours in zip(members, member_rows(compile_preprocessing(members, CPU), rows), strict=True):
+    for member, got in zip(members, member_rows(compile_preprocessing(members, CPU), rows), strict=True):
         place = [feature.name for feature in member.feature_schema.features].index("fingerprint_0")
-        assert ours[0, place] != ours[1, place]
-        np.testing.assert_array_equal(ours[:, place], library_rows_alone(member, rows)[:, place])
+        assert got[0, place] != got[1, place]
+        np.testing.assert_array_equal(got[:, place], tabpfn_rows_alone(member, rows)[:, place])
 
 
 def test_wide(checkpoint: Path) -> None:

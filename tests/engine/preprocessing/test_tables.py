@@ -35,8 +35,8 @@ def probes(column: np.ndarray) -> np.ndarray:
 def test_quantile_is_scikit_learns_to_the_bit(name: str, num_quantiles: int) -> None:
     fitted = QuantileTransformer(n_quantiles=num_quantiles).fit(COLUMNS[name][:, None])
     rows = probes(COLUMNS[name])
-    ours = Quantile(fitted.quantiles_.T, fitted.references_[None])(rows[None])
-    np.testing.assert_array_equal(ours[0], fitted.transform(rows[:, None])[:, 0])
+    got = Quantile(fitted.quantiles_.T, fitted.references_[None])(rows[None])
+    np.testing.assert_array_equal(got[0], fitted.transform(rows[:, None])[:, 0])
 
 
 @pytest.mark.parametrize("ratio", [None, 0.5])
@@ -48,9 +48,9 @@ def test_torch_quantile_is_tabpfns_to_the_bit(name: str, ratio: float | None) ->
         rows = probes(COLUMNS[name]).astype(np.float32)
     rows = rows[~np.isinf(rows)]
     knots, references = cache["quantiles"].numpy().T, cache["references"].numpy()[None]
-    ours = TorchQuantile(np.ascontiguousarray(knots), references, np.float32([np.nan if ratio is None else ratio]))
-    theirs = transformer.transform(torch.from_numpy(rows)[:, None], cache)
-    np.testing.assert_array_equal(ours(rows[None])[0], theirs.numpy()[:, 0])
+    got = TorchQuantile(np.ascontiguousarray(knots), references, np.float32([np.nan if ratio is None else ratio]))
+    expected = transformer.transform(torch.from_numpy(rows)[:, None], cache)
+    np.testing.assert_array_equal(got(rows[None])[0], expected.numpy()[:, 0])
 
 
 def test_codes_are_scikit_learns() -> None:
@@ -62,5 +62,5 @@ def test_codes_are_scikit_learns() -> None:
     plan = graph.plan(columns)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs = encoder.transform(rows)
-    np.testing.assert_array_equal(plan(rows.T)[[plan.place[column] for column in columns]].T, theirs)
+        expected = encoder.transform(rows)
+    np.testing.assert_array_equal(plan(rows.T)[[plan.place[column] for column in columns]].T, expected)

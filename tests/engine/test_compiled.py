@@ -1,4 +1,4 @@
-"""Our own forward answers where there is one, is proven at every load, and gives way when it is told to."""
+"""A compiled forward pass answers where one exists, is checked at every load, and yields to the setting."""
 
 import logging
 import threading
@@ -32,15 +32,15 @@ def answers(engine: TabPFNEngine, context: TabPFNContext) -> np.ndarray:
 def test_every_architecture_is_answered_by_ours(
     engine: TabPFNEngine, tmp_path: Path, architecture: str, task: Task
 ) -> None:
-    """With the released recipes, whose fingerprints the library draws anew in a batch: so it is asked row by row."""
+    """With the released recipes, whose fingerprints tabpfn draws anew in a batch: so it is asked row by row."""
     model = definition(write_tiny(architecture, tmp_path / f"{architecture[7:]}.safetensors", task), task, 80)
     fitted = engine.fit(model)
     assert fitted.backend == "compiled"
-    library_engine = TabPFNEngine(EngineSettings(backend="tabpfn"))
-    librarys = library_engine.fit(model)
-    assert librarys.backend == "tabpfn"
+    tabpfn_engine = TabPFNEngine(EngineSettings(backend="tabpfn"))
+    by_tabpfn = tabpfn_engine.fit(model)
+    assert by_tabpfn.backend == "tabpfn"
     rows = fitted.encode(QueryTable.from_records(records(8, seed=5)))
-    expected = np.concatenate([library_engine.predict(Batch(librarys, row)) for row in np.split(rows, len(rows))])
+    expected = np.concatenate([tabpfn_engine.predict(Batch(by_tabpfn, row)) for row in np.split(rows, len(rows))])
     assert expected.std(axis=0).max() > 1e-3 * np.abs(expected).max(), "the rows must be told apart"
     scale = 1.0 if task is Task.CLASSIFICATION else np.abs(expected).max()
     got = engine.predict(Batch(fitted, rows))
@@ -50,7 +50,7 @@ def test_every_architecture_is_answered_by_ours(
 
 
 def test_every_architecture_of_this_tabpfn_has_a_forward_of_ours() -> None:
-    """One that comes with a new release runs on the library's until it has one."""
+    """One that comes with a new release runs on tabpfn's until it has one."""
     configs = {"tabpfn_v3_5": TINY, "tabpfn_v3": TINY}
     networks = {
         type(module.get_architecture(module.parse_config(configs.get(name, {"nlayers": 1, "max_num_classes": 10}))[0]))
@@ -62,13 +62,13 @@ def test_every_architecture_of_this_tabpfn_has_a_forward_of_ours() -> None:
 @pytest.mark.parametrize("task", list(Task))
 def test_both_implementations_answer_alike(engine: TabPFNEngine, checkpoint: Path, task: Task) -> None:
     model = definition(checkpoint, task)
-    ours = engine.fit(model)
-    library_engine = TabPFNEngine(EngineSettings(backend="tabpfn"))
-    librarys = library_engine.fit(model)
-    assert (ours.backend, librarys.backend) == ("compiled", "tabpfn")
-    expected = answers(library_engine, librarys)
+    got = engine.fit(model)
+    tabpfn_engine = TabPFNEngine(EngineSettings(backend="tabpfn"))
+    by_tabpfn = tabpfn_engine.fit(model)
+    assert (got.backend, by_tabpfn.backend) == ("compiled", "tabpfn")
+    expected = answers(tabpfn_engine, by_tabpfn)
     scale = 1.0 if task is Task.CLASSIFICATION else np.abs(expected).max()
-    np.testing.assert_allclose(answers(engine, ours), expected, rtol=0, atol=1e-5 * scale)
+    np.testing.assert_allclose(answers(engine, got), expected, rtol=0, atol=1e-5 * scale)
 
 
 def test_threads_that_divide_the_rows_answer_as_one(
@@ -90,12 +90,12 @@ def test_threads_that_divide_the_rows_answer_as_one(
         assert sum(name.startswith("rows_") for name in computed_by) >= 2
 
 
-def test_the_librarys_caches_are_dropped(classifier: TabPFNContext) -> None:
+def test_tabpfns_caches_are_dropped(classifier: TabPFNContext) -> None:
     assert classifier.backend == "compiled"
     assert classifier._estimator.executor_.kv_caches == []
 
 
-def test_an_architecture_without_a_forward_of_ours_runs_on_the_librarys(
+def test_an_architecture_without_a_compiled_forward_pass_runs_on_tabpfns(
     checkpoint: Path, engine: TabPFNEngine, classifier: TabPFNContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiled, "_BUILDERS", {})
