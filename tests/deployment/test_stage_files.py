@@ -13,7 +13,7 @@ from deployment.app import Template
 from deployment.cost import _NUM_ENDPOINTS
 from deployment.policies.template import containers, resources
 from deployment.settings import GRACE_S, METRIC_NAMESPACE, STAGES, Stage, read_stage, stage_names
-from serve.edges.uvicorn_server import GRACE_S as SERVER_GRACE_S
+from serve.replica.lifecycle import GRACE_S as SERVER_GRACE_S
 from serve.telemetry.cloudwatch import CloudWatchRecorder
 from serve.telemetry.emf import Gauges, documents
 from serve.telemetry.recorder import ComputedBatch
