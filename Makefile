@@ -30,10 +30,10 @@ up: install  ## the same application under uvicorn, without Ray
 # workers take a GiB each. One thread for each, or torch's would wait for each other's cores.
 TEST_WORKERS := 2
 
-# What is measured, child processes included. Without it tests are quicker: make test COVERAGE=
-COVERAGE := --cov=serve
+# CI measures the branch coverage of serve/, child processes included: make test COVERAGE=--cov=serve
+COVERAGE :=
 
-test: install-deploy  ## every test, and the branch coverage of serve/, which must reach fail_under in pyproject.toml
+test: install-deploy  ## every test; with COVERAGE=--cov=serve, coverage must reach fail_under in pyproject.toml
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(COVERAGE)
 
 # Options of scripts/build-image, for a machine behind a package mirror: make test-images BUILD_OPTIONS="--ca FILE"
