@@ -32,8 +32,8 @@ from typing import TypeVar
 from serve.batching.admission import AdmissionController, AdmissionPrecheck
 from serve.batching.cost import ContextCost, CostModel
 from serve.batching.deadlines import DeadlineTimer
-from serve.batching.device import BatchWatchdog, Computed, Device, WrongAnswer, count_rows, smaller_parts
-from serve.batching.fifo import Slice
+from serve.batching.device import BatchWatchdog, Computed, Device, WrongAnswer, smaller_parts
+from serve.batching.fifo import Slice, count_rows
 from serve.batching.limits import AdmissionLimits, QueueLimits
 from serve.batching.outcomes import AdmittedRequest, Outcomes, Slices
 from serve.batching.queue import BatchQueue

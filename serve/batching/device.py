@@ -22,7 +22,7 @@ from typing import TypeVar, cast
 
 import numpy as np
 
-from serve.batching.fifo import R, Slice
+from serve.batching.fifo import R, Slice, count_rows
 from serve.batching.outcomes import AdmittedRequest
 from serve.core import Batch, Engine, Matrix
 from serve.core.errors import DeviceLost, OutOfMemory
@@ -138,11 +138,6 @@ def smaller_parts(slices: Sequence[Slice[R]], error: BaseException) -> list[list
         return _halve_rows(slices)
     middle = len(slices) // 2
     return [list(slices[:middle]), list(slices[middle:])] if middle else []
-
-
-def count_rows(slices: Sequence[Slice[R]]) -> int:
-    """Rows of a batch."""
-    return sum(stop - start for _, start, stop in slices)
 
 
 def _halve_rows(slices: Sequence[Slice[R]]) -> list[list[Slice[R]]]:

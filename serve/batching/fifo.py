@@ -7,6 +7,7 @@ number of the FIFO says where the head was split, and a request itself does not 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from serve.batching.cost import ContextCost
@@ -50,6 +51,11 @@ class Slice(NamedTuple, Generic[R]):
     request: R
     start: int
     stop: int
+
+
+def count_rows(slices: Sequence[Slice[R]]) -> int:
+    """Rows of a batch."""
+    return sum(stop - start for _, start, stop in slices)
 
 
 class Fifo(Generic[R]):

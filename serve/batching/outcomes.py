@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from serve.batching.cost import CostModel
-from serve.batching.fifo import Slice
+from serve.batching.fifo import Slice, count_rows
 from serve.batching.queue import BatchQueue
 from serve.core import FittedContext, Matrix, Prediction, PredictRequest, Priority, Timing
 from serve.core.errors import DeadlineExceeded, EngineError, ServeError
@@ -120,7 +120,7 @@ class Outcomes:
         faults, self._faults = self._faults, []
         _log.error(
             "in a batch of %d requests, %d rows, the engine failed on %d requests",
-            len(batch), sum(stop - start for _, start, stop in batch), sum(count for count, _ in faults),
+            len(batch), count_rows(batch), sum(count for count, _ in faults),
             exc_info=faults[0][1],
         )  # fmt: skip
 
@@ -148,7 +148,7 @@ class Outcomes:
         return queue_s
 
     def _report(self, part: Slices, computed: Computed, cost_s: float, queue_s: list[float]) -> None:
-        num_rows = sum(stop - start for _, start, stop in part)
+        num_rows = count_rows(part)
         cost = self._cost.of(part[0].request.context)
         predicted_s = cost.predict(num_rows)
         ratio = cost_s / predicted_s if predicted_s else None
