@@ -31,7 +31,7 @@ from serve.batching.limits import AdmissionLimits
 from serve.batching.queue import BatchQueue
 from serve.core import FittedContext, Priority
 from serve.core.errors import Draining, Overloaded
-from serve.telemetry.recorder import NullRecorder, Recorder
+from serve.telemetry.recorder import Recorder
 
 _WAIT_MARGIN = 1.5
 """Predicted waiting time counts this many times.
@@ -64,7 +64,7 @@ class AdmissionController(Generic[R]):
         self._cost = cost
         self._watchdog = watchdog
         self._limits = limits
-        self._recorder: Recorder = recorder or NullRecorder()
+        self._recorder = recorder or Recorder()
         self._max_backlog_s: dict[int, float] = {}
         self._closed = False
         self.ongoing: set[R] = set()

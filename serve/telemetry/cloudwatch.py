@@ -26,7 +26,7 @@ from typing import Any
 from serve.core import Priority, ServerState
 from serve.telemetry.emf import Gauges, Traffic, Write, documents
 from serve.telemetry.nvml import Gpu
-from serve.telemetry.recorder import ComputedBatch, ExpiryStage, NullRecorder, QueueDepth
+from serve.telemetry.recorder import ComputedBatch, ExpiryStage, QueueDepth, Recorder
 
 SERVER_FAULTS = frozenset({"deadline_exceeded", "draining", "engine_error", "internal_error", "not_ready"})
 """Outcomes that a caller received as a 5xx (a test compares with the API's table)."""
@@ -37,7 +37,7 @@ _MAX_SAMPLES = 30
 _LAST_LINE_S = 1.0
 
 
-class CloudWatchRecorder(NullRecorder):
+class CloudWatchRecorder(Recorder):
     """Counts the events of one interval, by model."""
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,11 @@ class LatencyHistogram:
         """Count one latency."""
         self.counts[bisect_left(SECONDS_BUCKETS, seconds)] += 1
 
-    def add(self, other: LatencyHistogram) -> None:
-        """Count all that another histogram holds."""
-        self.counts = [mine + more for mine, more in zip(self.counts, other.counts, strict=True)]
+    def __add__(self, other: LatencyHistogram) -> LatencyHistogram:
+        """A histogram of all that both hold."""
+        both = LatencyHistogram()
+        both.counts = [mine + more for mine, more in zip(self.counts, other.counts, strict=True)]
+        return both
 
     def quantile_ms(self, q: float) -> float | None:
         """Milliseconds, linear within a bucket as Prometheus' `histogram_quantile`; None where it holds nothing.
@@ -68,14 +70,8 @@ class Traffic:
 
     def add(self, other: Traffic) -> None:
         """Count all that another one holds."""
-        self.num_requests += other.num_requests
-        self.num_errors_5xx += other.num_errors_5xx
-        self.num_refused += other.num_refused
-        self.num_expired += other.num_expired
-        self.num_batches += other.num_batches
-        self.num_batch_rows += other.num_batch_rows
-        self.answered.add(other.answered)
-        self.queued.add(other.queued)
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from serve.core import ModelDefinition, Priority, ServerState
 from serve.telemetry.buckets import RATIO_BUCKETS, ROWS_BUCKETS, SECONDS_BUCKETS
 from serve.telemetry.nvml import Gpu
-from serve.telemetry.recorder import ComputedBatch, EngineFault, ExpiryStage, QueueDepth
+from serve.telemetry.recorder import ComputedBatch, EngineFault, ExpiryStage, QueueDepth, Recorder
 
 
 class Metrics:
@@ -96,7 +96,7 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-class PrometheusRecorder(Metrics):
+class PrometheusRecorder(Metrics, Recorder):
     """The `Recorder` behind `/metrics`."""
 
     def watch_queue(self, queue: QueueDepth) -> None:
@@ -115,14 +115,8 @@ class PrometheusRecorder(Metrics):
     def model_ready(self, model: ModelDefinition, device: str) -> None:
         self.model_info.labels(model.name, model.version, model.checkpoint_name, device).set(1)
 
-    def admitted(self, model: str, num_rows: int) -> None:
-        """Nothing: `tabpfn_requests_total` counts the request once it has its outcome."""
-
     def refused(self, model: str, reason: str) -> None:
         self.refused_requests.labels(model, reason).inc()
-
-    def cut(self, model: str, num_rows: int, num_requests: int) -> None:
-        """Nothing: the batch is observed when it was computed."""
 
     def computed(self, batch: ComputedBatch) -> None:
         queue_seconds = self.queue_seconds.labels(batch.model)

@@ -69,8 +69,11 @@ class QueueDepth(Protocol):
         """Rows that wait, of requests of this priority."""
 
 
-class Recorder(Protocol):
-    """Receives the events of one replica. An implementation must be quick and must not raise."""
+class Recorder:
+    """Receives the events of one replica, and keeps none: an implementation overrides the events that it needs.
+
+    Each method must be quick and must not raise.
+    """
 
     def watch_queue(self, queue: QueueDepth) -> None:
         """From now on, the queue may be asked for its depth."""
@@ -109,35 +112,7 @@ class Recorder(Protocol):
         """The event loop ran a task so much later than it was due."""
 
 
-class NullRecorder:
-    """Receives every event and keeps none: for tests and for use as a library."""
-
-    def watch_queue(self, queue: QueueDepth) -> None: ...
-
-    def watch_gpu(self, device: str, gpu: Gpu) -> None: ...
-
-    def state_changed(self, state: ServerState) -> None: ...
-
-    def model_ready(self, model: ModelDefinition, device: str) -> None: ...
-
-    def admitted(self, model: str, num_rows: int) -> None: ...
-
-    def refused(self, model: str, reason: str) -> None: ...
-
-    def cut(self, model: str, num_rows: int, num_requests: int) -> None: ...
-
-    def computed(self, batch: ComputedBatch) -> None: ...
-
-    def failed(self, model: str, fault: EngineFault) -> None: ...
-
-    def expired(self, model: str, stage: ExpiryStage) -> None: ...
-
-    def answered(self, model: str, outcome: str, seconds: float) -> None: ...
-
-    def loop_lagged(self, seconds: float) -> None: ...
-
-
-class RecorderGroup:
+class RecorderGroup(Recorder):
     """Passes every event to several recorders."""
 
     def __init__(self, recorders: Sequence[Recorder]) -> None:
