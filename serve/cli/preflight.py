@@ -5,7 +5,6 @@ A check refuses only what is certain to fail; the rest is found while the replic
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from serve.core.errors import InvalidModel
@@ -41,6 +40,8 @@ def _check_device(device: str) -> None:
         return
     import pynvml
 
+    from serve.telemetry import nvml
+
     try:
         pynvml.nvmlInit()
         num_gpus = pynvml.nvmlDeviceGetCount()
@@ -51,9 +52,9 @@ def _check_device(device: str) -> None:
         ) from None
     except pynvml.NVMLError:
         return
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = nvml.visible_devices()
     if visible is not None:
-        num_gpus = len([name for name in visible.split(",") if name.strip()])
+        num_gpus = len(visible)
     if int(index) >= num_gpus:
         where = "on this machine" if visible is None else "in CUDA_VISIBLE_DEVICES"
         raise InvalidSettings(f"setting engine.device: {device} is not among the {num_gpus} GPUs {where}")

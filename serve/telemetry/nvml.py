@@ -47,7 +47,7 @@ def find_gpu(device: str) -> Gpu | None:
         return None
     try:
         pynvml.nvmlInit()
-        handle = _find(int(index), os.environ.get("CUDA_VISIBLE_DEVICES"))
+        handle = _find(int(index))
         pynvml.nvmlDeviceGetMemoryInfo(handle)
     except (pynvml.NVMLError, LookupError) as error:
         _log.warning("no metrics of %s: %s", device, error)
@@ -55,7 +55,13 @@ def find_gpu(device: str) -> Gpu | None:
     return Gpu(handle)
 
 
-def _find(index: int, visible: str | None) -> Any:
+def visible_devices() -> list[str] | None:
+    """The names in `CUDA_VISIBLE_DEVICES`, in order; None where it is not set, and CUDA sees every GPU."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return None if visible is None else [name.strip() for name in visible.split(",") if name.strip()]
+
+
+def _find(index: int) -> Any:
     """NVML's handle of CUDA's device `index`.
 
     NVML knows every GPU; CUDA knows those of `CUDA_VISIBLE_DEVICES`, in that order. Names there are indices or UUIDs,
@@ -64,9 +70,9 @@ def _find(index: int, visible: str | None) -> Any:
     Raises:
         LookupError: the variable names no such device.
     """
-    if visible is None:
+    names = visible_devices()
+    if names is None:
         return pynvml.nvmlDeviceGetHandleByIndex(index)
-    names = [name.strip() for name in visible.split(",") if name.strip()]
     if index >= len(names):
         raise LookupError(f"CUDA_VISIBLE_DEVICES names {len(names)} devices")
     if names[index].isdecimal():

@@ -18,7 +18,6 @@ import contextlib
 import logging
 import math
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -33,7 +32,7 @@ from serve.core.errors import StartupError
 from serve.edges.ray import environment, replica_log
 from serve.edges.ray.deployment import APP_NAME, DEPLOYMENT_NAME, deployment_of
 from serve.edges.ray.haproxy import HAProxy
-from serve.edges.ray.replica_watch import ReplicaWatch
+from serve.edges.ray.replica_watch import ReplicaWatch, last_line, raised_in
 from serve.replica.lifecycle import ReplicaLifecycle
 from serve.settings import ServerSettings
 
@@ -137,7 +136,7 @@ def _starting_ray() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise StartupError(f"Ray did not start: {(str(error).strip() or repr(error)).splitlines()[-1]}") from error
+        raise StartupError(f"Ray did not start: {last_line(str(error)) or repr(error)}") from error
 
 
 def _start(settings: ServerSettings, launch: Launch, *, listens_itself: bool) -> DeploymentHandle[Any]:
@@ -179,15 +178,9 @@ def _cause() -> str:
     """Why the deployment failed: the last line of what its constructor raised."""
     application = serve.status().applications[APP_NAME]
     for deployment in application.deployments.values():
-        if raised := last_error(deployment.message):
+        if raised := raised_in(deployment.message):
             return raised
-    return application.message.strip().splitlines()[-1]
-
-
-def last_error(message: str) -> str | None:
-    """The message of the last exception in a traceback, without our class; None where it holds none."""
-    raised = re.findall(r"^(?:serve\.core\.errors\.\w+: |(?=[\w.]+(?:Error|Exception): ))(.*)$", message, re.M)
-    return str(raised[-1]) if raised else None
+    return last_line(application.message)
 
 
 class _Replicas:
@@ -222,5 +215,4 @@ class _Replicas:
             outcomes = [error]
         for outcome in outcomes:
             if isinstance(outcome, Exception):
-                reason = (str(outcome).strip() or repr(outcome)).splitlines()[-1]
-                _log.warning("a replica did not answer to %s: %s", method, reason)
+                _log.warning("a replica did not answer to %s: %s", method, last_line(str(outcome)) or repr(outcome))

@@ -22,7 +22,8 @@ class ReplicaWatch:
         """(log level, line) for each change. `status` is that of the application, `running` counts its replicas."""
         status = str(getattr(status, "value", status))
         if status != self._status and status in _FAILED:
-            yield logging.ERROR, f"the new configuration was refused: {last_line(message)}"
+            reason = raised_in(message) or last_line(message) or "Ray gives no reason"
+            yield logging.ERROR, f"the new configuration was refused: {reason}"
         is_update = "DEPLOYING" in (status, self._status)
         if running < self._running and is_update:
             yield logging.INFO, f"replicas are being replaced by a new configuration: {running} running"
@@ -39,7 +40,13 @@ class ReplicaWatch:
         self._running, self._status = running, status
 
 
+def raised_in(message: str) -> str | None:
+    """The last exception of a traceback, without the class name of a server error; None where there is none."""
+    raised = re.findall(r"^(?:serve\.core\.errors\.\w+: |(?=[\w.]+(?:Error|Exception): ))(.*)$", message, re.M)
+    return str(raised[-1]) if raised else None
+
+
 def last_line(message: str) -> str:
-    """The last line of a traceback, without the class of the error."""
-    lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
-    return re.sub(r"^serve\.core\.errors\.\w+: ", "", lines[-1]) if lines else "Ray gives no reason"
+    """The last line that is not empty; empty where there is none."""
+    lines = message.strip().splitlines()
+    return lines[-1].strip() if lines else ""
