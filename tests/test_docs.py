@@ -151,6 +151,19 @@ def test_the_readme_makes_a_model_of_a_table(tmp_path: Path, monkeypatch: pytest
     assert (definition.context.num_rows, len(definition.context.columns)) == (178, 13)
 
 
+def test_the_readme_shows_the_answer_of_the_demo_model() -> None:
+    definition = FolderStore(StoreSettings()).load("fraud")
+    assert definition.example is not None
+    fitted = (engine := TabPFNEngine(EngineSettings())).fit(definition)
+    (answer,) = engine.predict(Batch(fitted, fitted.encode(QueryTable.from_records([definition.example])))).tolist()
+    shown = re.search(
+        r'"label":"(\w+)","probabilities":\[([\d.,]+)\]', (ROOT / "README.md").read_text(encoding="utf-8")
+    )
+    assert shown is not None
+    assert shown[2] == ",".join(f"{probability:.3f}" for probability in answer)
+    assert shown[1] == fitted.classes[answer.index(max(answer))]
+
+
 def test_readme_and_architecture_stay_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 90
     assert len(read("architecture.md").splitlines()) <= 160

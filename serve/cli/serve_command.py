@@ -82,7 +82,7 @@ def _serve(options: ServeOptions) -> None:
     _end_quietly_on_sigterm()
     with tempfile.TemporaryDirectory(prefix="tabpfn-serve-", ignore_cleanup_errors=True) as folder:
         haproxy = HAProxy(Path(folder)) if _needs_haproxy(options.num_replicas) else None
-        own = dict(ray_environment.OWN_DOOR_ENVIRONMENT)
+        own = dict(ray_environment.LONE_REPLICA_ENVIRONMENT)
         if haproxy is not None:
             # Ray's own proxy answers while no replica is there. Its default port, 8500, would be shared by two servers
             # on one machine, which would then answer each other's callers.

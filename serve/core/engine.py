@@ -18,7 +18,7 @@ DEVICE_PATTERN = r"^(cpu|cuda:\d+)$"
 
 
 class FittedContext(Protocol):
-    """A context with everything that the engine built from it. Opaque to all but the engine; the batch key."""
+    """A context with everything that the engine built from it. It is the batch key; only the engine looks inside."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -26,7 +26,7 @@ class FittedContext(Protocol):
 
     @property
     def num_outputs(self) -> int:
-        """Width of an answer."""
+        """Outputs for one row."""
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -52,7 +52,7 @@ class Batch:
 
 
 class Engine(Protocol):
-    """Runs models on one device. Only ever called from one thread at a time (the device thread)."""
+    """Runs models on one device. Only the device thread calls it, one call at a time."""
 
     @property
     def device(self) -> str:
@@ -60,7 +60,7 @@ class Engine(Protocol):
 
     @property
     def lost(self) -> bool:
-        """It is gone with all that it held, and answers nothing more. May be asked from any thread."""
+        """The engine is gone with its fitted contexts, for good. Any thread may ask."""
 
     def fit(self, model: ModelDefinition) -> FittedContext:
         """Build the fitted context; seconds to minutes. Raises InvalidModel."""
@@ -73,7 +73,7 @@ class Engine(Protocol):
         """
 
     def reference(self, batch: Batch) -> Matrix:
-        """The same answers by the slow, plain road, without a KV cache: what `predict` must equal."""
+        """The same outputs from tabpfn without a KV cache: slow, and what `predict` must equal."""
 
     def close(self) -> None:
-        """Give the device back."""
+        """Free the device."""

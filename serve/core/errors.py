@@ -1,22 +1,22 @@
-"""The errors that a caller or operator can meet. Knows no HTTP: `api/statuses.py` has the table of statuses.
+"""The errors that a caller or an operator can meet. `api/statuses.py` has the table from errors to statuses.
 
-Each class has a stable `code` for programs; the message is for people and, except for EngineError, may leave the
-server. Client faults are raised before the queue; EngineError is shared by the requests of one batch.
+Each class has a stable `code` for programs. The message is for people, and may leave the server, except that of
+EngineError. Faults of a caller are raised before the queue; the requests of one batch share an EngineError.
 """
 
 from __future__ import annotations
 
 
 class ServeError(Exception):
-    """Root of the tree."""
+    """Base of every error of the server."""
 
     code = "error"
 
 
 class InvalidInput(ServeError):
-    """The request's own fault, with the place: `row` counts from 0, `column` is the input's name.
+    """The request is at fault. `row` (from 0) and `column` (its name) say where.
 
-    `code` says which fault; see `docs/errors.md` for the list.
+    `code` says which fault it is; `docs/errors.md` lists the codes.
     """
 
     code = "invalid_input"
@@ -29,19 +29,19 @@ class InvalidInput(ServeError):
 
 
 class UnknownModel(ServeError):
-    """No model of that name (or version) is served here."""
+    """No model of that name, or not that version of it, is served here."""
 
     code = "unknown_model"
 
 
 class TooLarge(ServeError):
-    """More bytes or rows than one request may have."""
+    """The request has more bytes or rows than allowed."""
 
     code = "too_large"
 
 
 class Overloaded(ServeError):
-    """Refused at the door, before any work; try again after `retry_after_s`. `reason` is the metrics' label."""
+    """The request was refused before any work; another try may help after `retry_after_s`. `reason` is for metrics."""
 
     code = "overloaded"
 
@@ -52,19 +52,19 @@ class Overloaded(ServeError):
 
 
 class NotReady(ServeError):
-    """Models are still being fitted and warmed up."""
+    """The models are still being fitted and warmed up."""
 
     code = "not_ready"
 
 
 class Draining(ServeError):
-    """Shutting down: what was admitted is answered, nothing new is."""
+    """The replica is shutting down: it answers admitted requests, and admits no more."""
 
     code = "draining"
 
 
 class DeadlineExceeded(ServeError):
-    """The caller's deadline passed before an answer."""
+    """The deadline of the request passed before its answer."""
 
     code = "deadline_exceeded"
 
@@ -76,16 +76,15 @@ class EngineError(ServeError):
 
 
 class OutOfMemory(EngineError):
-    """The device had no memory for so many rows. Raised by an engine for the batcher, which tries fewer; no caller
-    meets it."""
+    """The device had no memory for the rows of a batch. The batcher then tries fewer rows, so no caller meets it."""
 
 
 class DeviceLost(EngineError):
-    """The engine is gone with all that it held; nothing can be answered any more and the replica must be replaced."""
+    """The engine is gone with its fitted contexts. The replica answers no more requests and must be replaced."""
 
 
 class StartupError(ServeError):
-    """A replica must not become ready: a model, its checkpoint, warm-up or the parity check is at fault."""
+    """The replica must not become ready: a model, its checkpoint, the warm-up or the parity check is at fault."""
 
     code = "startup_failed"
 

@@ -13,14 +13,14 @@ Scalar = str | int | float | bool | None
 
 
 class Task(enum.StrEnum):
-    """What a model answers per row."""
+    """The kind of a model's answers."""
 
     CLASSIFICATION = "classification"
     REGRESSION = "regression"
 
 
 class ColumnKind(enum.StrEnum):
-    """How a column's cells are read; see `engine/row_encoder.py` for the exact meaning of each."""
+    """How the cells of a column are read; `engine/row_encoder.py` defines each kind."""
 
     NUMBER = "number"
     CATEGORY = "category"
@@ -45,7 +45,7 @@ class Context:
         columns: input columns in order.
         cells: one sequence per column, each `num_rows` long; None for missing.
         target: `num_rows` labels (classification: strings) or numbers (regression).
-        class_priors: true share of each class where the context was sampled by class; None leaves the answers alone.
+        class_priors: true share of each class where the context was sampled by class; None changes no answer.
         num_hidden_rows: rows that only a fitted estimator has seen; `cells` and `target` are empty then.
     """
 
@@ -64,17 +64,17 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class EnsembleOptions:
-    """What a model asks of the library beside its context; see `tabpfn.TabPFNClassifier` for their meaning."""
+    """Options of a model for tabpfn beside its context; `tabpfn.TabPFNClassifier` explains them."""
 
     num_members: int = 8
     random_state: int = 0
     softmax_temperature: float | None = None
-    """None takes the checkpoint's own."""
+    """None takes the temperature of the checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelDefinition:
-    """One version of one model, as the store hands it to the engine. `checkpoint_path` is absolute and verified."""
+    """One version of one model, as the engine gets it from the store. `checkpoint_path` is absolute and verified."""
 
     name: str
     version: str
@@ -86,6 +86,6 @@ class ModelDefinition:
     example: Mapping[str, Scalar] | None = None
     description: str = ""
     default_timeout_ms: float | None = None
-    """The deadline of a request that names none; None leaves it to `BatchingSettings`."""
+    """Time from arrival to deadline of a request that states no timeout; None: `BatchingSettings` says."""
     estimator_path: str | None = None
-    """A fitted estimator (`engine/estimator_file.py`), verified, in the place of a context that has no rows here."""
+    """A fitted estimator (`engine/estimators/file.py`), verified. It stands in for a context whose rows are gone."""

@@ -9,9 +9,11 @@ from serve.core.engine import Matrix
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Where one request's time went, in milliseconds. `total` is set by whoever saw the request arrive.
+    """Where the time of one request went.
 
-    A request in several batches waited until the first of them and was computed in all: `compute` is their sum.
+    Attributes:
+        queue_ms: from admission to the start of its first batch.
+        compute_ms: time on the device, summed over the batches that held its rows.
     """
 
     queue_ms: float
@@ -20,11 +22,11 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One request's answer.
+    """The answer to one request.
 
     Attributes:
         outputs: float64 [rows, outputs] for the request's own rows, in its order.
-        batch_rows: rows of the batch it rode in, all callers together; of the last one where it was split.
+        batch_rows: rows of its batch, of all callers together; of its last batch where the request was split.
     """
 
     outputs: Matrix

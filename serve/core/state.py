@@ -6,11 +6,11 @@ import enum
 
 
 class ServerState(enum.StrEnum):
-    """A replica's life, in order; it never goes back."""
+    """The states of a replica, in order. It never returns to an earlier one."""
 
     STARTING = "starting"
     READY = "ready"
     LAME_DUCK = "lame_duck"
-    """Not ready any more, so that a router sends no more requests, and every request is still served."""
+    """Not ready, so that a router sends no more requests. Every request is still served."""
     DRAINING = "draining"
     CLOSED = "closed"

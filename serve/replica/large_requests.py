@@ -14,7 +14,7 @@ from typing import ParamSpec, TypeVar
 
 SMALL_ROWS = 32
 SMALL_BYTES = 32 * 1024
-"""Up to these a request is read on the loop: about a millisecond."""
+"""A request of this size or smaller is read on the loop, in about a millisecond."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -31,5 +31,5 @@ class LargeRequestExecutor:
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: fn(*args, **kwargs))
 
     def close(self) -> None:
-        """Take nothing more; who is being read already goes on, and is refused where everybody is."""
+        """Start no more work. The work that waits or runs is finished; admission then refuses its requests."""
         self._thread.shutdown(wait=False)

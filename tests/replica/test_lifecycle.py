@@ -103,13 +103,20 @@ async def test_a_lame_duck_fails_readiness_and_answers_predictions() -> None:
     assert predictor.state is ServerState.CLOSED
 
 
-async def test_a_lame_duck_takes_its_time() -> None:
+async def test_a_lame_duck_takes_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    sleep = asyncio.sleep
+
+    async def recorded(seconds: float) -> None:
+        slept.append(seconds)
+        await sleep(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", recorded)
     predictor = make()
-    lifecycle = ReplicaLifecycle(predictor, lame_duck_s=0.05)
+    lifecycle = ReplicaLifecycle(predictor, lame_duck_s=0.0625)
     await lifecycle.start()
-    began = asyncio.get_running_loop().time()
     await lifecycle.stop()
-    assert asyncio.get_running_loop().time() - began >= 0.05
+    assert slept.count(0.0625) == 1
     assert predictor.state is ServerState.CLOSED
 
 

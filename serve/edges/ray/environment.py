@@ -41,7 +41,7 @@ RAY_ENVIRONMENT: Mapping[str, str] = {
 }
 
 
-OWN_DOOR_ENVIRONMENT: Mapping[str, str] = {
+LONE_REPLICA_ENVIRONMENT: Mapping[str, str] = {
     # The only replica listens itself: no HAProxy, and no server of Ray's in the replica.
     "RAY_SERVE_ENABLE_HA_PROXY": "0",
     "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
