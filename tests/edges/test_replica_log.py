@@ -4,11 +4,12 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from serve.edges.ray import environment, replica_log
-from serve.edges.ray.replica_watch import ReplicaWatch
+from serve.edges.ray.replica_watch import ReplicaWatch, replicas_in
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +59,19 @@ def test_a_death_and_its_replacement_are_one_line_each() -> None:
         (logging.WARNING, "a replica died or failed its health checks: 1 of 2 running; Ray starts another"),
         (logging.WARNING, "a new replica is ready: 2 of 2 running"),
     ]
+
+
+def test_a_refused_configuration_is_one_line_although_ray_then_lists_no_deployment() -> None:
+    message = "Traceback (most recent call last):\nserve.core.errors.StartupError: this replica listens itself\n"
+    refused = SimpleNamespace(  # what Ray 2.60 says then
+
+        status="DEPLOY_FAILED", message=message, deployments={}
+    )  # fmt: skip
+    watch = ReplicaWatch(1)
+    lines = [
+        line for _ in range(2) for line in watch.observe(refused.status, *replicas_in(refused, "TabPFNDeployment"))
+    ]
+    assert lines == [(logging.ERROR, "the new configuration was refused: this replica listens itself")]
 
 
 def test_a_new_configuration_is_no_fault_unless_it_is_refused() -> None:

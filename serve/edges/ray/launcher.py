@@ -32,7 +32,7 @@ from serve.core.errors import StartupError
 from serve.edges.ray import environment, replica_log
 from serve.edges.ray.deployment import APP_NAME, DEPLOYMENT_NAME, deployment_of
 from serve.edges.ray.haproxy import HAProxy
-from serve.edges.ray.replica_watch import ReplicaWatch, last_line, raised_in
+from serve.edges.ray.replica_watch import ReplicaWatch, last_line, raised_in, replicas_in
 from serve.replica.lifecycle import ReplicaLifecycle
 from serve.settings import ServerSettings
 
@@ -122,9 +122,7 @@ async def _watch(lifecycle: ReplicaLifecycle, num_replicas: int) -> None:
     while not lifecycle.is_stopping:
         with contextlib.suppress(Exception):  # Ray is busy, or goes down
             found = (await asyncio.to_thread(serve.status)).applications[APP_NAME]
-            deployment = found.deployments[DEPLOYMENT_NAME]
-            running = sum(count for state, count in deployment.replica_states.items() if state == "RUNNING")
-            for level, line in watch.observe(found.status, running, found.message or deployment.message):
+            for level, line in watch.observe(found.status, *replicas_in(found, DEPLOYMENT_NAME)):
                 if not lifecycle.is_stopping:
                     _log.log(level, line)
         await asyncio.sleep(_WATCH_INTERVAL_S)
