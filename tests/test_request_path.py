@@ -1,7 +1,7 @@
 """One request for a prediction, from socket to socket, enters few files of the server. docs/architecture.md names them.
 
-The demo model answers over uvicorn, with its engine in a process of its own. The calls of the event loop and of the
-device thread are watched; those of the engine's process are not.
+The demo model answers over uvicorn, first with its engine in a worker, then with its engine in this process. The calls
+of the event loop and of the device thread are watched. What only the second way enters is the worker's.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,9 +21,10 @@ from ports import free_port
 import serve
 from serve.edges.uvicorn_server import EmbeddedServer
 from serve.replica.factory import assemble
-from serve.settings import ServerSettings
+from serve.settings import EngineSettings, ServerSettings
 
 MAX_FILES = 22
+MAX_WORKER_FILES = 10
 SERVE = Path(serve.__file__).parent
 
 BACKGROUND = {"observe_lag", "on_tick", "_watch"}
@@ -67,28 +68,39 @@ def calls() -> Iterator[Calls]:
     threading.setprofile(None)
 
 
-@pytest.fixture
-async def url(calls: Calls) -> AsyncIterator[str]:
-    assert calls.files == []
-    predictor = assemble(ServerSettings())
+async def files_entered(calls: Calls, settings: ServerSettings) -> list[str]:
+    """By the second of two requests: the first may set up what is kept."""
+    calls.files = []
+    predictor = assemble(settings)
     await predictor.start()
     port = free_port()
     server = EmbeddedServer.at(predictor, "127.0.0.1", port)
     await server.open()
-    yield f"http://127.0.0.1:{port}"
-    await server.close()
-    await predictor.close()
-
-
-async def test_a_request_enters_few_files(calls: Calls, url: str) -> None:
-    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
         example = (await client.get("/v1/models/fraud")).json()["example"]
         body = json.dumps({"records": [example]}).encode()
-        statuses = []
         for is_watching in (False, True):
             calls.is_watching = is_watching
-            statuses.append((await client.post("/v1/models/fraud/predict", content=body)).status_code)
+            response = await client.post("/v1/models/fraud/predict", content=body)
+            assert response.status_code == 200, response.text
         calls.is_watching = False
-    assert statuses == [200, 200]
-    assert {"edges/early_refusal_protocol.py", "batching/device.py", "engine/worker/client.py"} <= set(calls.files)
-    assert len(calls.files) <= MAX_FILES, "\n".join(calls.files)
+    await server.close()
+    await predictor.close()
+    return calls.files
+
+
+async def test_a_request_enters_few_files_and_the_architecture_names_them(calls: Calls) -> None:
+    server = await files_entered(calls, ServerSettings())
+    assert {"edges/early_refusal_protocol.py", "batching/device.py", "engine/worker/client.py"} <= set(server)
+    assert len(server) <= MAX_FILES, "\n".join(server)
+
+    everything = await files_entered(calls, ServerSettings(engine=EngineSettings(worker_process=False)))
+    worker = {*everything, "engine/worker/server.py"} - set(server)
+    assert "engine/compiled.py" in worker
+    assert len(worker) <= MAX_WORKER_FILES, "\n".join(sorted(worker))
+
+    page = (SERVE.parent / "docs" / "architecture.md").read_text()
+    steps = page[page.index("## The life of a request") : page.index("## The life of a replica")]
+    assert f"{len(server)} files of the server's process and {len(worker)} more of the worker's" in steps
+    for file in {*server, *worker}:
+        assert file.removesuffix("__init__.py").rstrip("/").rsplit("/", 1)[-1] in steps, file

@@ -21,8 +21,8 @@ from starlette.types import Scope
 
 from serve.api.door import Door
 from serve.api.errors import from_http
-from serve.api.middleware.body_limit import BodyLimit
 from serve.api.middleware.early_refusal import EarlyRefusal
+from serve.api.middleware.request_body import BodyLimit
 from serve.api.middleware.request_id import RequestId
 from serve.api.native.door import NativeDoor
 from serve.api.openapi import OpenApi

@@ -31,8 +31,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.api.door import Door, RawHeaders, RequestHead
-from serve.api.middleware.body_limit import LimitedBody
-from serve.api.middleware.disconnect import run_while_connected
+from serve.api.middleware.request_body import LimitedBody, run_while_connected
 from serve.api.request_headers import REQUEST_ID, new_request_id, read_deadline_and_priority, read_request_id
 from serve.api.statuses import CALLER_ERRORS, INTERNAL_ERROR
 from serve.core import ModelReference

@@ -63,10 +63,8 @@ def test_a_death_and_its_replacement_are_one_line_each() -> None:
 
 def test_a_refused_configuration_is_one_line_although_ray_then_lists_no_deployment() -> None:
     message = "Traceback (most recent call last):\nserve.core.errors.StartupError: this replica listens itself\n"
-    refused = SimpleNamespace(  # what Ray 2.60 says then
-
-        status="DEPLOY_FAILED", message=message, deployments={}
-    )  # fmt: skip
+    # as Ray 2.60 answers then
+    refused = SimpleNamespace(status="DEPLOY_FAILED", message=message, deployments={})
     watch = ReplicaWatch(1)
     lines = [
         line for _ in range(2) for line in watch.observe(refused.status, *replicas_in(refused, "TabPFNDeployment"))

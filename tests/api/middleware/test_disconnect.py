@@ -8,7 +8,7 @@ import pytest
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
-from serve.api.middleware.disconnect import run_while_connected
+from serve.api.middleware.request_body import run_while_connected
 
 
 class Connection:

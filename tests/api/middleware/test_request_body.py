@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from serve.api import create_app
-from serve.api.middleware.body_limit import BodyLimit
+from serve.api.middleware.request_body import BodyLimit
 from serve.api.native.problems import respond
 
 LIMIT = 20_000

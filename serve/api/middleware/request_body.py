@@ -1,4 +1,6 @@
-"""The limit on request bodies: `LimitedBody` for one request, and `BodyLimit` as a middleware before the router.
+"""What arrives on a request's connection: its body, up to a limit, and then the disconnect of its caller.
+
+`LimitedBody` is the body of one request; `BodyLimit` applies the limit as a middleware before the router.
 
 What is always true:
 - a body that declares more than the limit is refused before a byte of it is requested;
@@ -8,13 +10,18 @@ What is always true:
 
 Closing a socket while unread bytes lie in it resets it, and a reset can destroy the answer before the client has read
 it. So the answer is sent whole first. Then the server discards what the client still sends, for `LINGER_S` at most.
+
+While a request waits for its batch, nothing else reads its connection. `run_while_connected` waits there for the
+disconnect and then cancels the work, so that the queue skips the rows. Rows that are already on the device finish
+without a reader.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
@@ -23,6 +30,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api.errors import InvalidHeader
 from serve.core.errors import ServeError, TooLarge
+
+_T = TypeVar("_T")
 
 LINGER_S = 1.0
 """Longest time that the server discards what a refused client still sends."""
@@ -148,3 +157,36 @@ class BodyLimit:
                 raise
         if body.refusal is not None and not has_started:
             await body.refuse(self._render(body.refusal, scope), scope, send)
+
+
+async def run_while_connected(work: Awaitable[_T], receive: Receive) -> _T:
+    """The result of `work`, whose request body must have been read whole. Raises ClientDisconnect.
+
+    The work runs in the calling task, and a disconnect cancels that task: a second task for each request costs more.
+    """
+    caller = asyncio.current_task()
+    assert caller is not None
+    watch = asyncio.ensure_future(_disconnected(receive))
+    waiting, left = True, False
+
+    def leave(_: object) -> None:
+        nonlocal left
+        if waiting:
+            left = True
+            caller.cancel()
+
+    watch.add_done_callback(leave)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if left and not caller.uncancel():  # no other cancellation was requested
+            raise ClientDisconnect from watch.exception()
+        raise
+    finally:
+        waiting = False
+        watch.cancel()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
