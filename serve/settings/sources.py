@@ -131,6 +131,18 @@ def load(options: type[Options], given: Mapping[str, Any]) -> Options:
         raise InvalidSettings(in_words(first) + _origin(first["loc"], given)) from None
 
 
+def read_settings(values: Mapping[str, Any]) -> ServerSettings:
+    """The settings that `values` holds by group, such as the `args` of a Ray Serve application; the rest by default.
+
+    Raises:
+        InvalidSettings: a value or a name is at fault. The message is one line that names the place.
+    """
+    try:
+        return ServerSettings.model_validate(values)
+    except ValidationError as error:
+        raise InvalidSettings(in_words(error.errors()[0])) from None
+
+
 def flag(name: str) -> str:
     """The option of the command line that gives a setting."""
     return "--model" if name == "models" else "--" + name.replace("_", "-")

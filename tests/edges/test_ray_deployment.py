@@ -14,6 +14,7 @@ import pytest
 import yaml
 from edge_harness import AS_INSTALLED, Caller, Server, corrupt_repository, running, stop_under_load
 
+from serve.core.errors import StartupError
 from serve.settings import ServerSettings
 from serve.store.folder import EMBEDDED
 
@@ -180,13 +181,29 @@ def test_serve_config_says_the_defaults() -> None:
     assert ServerSettings.model_validate(application["args"]) == ServerSettings()
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"batching": {"max_batch_rows": -3}}, r"^setting batching.max_batch_rows: must be greater .*, but is -3$"),
+        ({"batching": {"max_batch_row": 3}}, r"^unknown setting `batching.max_batch_row`; did you mean `batching.max_"),
+        ({"batchin": {}}, r"^unknown setting `batchin`; did you mean `batching`\?$"),
+        ({"engine": 7}, r"^setting engine: must be a valid dictionary .*, but is 7$"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_for_ray_too(args: dict[str, Any], message: str) -> None:
+    from serve.edges.ray import deployment as app
+
+    with pytest.raises(StartupError, match=message):
+        app.build(args)
+
+
 def test_limits_of_ray_lie_outside_of_ours() -> None:
     from serve.edges.ray import deployment as app
 
     (application,) = config()["applications"]
     settings = ServerSettings.model_validate(application["args"])
     (in_file,) = application["deployments"]
-    deployment = app.build(settings)._bound_deployment
+    deployment = app.build(application["args"])._bound_deployment
     for max_ongoing_requests, grace_s in (
         (in_file["max_ongoing_requests"], in_file["graceful_shutdown_timeout_s"]),
         (deployment.max_ongoing_requests, deployment._deployment_config.graceful_shutdown_timeout_s),

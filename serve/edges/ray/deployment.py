@@ -20,7 +20,7 @@ the replica's own lifecycle.
 One scrape of `/metrics` behind HAProxy reaches one replica. That replica asks all replicas and joins their texts.
 """
 
-# No `from __future__ import annotations`: Ray reads the class of `build`'s argument from its signature.
+from __future__ import annotations
 
 import asyncio
 import importlib
@@ -37,7 +37,8 @@ from serve.api import App, create_app
 from serve.core import ServerState
 from serve.core.errors import StartupError
 from serve.edges.ray import environment, replica_log
-from serve.settings import ServerSettings
+from serve.settings import InvalidSettings, ServerSettings
+from serve.settings.sources import read_settings
 from serve.telemetry.federation import merge
 
 APP_NAME = "tabpfn-serve"
@@ -140,19 +141,24 @@ def _keep_to_loopback() -> None:
         module.add_port_to_grpc_server = lambda server, address: bind(server, address.replace("[::]", _LOOPBACK))
 
 
-def build(args: ServerSettings) -> serve.Application:
-    """The application of these settings, for `serve run` and `serve deploy`.
+def build(args: dict[str, Any]) -> serve.Application:
+    """The application of the settings in `args`, by group, for `serve run` and `serve deploy`.
 
-    Raises StartupError in a cluster whose only replica listens itself: the replica of this application would not, and
-    no caller could reach it.
+    Raises:
+        StartupError: a setting is wrong; the message is one line that names it. Or the only replica of this cluster
+            listens itself: the replica of this application would not, and no caller could reach it.
     """
+    try:
+        settings = read_settings(args)
+    except InvalidSettings as error:
+        raise StartupError(str(error)) from None
     if os.environ.get(environment.LONE_REPLICA):
         raise StartupError(
             "this server was started with one replica, which listens itself; a new configuration would replace it by a "
             "replica that no caller reaches. It goes on as it is. Restart with --num-replicas 2 or more, or with "
             "RAY_SERVE_ENABLE_HA_PROXY=1 in the environment, and deploy to that (docs/operations.md)"
         )
-    return deployment_of(args).bind(args)
+    return deployment_of(settings).bind(settings)
 
 
 def deployment_of(settings: ServerSettings, num_replicas: int = 1) -> serve.Deployment:
