@@ -110,7 +110,7 @@ def test_a_load_run_past_its_knee_is_written_and_the_readme_shows_the_highest_ra
     run["knee"] = {"highest_good_rate": 480.0, "ended": "goodput fell from 486/s to 20/s"}
     page = " ".join(render_page({**RUNS, "online-load": run}).split())
     assert "in time: 480 (goodput fell from 486/s to 20/s)" in page
-    assert "--rate 20 40 80 160 240 480 --until-knee --duration 20" in page
+    assert f"--rate 20 40 80 160 240 480 --until-knee --duration {run['config']['duration']:g}" in page
     assert "latency at 480 one-row" in render_table({**RUNS, "online-load": run})
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from edge_harness import TIMEOUT_S, WITHOUT_RAY, Server, corrupt_repository, running, stop_under_load
+from edge_harness import TIMEOUT_S, WITHOUT_RAY, Server, corrupt_repository, running, stop_under_load, wait_until
 
 from serve.cli import serve_command
 from serve.cli.main import main
@@ -80,6 +81,18 @@ def test_sigterm_under_load_answers_everyone_and_exits_with_0() -> None:
     assert result["half_sent"][0] in (200, 503)
     assert result["exit_code"] == 0
     assert result["errors"] == ""
+
+
+def test_a_lame_duck_is_not_ready_and_answers_until_it_is_told_to_hurry() -> None:
+    with running(WITHOUT_RAY, "up", "--port", "0", "--lame-duck-s", "60", *FAST_START) as server:
+        ready = f"{server.url}/v2/health/ready"
+        assert httpx.get(ready).status_code == 200
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: httpx.get(ready).status_code == 503)
+        answer = httpx.post(f"{server.url}/v1/models/fraud/predict", content=server.body)
+        assert (answer.status_code, len(answer.json()["predictions"])) == (200, 1)
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(TIMEOUT_S) == 0
 
 
 def test_it_ends_with_1_when_its_engine_does() -> None:
