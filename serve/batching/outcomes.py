@@ -19,7 +19,7 @@ from serve.batching.fifo import Slice, count_rows
 from serve.batching.queue import BatchQueue
 from serve.core import FittedContext, Matrix, Prediction, PredictRequest, Priority, Timing
 from serve.core.errors import DeadlineExceeded, EngineError, ServeError
-from serve.telemetry.recorder import ComputedBatch, ExpiryStage, Recorder
+from serve.telemetry.recorder import ComputedBatch, EngineFault, ExpiryStage, Recorder
 
 if TYPE_CHECKING:
     from serve.batching.device import Computed
@@ -100,7 +100,8 @@ class Outcomes:
     def settle(self, part: Slices, computed: Computed, cost_s: float) -> None:
         """Hand out the answers of a batch that succeeded and kept the next one waiting for `cost_s`."""
         try:
-            queue_s = self._answer(part, computed)
+            good = self._fail_non_finite(part, computed)
+            queue_s = self._answer(part, computed, good)
             self._report(part, computed, cost_s, queue_s)
         except Exception as error:
             self.fail(part, error)
@@ -132,15 +133,32 @@ class Outcomes:
             limit_ms = 1e3 * (asked.deadline - asked.arrived_at)
             request.fail(DeadlineExceeded, f"no answer within the {limit_ms:.0f} ms that the request had")
 
-    def _answer(self, part: Slices, computed: Computed) -> list[float]:
+    def _fail_non_finite(self, part: Slices, computed: Computed) -> Sequence[bool]:
+        """Fail the requests with an answer that is not a finite number; for each slice, whether all of its are.
+
+        A caller would take such an answer for a decision, and the rows beside it are right.
+        """
+        assert computed.outputs is not None
+        is_finite = np.isfinite(computed.outputs)
+        if is_finite.all():
+            return [True] * len(part)
+        ends = np.cumsum([stop - start for _, start, stop in part])
+        good = [bool(rows.all()) for rows in np.split(is_finite, ends[:-1])]
+        self._recorder.failed(part[0].request.model, EngineFault.NON_FINITE_ANSWER)
+        bad = [piece for piece, is_good in zip(part, good, strict=True) if not is_good]
+        self.fail(bad, EngineError("the engine answered with NaN or infinity"))
+        self.log_faults(part)
+        return good
+
+    def _answer(self, part: Slices, computed: Computed, good: Sequence[bool]) -> list[float]:
         """Give each request its own rows; the seconds that each request new to the device had waited."""
         outputs, started_at, batch_s = computed.outputs, computed.started_at, computed.seconds
         assert outputs is not None
         queue_s: list[float] = []
         row, batch_rows = 0, len(outputs)
-        for request, start, stop in part:
+        for (request, start, stop), is_good in zip(part, good, strict=True):
             following = row + stop - start
-            if not request.answer.done():
+            if is_good and not request.answer.done():
                 if not request.num_answered:
                     queue_s.append(started_at - request.arrived_at)
                 request.take(start, outputs[row:following].copy(), batch_rows, started_at, batch_s)

@@ -71,6 +71,9 @@ class Metrics:
         self.wrong_answers = self._counter(
             "wrong_answers", "Batches that the engine answered with another number of rows or outputs.", "model"
         )
+        self.non_finite_answers = self._counter(
+            "non_finite_answers", "Batches with NaN or infinity among the engine's answers.", "model"
+        )
 
     def _add_replica_metrics(self) -> None:
         self.event_loop_lag_seconds = self._histogram(
@@ -133,6 +136,7 @@ class PrometheusRecorder(Metrics, Recorder):
             EngineFault.BISECTED: self.bisected_batches,
             EngineFault.OUT_OF_MEMORY: self.out_of_memory,
             EngineFault.WRONG_ANSWER: self.wrong_answers,
+            EngineFault.NON_FINITE_ANSWER: self.non_finite_answers,
         }
         counters[fault].labels(model).inc()
 

@@ -24,6 +24,8 @@ class EngineFault(enum.StrEnum):
     """The device had no memory for the rows of the batch."""
     WRONG_ANSWER = "wrong_answer"
     """The engine answered with another number of rows or outputs."""
+    NON_FINITE_ANSWER = "non_finite_answer"
+    """Among the answers was NaN or infinity."""
 
 
 class ExpiryStage(enum.StrEnum):

@@ -9,7 +9,7 @@ import pytest
 from batcher_harness import TIMEOUT_S, A, Ask, Harness, HeldDevice, WrongEngine, serving, turns
 from hypothesis import given, settings
 
-from serve.core import Batch
+from serve.core import Batch, Matrix
 from serve.core.errors import DeviceLost, Draining, EngineError, OutOfMemory
 from serve.engine.fake import FakeEngine
 
@@ -178,6 +178,36 @@ async def test_a_wrong_number_of_rows_is_everybodys_and_an_alarm() -> None:
         assert harness.value("bisected_batches_total", model="m") == 0
         engine.spoil = None
         await harness.request(3).answered()
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+async def test_an_answer_that_is_no_number_fails_its_own_request_and_is_an_alarm(
+    number: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    def spoil(answer: Matrix) -> Matrix:
+        spoiled = answer.copy()
+        spoiled[2, 1] = number
+        return spoiled
+
+    engine = WrongEngine(spoil)
+    async with serving(engine, max_queue_delay_ms=3_600_000, max_batch_rows=4) as harness:
+        first, bad, last = harness.request(), harness.request(2), harness.request()
+        assert isinstance(await bad.failed(), EngineError)
+        await first.answered()
+        await last.answered()
+        assert harness.value("non_finite_answers_total", model="m") == 1
+        assert "in a batch of 3 requests, 4 rows, the engine failed on 1 requests" in caplog.text
+        engine.spoil = None
+        await harness.request(4).answered()
+
+
+async def test_a_large_request_with_one_such_answer_fails_once_and_its_rest_is_not_computed() -> None:
+    engine = WrongEngine(lambda answer: np.full_like(answer, np.nan))
+    async with serving(engine, max_batch_rows=2) as harness:
+        assert isinstance(await harness.request(9).failed(), EngineError)
+        engine.spoil = None
+        await harness.request(2).answered()
+        assert harness.value("non_finite_answers_total", model="m") <= 2  # a batch may be on its way already
 
 
 async def test_a_lost_device_is_everybodys_end() -> None:
