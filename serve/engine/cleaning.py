@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,10 +13,14 @@ from tabpfn.preprocessing.datamodel import FeatureModality
 from tabpfn.validation import ensure_compatible_predict_input_sklearn
 
 from serve.core import Matrix, ModelDefinition
+from serve.core.errors import InvalidModel
+from serve.engine.category_texts import unmet_texts
 from serve.engine.row_encoder import Coding, RawCell, feature_names
 from serve.engine.tabpfn_estimators import Estimator
 
-_UNSEEN = "\x00 a category that no context holds"
+_log = logging.getLogger(__name__)
+_MAX_NAMED = 3
+"""Categories that a line of the log names."""
 
 
 def context_frame(definition: ModelDefinition, raw: Sequence[Sequence[RawCell]]) -> pd.DataFrame:
@@ -46,6 +51,7 @@ def learn_codings(estimator: Estimator, frame: pd.DataFrame) -> list[Coding]:
     """
     constants = getattr(estimator.ordinal_encoder_, "constant_values_", None) or {}
     encoded = set(estimator.ordinal_encoder_.selected_columns())
+    keeps_zero_sign = _keep_zero_signs(estimator, frame)
     codings = []
     for position, name in enumerate(frame.columns):
         if position in constants:
@@ -53,17 +59,60 @@ def learn_codings(estimator: Estimator, frame: pd.DataFrame) -> list[Coding]:
         elif encoded & {position, name}:
             codings.append(_learn_coding(estimator, frame, position))
         else:
-            codings.append(Coding())
+            codings.append(Coding(keeps_zero_sign=keeps_zero_sign[position]))
     return codings
+
+
+def _keep_zero_signs(estimator: Estimator, frame: pd.DataFrame) -> list[bool]:
+    """Which columns stay -0.0 where a row of the frame's types is asked alone: [columns].
+
+    tabpfn infers the type of a row's cells anew where a column of the frame holds strings. It then takes -0.0 for the
+    integer 0.
+    """
+    row = frame[:1].copy()
+    for position, dtype in enumerate(frame.dtypes):
+        if dtype == np.float64:
+            row.isetitem(position, pd.Series([-0.0], index=row.index))
+    return [math.copysign(1, number) < 0 for number in clean(estimator, row)[0]]
 
 
 def _learn_coding(estimator: Estimator, frame: pd.DataFrame, position: int) -> Coding:
     column = frame.iloc[:, position]
     values = list(column.dropna().unique())
     is_number = column.dtype == np.float64
-    # a number that no row holds: the largest number plus one
-    unseen = max(values, default=0.0) + 1.0 if is_number else _UNSEEN
-    probe = frame.iloc[np.zeros(len(values) + 2, int)].reset_index(drop=True)
-    probe.isetitem(position, pd.Series([*values, unseen, math.nan if is_number else None], dtype=column.dtype))
-    codes = [float(code) for code in clean(estimator, probe)[:, position]]
-    return Coding(codes=dict(zip(values, codes, strict=False)), unknown=codes[-2], missing=codes[-1])
+    unseen: Sequence[RawCell] = _unseen_numbers(values) if is_number else _unseen_texts(values)
+    probe = frame.iloc[np.zeros(len(values) + len(unseen) + 1, int)].reset_index(drop=True)
+    cells = [*values, *unseen, math.nan if is_number else None]
+    probe.isetitem(position, pd.Series(cells, dtype=column.dtype))
+    *known, missing = [float(code) for code in clean(estimator, probe)[:, position]]
+    unknown = known[len(values) :]
+    if any(code != unknown[0] for code in unknown):
+        raise InvalidModel(
+            f"tabpfn gives unknown values of column {frame.columns[position]!r} several codes: {unknown}"
+        )
+    if not is_number:
+        _warn_of_unmet(str(frame.columns[position]), values)
+    return Coding(codes=dict(zip(values, known, strict=False)), unknown=unknown[0], missing=missing)
+
+
+def _unseen_numbers(values: Sequence[float]) -> list[float]:
+    """Numbers that are not among the values: the neighbours of both ends. From 2^53 the next one is not `+ 1`."""
+    ends = np.nextafter([max(values, default=0.0), min(values, default=0.0)], [np.inf, -np.inf])
+    return [float(number) for number in ends if np.isfinite(number)] or [0.0]
+
+
+def _unseen_texts(values: Iterable[object]) -> list[str]:
+    """A text that is longer than each of the values."""
+    longest = max((str(value) for value in values), key=len, default="")
+    return [f"{longest} and more"]
+
+
+def _warn_of_unmet(column: str, values: Iterable[object]) -> None:
+    unmet = unmet_texts(value for value in values if isinstance(value, str))
+    if unmet:
+        named = ", ".join(map(repr, unmet[:_MAX_NAMED])) + (" and others" if len(unmet) > _MAX_NAMED else "")
+        _log.warning(
+            "column %r: its categories %s look like numbers or flags, but no JSON number or flag meets them; "
+            "send them as strings",
+            column, named,
+        )  # fmt: skip

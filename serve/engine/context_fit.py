@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from serve.core import Matrix, ModelDefinition, QueryTable
 from serve.core.errors import InvalidModel
@@ -68,7 +69,7 @@ class ContextFit:
         estimator = self._fit("fit_with_cache")
         encoder = RowEncoder(context.columns, cleaning.learn_codings(estimator, self._frame))
         rows = encoder.encode_raw(raw)
-        _check_encoding(rows, cleaning.clean(estimator, self._frame), list(self._frame.columns))
+        _check_encoding(rows, estimator, self._frame)
         return Fitted(estimator, encoder, rows)
 
     def _fit(self, fit_mode: tabpfn_estimators.FitMode) -> tabpfn_estimators.Estimator:
@@ -84,12 +85,25 @@ class ContextFit:
         return tabpfn_estimators.predict_outputs(tabpfn_estimators.on_matrices(self._fit("fit_preprocessors")), rows)
 
 
-def _check_encoding(encoded: Matrix, cleaned: Matrix, names: Sequence[str]) -> None:
-    """Raises InvalidModel unless the row encoder and tabpfn's cleaning give the same bits for the whole context."""
-    differs = ~((encoded == cleaned) | (np.isnan(encoded) & np.isnan(cleaned)))
+def _check_encoding(encoded: Matrix, estimator: tabpfn_estimators.Estimator, frame: pd.DataFrame) -> None:
+    """Raises InvalidModel unless the row encoder and tabpfn's cleaning give the same bits for the whole context.
+
+    tabpfn cleans the context at once, and may then keep the sign of a zero that a row alone loses. So where a zero is
+    negative, the row alone decides.
+    """
+    cleaned = np.array(cleaning.clean(estimator, frame))
+    negative = _is_negative_zero(encoded) | _is_negative_zero(cleaned)
+    for row in sorted(set(negative.argmax(axis=0)[negative.any(axis=0)].tolist())):
+        cleaned[row] = cleaning.clean(estimator, frame[row : row + 1])[0]
+        negative[row] = False
+    differs = (encoded.view(np.int64) != cleaned.view(np.int64)) & ~(negative & (encoded == cleaned))
     if differs.any():
         row, column = map(int, np.argwhere(differs)[0])
         raise InvalidModel(
-            f"the row encoder and tabpfn's cleaning differ at context row {row}, column {names[column]!r}: "
+            f"the row encoder and tabpfn's cleaning differ at context row {row}, column {frame.columns[column]!r}: "
             f"{encoded[row, column]} and {cleaned[row, column]}; install the tabpfn release that this server requires"
         )
+
+
+def _is_negative_zero(matrix: Matrix) -> NDArray[np.bool_]:
+    return np.asarray((matrix == 0) & np.signbit(matrix), dtype=np.bool_)

@@ -64,10 +64,12 @@ def unfitted_estimator(definition: ModelDefinition, fit_mode: FitMode, device: s
 
 def fit_estimator(estimator: Estimator, definition: ModelDefinition, frame: pd.DataFrame) -> Estimator:
     """Fit the estimator on the definition's context and target; returns the estimator."""
+    # numpy's own strings lose NUL characters at their end, which would make one class of two
+    dtype = object if definition.context.task is Task.CLASSIFICATION else np.float64
     with warnings.catch_warnings():
         # the operator named the device and knows the size of the context
         warnings.filterwarnings("ignore", message="Running on CPU with more than")
-        return estimator.fit(frame, np.asarray(definition.context.target))
+        return estimator.fit(frame, np.asarray(definition.context.target, dtype=dtype))
 
 
 def on_matrices(estimator: Estimator) -> Estimator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import decimal
 import math
@@ -20,11 +21,12 @@ from serve.store.manifest import Manifest
 def read_context(path: Path, manifest: Manifest, columns: Sequence[Column]) -> Context:
     """Return the labelled rows of a Parquet file whose digest was compared.
 
-    Timestamps and dates become ISO 8601 strings, decimals become numbers, NaN becomes None. Class labels become
-    strings. Columns that the manifest does not name are ignored.
+    Timestamps and dates become text (`2026-01-31T14:05:00`, in UTC where they have a zone), decimals become numbers,
+    NaN becomes None. Class labels become strings. Columns that the manifest does not name are ignored.
 
     Raises:
-        InvalidModel: the file is not Parquet, lacks a column, lacks a label, or has a single class.
+        InvalidModel: the file is not Parquet, lacks a column, lacks a label, has a single class, or has a cell that
+            JSON could not bring. The message names the row where there is one.
     """
     try:
         table = pq.read_table(path)
@@ -36,10 +38,38 @@ def read_context(path: Path, manifest: Manifest, columns: Sequence[Column]) -> C
     return Context(
         task=manifest.task,
         columns=tuple(columns),
-        cells={c.name: [_scalar(cell) for cell in table.column(c.name).to_pylist()] for c in columns},
-        target=_read_target(path, table.column(manifest.target).to_pylist(), manifest),
+        cells={c.name: _read_cells(path, c.name, table.column(c.name)) for c in columns},
+        target=_read_target(path, _values(path, manifest.target, table.column(manifest.target)), manifest),
         class_priors=manifest.class_priors,
     )
+
+
+def _read_cells(path: Path, name: str, column: pa.ChunkedArray) -> list[Scalar]:
+    cells = [_scalar(cell) for cell in _values(path, name, column)]
+    for row, cell in enumerate(cells):
+        if not isinstance(cell, str | int | float | None):
+            raise InvalidModel(f"{path}: row {row}, column {name!r}: a cell of type {column.type} is not supported")
+    return cells
+
+
+def _values(path: Path, name: str, column: pa.ChunkedArray) -> list[Any]:
+    """The column's Python values. Raises InvalidModel for a date that Python cannot hold."""
+    if pa.types.is_timestamp(column.type) and column.type.tz is not None:
+        # else each value would get the zone's offset of that day, in former centuries with seconds
+        column = column.cast(pa.timestamp(column.type.unit, "UTC"))
+    try:
+        values: list[Any] = column.to_pylist()
+    except (OverflowError, ValueError) as error:
+        raise InvalidModel(f"{path}: row {_first_unreadable(column)}, column {name!r}: {error}") from error
+    return values
+
+
+def _first_unreadable(column: pa.ChunkedArray) -> int:
+    row = -1
+    with contextlib.suppress(OverflowError, ValueError):
+        for row, cell in enumerate(column):  # noqa: B007
+            cell.as_py()
+    return row
 
 
 def _read_target(path: Path, values: list[Any], manifest: Manifest) -> list[str] | list[float]:
@@ -71,4 +101,4 @@ def _scalar(cell: Any) -> Scalar:
         return float(cell)
     if isinstance(cell, float) and math.isnan(cell):
         return None
-    return cell  # type: ignore[no-any-return]  # the row encoder checks the other types
+    return cell  # type: ignore[no-any-return]  # `_read_cells` refuses the other types

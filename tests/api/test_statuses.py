@@ -63,7 +63,7 @@ def codes_given_to_invalid_input() -> set[str]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 given = [keyword.value for keyword in node.keywords if keyword.arg == "code"]
-                given += node.args[1:2] if node.func.id == "_Refused" else []
+                given += node.args[1:2] if node.func.id == "Refused" else []
                 found |= {value.value for value in given if isinstance(value, ast.Constant)}
     return found
 

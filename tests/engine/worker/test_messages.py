@@ -68,10 +68,11 @@ def _failed(name: str) -> Any:
 
 @given(
     st.none() | st.dictionaries(st.none() | TEXT | st.floats(allow_nan=False), st.floats()),
-    st.floats(), st.floats(), st.none() | st.floats(),
+    st.floats(), st.floats(), st.none() | st.floats(), st.booleans(),
 )  # fmt: skip
-def test_a_coding_crosses(codes: Any, missing: float, unknown: float, constant: float | None) -> None:
-    again = restore_coding(describe_coding(Coding(codes, missing, unknown, constant)))
+def test_a_coding_crosses(codes: Any, missing: float, unknown: float, constant: float | None, signs: bool) -> None:
+    again = restore_coding(describe_coding(Coding(codes, missing, unknown, constant, signs)))
+    assert again.keeps_zero_sign == signs
     assert (again.codes is None) == (codes is None)
     assert list(again.codes or ()) == list(codes or ())
     np.testing.assert_array_equal(list((again.codes or {}).values()), list((codes or {}).values()))

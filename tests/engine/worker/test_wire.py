@@ -63,7 +63,8 @@ def definitions(draw: st.DrawFn) -> ModelDefinition:
 def codings(draw: st.DrawFn) -> ColumnCoding:
     values = draw(st.none() | st.lists(st.none() | TEXT | ANY_FLOAT, max_size=5))
     codes = None if values is None else [draw(ANY_FLOAT) for _ in values]
-    return ColumnCoding(values, codes, draw(ANY_FLOAT), draw(ANY_FLOAT), draw(st.none() | ANY_FLOAT))
+    numbers = draw(ANY_FLOAT), draw(ANY_FLOAT), draw(st.none() | ANY_FLOAT)
+    return ColumnCoding(values, codes, *numbers, draw(st.booleans()))
 
 
 @st.composite
