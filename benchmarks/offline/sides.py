@@ -86,9 +86,9 @@ class TabPFNSide:
         return tabpfn_estimators.predict_outputs(self.default, rows)
 
     def exact_answers(self, queries: Queries) -> dict[int, Matrix]:
-        """tabpfn's cached float32 answers."""
+        """tabpfn's cached float32 answers to each row alone: in a batch its fingerprints may change."""
         estimator = tabpfn_estimators.on_matrices(self._exact)
-        return {num_rows: tabpfn_estimators.predict_outputs(estimator, rows) for num_rows, rows in queries.items()}
+        return {num_rows: tabpfn_estimators.predict_each_alone(estimator, rows) for num_rows, rows in queries.items()}
 
     def uncached(self, precision: str) -> Predict:
         """tabpfn's predict without a KV cache."""

@@ -2,19 +2,25 @@
 
 What is always true:
 - a file or folder written by `atomic_write` has its own name only once all of its bytes are on the disk;
-- a process that is killed while it holds a `lock_for` loses the lock, because the operating system takes it back.
+- a process that is killed while it holds a `lock_for` loses the lock, because the operating system takes it back;
+- an unfinished file beside its own name is locked while its writer lives. What a killed writer left has no lock, and
+  `sweep` removes it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock
+
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}\.part")
 
 
 def lock_for(path: Path) -> FileLock:
@@ -37,7 +43,8 @@ def atomic_write(path: Path, *, aside: Path | None = None, is_folder: bool = Fal
 
     Args:
         aside: the other name, on the same file system as `path`. What a killed process left there is removed first, so
-            a caller that passes this argument holds a lock. By default a new name beside `path`, which needs no lock.
+            a caller that passes this argument holds a lock. By default a new name beside `path`, which needs no lock;
+            `sweep` removes what a killed process left there.
         is_folder: yield a folder instead of a file.
 
     Raises:
@@ -46,18 +53,65 @@ def atomic_write(path: Path, *, aside: Path | None = None, is_folder: bool = Fal
     aside = aside or path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     aside.parent.mkdir(parents=True, exist_ok=True)
     _remove(aside)
+    handle = None
     try:
-        if is_folder:
-            aside.mkdir(mode=0o700)
-        else:
-            aside.touch(mode=0o600, exist_ok=False)
+        handle = _make(aside, is_folder=is_folder)
         yield aside
         _sync(aside)
         path.parent.mkdir(parents=True, exist_ok=True)
         _put(aside, path)
         _sync_one(path.parent)
     finally:
-        _remove(aside)
+        try:
+            _remove(aside)
+        finally:
+            if handle is not None:
+                os.close(handle)
+
+
+def sweep(folder: Path) -> list[Path]:
+    """Remove the unfinished files and folders that killed writers left in a folder; return their paths.
+
+    What a living process writes stays, in this process and in others. What cannot be removed stays, without an error.
+    """
+    try:
+        unfinished = [entry for entry in folder.iterdir() if _UNFINISHED.fullmatch(entry.name)]
+    except OSError:  # no folder, or one that may not be read
+        return []
+    removed = []
+    for entry in unfinished:
+        with contextlib.suppress(OSError):
+            handle = _open(entry)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(entry)
+            finally:
+                os.close(handle)
+            removed.append(entry)
+    return removed
+
+
+def _make(aside: Path, *, is_folder: bool) -> int:
+    """Make the file or folder and lock it; return the handle that holds the lock."""
+    while True:
+        if is_folder:
+            aside.mkdir(mode=0o700)
+        else:
+            aside.touch(mode=0o600, exist_ok=False)
+        try:
+            handle = _open(aside)
+        except FileNotFoundError:  # a sweep came before the lock
+            continue
+        with contextlib.suppress(OSError):  # a file system without locks, where a sweep removes nothing either
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if aside.exists():
+            return handle
+        os.close(handle)
+
+
+def _open(path: Path) -> int:
+    # NFS locks a file only for one who may write it
+    return os.open(path, (os.O_RDONLY if path.is_dir() else os.O_RDWR) | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _put(aside: Path, path: Path) -> None:

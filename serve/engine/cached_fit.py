@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 
 from serve.core import ModelDefinition
+from serve.core.files import sweep
 from serve.engine import kv_file
 from serve.engine.kv_file import Caches, StaleCaches
 from serve.engine.tabpfn_estimators import Estimator, fit_estimator, unfitted_estimator
@@ -31,8 +32,10 @@ def build_with_file(
     """As `build_estimator(..., "fit_with_cache", ...)`, with KV caches from the file at `path` if they are of this fit.
 
     Otherwise the caches are built and the file is written anew, and one line of the log says why. A file that cannot
-    be written does not stop the start.
+    be written does not stop the start. What a killed start left in the folder is removed first.
     """
+    for left in sweep(path.parent):
+        _log.info("removed %s, which a killed process left", left)
     estimator = unfitted_estimator(definition, "fit_with_cache", device, precision)
     fingerprint = kv_file.fingerprint_of(definition, estimator.get_params(), device)
     stored = kv_file.load(path, fingerprint, device)
@@ -52,8 +55,11 @@ def build_with_file(
         built = Caches(estimator.executor_.kv_caches, estimator.executor_.cache_groups, guard.inputs)
         try:
             kv_file.save(path, built, fingerprint)
-        except (OSError, TypeError) as error:
-            _log.warning("KV cache file %s is not written: %s", path, error)
+        except Exception as error:  # the caches are there, so whatever ails the file, the model can serve
+            _log.warning(
+                "KV cache file %s is not written, so the next start builds the caches again: %s: %s",
+                path, type(error).__name__, error,
+            )  # fmt: skip
     return estimator
 
 
@@ -67,6 +73,8 @@ def _restore(estimator: Estimator, definition: ModelDefinition, frame: pd.DataFr
     executor = getattr(estimator, "executor_", None)
     if guard.inputs != stored.inputs or executor is None or executor.cache_groups != stored.groups:
         raise StaleCaches("this fit has other members")
+    if len(stored.caches) != len(stored.groups):
+        raise StaleCaches(f"it holds {len(stored.caches)} caches for {len(stored.groups)} groups of members")
     executor.kv_caches = list(stored.caches)
     return estimator
 

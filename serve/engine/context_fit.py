@@ -46,7 +46,7 @@ class Fit(Protocol):
         """Fit; called once, takes seconds to minutes. Raises InvalidModel."""
 
     def predict_uncached(self, rows: Matrix) -> Matrix:
-        """tabpfn's answer to clean rows: float64 [rows, outputs].
+        """tabpfn's answer to each clean row as if asked for it alone: float64 [rows, outputs].
 
         The estimator is made for this call and then dropped. It has no KV cache, unless the context is gone and only
         the cache is left.
@@ -77,12 +77,12 @@ class ContextFit:
         folder, definition, device = self._settings.kv_cache_dir, self.effective_definition, self._settings.device
         if folder is None or fit_mode != "fit_with_cache":
             return tabpfn_estimators.build_estimator(definition, self._frame, fit_mode, device, self._precision)
-        folder.mkdir(parents=True, exist_ok=True)
         name = f"{definition.name}-{definition.version}-{self._device.type}.safetensors"
         return cached_fit.build_with_file(definition, self._frame, device, self._precision, folder / name)
 
     def predict_uncached(self, rows: Matrix) -> Matrix:
-        return tabpfn_estimators.predict_outputs(tabpfn_estimators.on_matrices(self._fit("fit_preprocessors")), rows)
+        estimator = tabpfn_estimators.on_matrices(self._fit("fit_preprocessors"))
+        return tabpfn_estimators.predict_each_alone(estimator, rows)
 
 
 def _check_encoding(encoded: Matrix, estimator: tabpfn_estimators.Estimator, frame: pd.DataFrame) -> None:

@@ -114,7 +114,7 @@ class TabPFNContext:
         """Answers to encoded rows from the KV cache, corrected to the true class priors: float64 [rows, outputs]."""
         if self._compiled is not None:
             return self._correct(self._compiled(rows))
-        return self._correct(tabpfn_estimators.predict_outputs(self._estimator, rows))
+        return self._correct(tabpfn_estimators.predict_each_alone(self._estimator, rows))
 
     def answer_uncached(self, rows: Matrix) -> Matrix:
         """The same answers by tabpfn without a KV cache; see `Fit.predict_uncached`."""

@@ -24,6 +24,7 @@ import json
 import logging
 import math
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -32,7 +33,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from safetensors.torch import save_file
 from tabpfn.architectures.kv_cache import KVCache, KVCacheEntry, QuantizedKVCacheEntry
 from tabpfn.architectures.tabpfn_v2 import TabPFNV2Cache
 from tabpfn.architectures.tabpfn_v2_5 import TabPFNV2p5Cache
@@ -43,6 +43,7 @@ from tabpfn.base import determine_precision
 
 from serve.core import ModelDefinition
 from serve.core.files import atomic_write
+from serve.engine.tensor_file import DTYPE_NAMES, DTYPES, bytes_of, write_tensors
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +51,8 @@ FORMAT = "tabpfn-serve kv caches, 1"
 Fingerprint: TypeAlias = dict[str, str]
 """What the caches depend on, by part, so that a message can name the part that differs."""
 Json: TypeAlias = Any
+_MAX_HEADER_BYTES = 100_000_000
+"""The most that safetensors reads; a damaged length must not fill the memory."""
 
 _CLASSES: dict[str, type[Any]] = {
     kind.__name__: kind
@@ -58,12 +61,6 @@ _CLASSES: dict[str, type[Any]] = {
         TabPFNV2Cache, TabPFNV2p5Cache, TabPFNV2p6Cache, TabPFNV3Cache, TabPFNV3p5Cache,
     )
 }  # fmt: skip
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16,
-    "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
-_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 class StaleCaches(Exception):
@@ -97,9 +94,9 @@ def fingerprint_of(definition: ModelDefinition, settings: Mapping[str, Any], dev
     cells = [context.cells[column.name] for column in context.columns]
     options = {key: str(value) for key, value in settings.items() if key not in ("model_path", "device")}
     checkpoint = Path(definition.checkpoint_path)
-    stat = checkpoint.stat()
+    status = checkpoint.stat()
     return {
-        "checkpoint": _file_digest(checkpoint, stat.st_mtime_ns, stat.st_size),
+        "checkpoint": _file_digest(checkpoint, status.st_mtime_ns, status.st_size),
         "context": _digest(_dump([context.task, columns, cells, context.target])),
         "ensemble options": _dump(options),
         # "auto" depends on the processor; v2 draws its column embeddings on the device that computes
@@ -114,8 +111,8 @@ def digest_tensors(*tensors: torch.Tensor) -> str:
     """SHA-256 over dtype, shape and bytes of the tensors; waits for the device."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(_dump([_DTYPE_NAMES[tensor.dtype], tensor.shape]).encode())
-        digest.update(_bytes_of(tensor.detach().cpu().contiguous()))
+        digest.update(_dump([DTYPE_NAMES[tensor.dtype], tensor.shape]).encode())
+        digest.update(bytes_of(tensor.detach().cpu().contiguous()))
     return digest.hexdigest()
 
 
@@ -128,18 +125,19 @@ def save(path: Path, built: Caches, fingerprint: Fingerprint) -> None:
     """
     tensors: dict[str, torch.Tensor] = {}
     structure = _Encoder(tensors).encode(list(built.caches), "")
-    entries = {name: [_DTYPE_NAMES[t.dtype], list(t.shape), _digest(_bytes_of(t))] for name, t in tensors.items()}
+    entries = {name: [DTYPE_NAMES[t.dtype], list(t.shape), _digest(bytes_of(t))] for name, t in tensors.items()}
     facts = {"fingerprint": fingerprint, "inputs": built.inputs, "groups": built.groups}
     body = _dump({**facts, "structure": structure, "tensors": entries})
-    with atomic_write(path) as part:
-        save_file(tensors, part, {"format": FORMAT, "body": body, "body_sha256": _digest(body)})
+    metadata = {"format": FORMAT, "body": body, "body_sha256": _digest(body)}
+    with atomic_write(path) as part, part.open("wb") as file:
+        write_tensors(file, tensors, metadata)
     _log.info("KV caches written to %s, %.1f MB", path, path.stat().st_size / 1e6)
 
 
 def load(path: Path, fingerprint: Fingerprint, device: str) -> Caches | None:
     """The file's caches on `device`; None for a file that cannot be used, with the reason in the log."""
     try:
-        with path.open("rb") as file:
+        with _open(path) as file:
             return _read(file, fingerprint, torch.device(device))
     except FileNotFoundError:
         _log.info("no KV cache file %s yet", path)
@@ -148,6 +146,15 @@ def load(path: Path, fingerprint: Fingerprint, device: str) -> Caches | None:
     except Exception as error:  # a damaged file can raise anything, and must not stop the start
         _log.warning("KV cache file %s is not used: it cannot be read (%s: %s)", path, type(error).__name__, error)
     return None
+
+
+def _open(path: Path) -> BufferedReader:
+    # without O_NONBLOCK, a pipe in the file's place would hold up the start for ever
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise StaleCaches("it is no file")
+    return file
 
 
 def _read(file: BufferedReader, fingerprint: Fingerprint, device: torch.device) -> Caches:
@@ -182,6 +189,8 @@ def _read_header(file: BufferedReader) -> tuple[dict[str, Any], int, int]:
     length = int.from_bytes(file.read(8), "little")
     if total < 8 or 8 + length > total:
         raise StaleCaches(f"it is cut short: {total} bytes, its header alone has {length}")
+    if length > _MAX_HEADER_BYTES:
+        raise StaleCaches(f"it is damaged: a header of {length} bytes")
     header: dict[str, Any] = json.loads(file.read(length))
     return header, 8 + length, total - 8 - length
 
@@ -190,7 +199,7 @@ def _check_range(name: str, entry: Mapping[str, Any], expected: int, size: int) 
     """The range of a tensor's bytes. Raises StaleCaches unless it follows the tensor before, lies inside the file, and
     has the size of the tensor's shape."""
     begin, end = entry["data_offsets"]
-    num_bytes = math.prod(entry["shape"]) * _DTYPES[entry["dtype"]].itemsize
+    num_bytes = math.prod(entry["shape"]) * DTYPES[entry["dtype"]].itemsize
     if begin != expected or end != begin + num_bytes:
         raise StaleCaches(f"it is damaged: tensor {name} lies at bytes {begin} to {end}, not {expected}")
     if end > size:
@@ -200,8 +209,8 @@ def _check_range(name: str, entry: Mapping[str, Any], expected: int, size: int) 
 
 def _read_tensor(file: BufferedReader, name: str, entry: Sequence[Any]) -> torch.Tensor:
     # memory of its own: a mapped file could change after it was digested, and alignment can change the last bit
-    tensor = torch.empty(entry[1], dtype=_DTYPES[entry[0]])
-    data = _bytes_of(tensor)
+    tensor = torch.empty(entry[1], dtype=DTYPES[entry[0]])
+    data = bytes_of(tensor)
     if file.readinto(data) != len(data):
         raise StaleCaches(f"it is cut short at tensor {name}")
     if _digest(data) != entry[2]:
@@ -222,7 +231,7 @@ class _Encoder:
         if isinstance(value, torch.Tensor):
             return {"tensor": self._put(value, path)}
         if isinstance(value, torch.dtype):
-            return {"dtype": _DTYPE_NAMES[value]}
+            return {"dtype": DTYPE_NAMES[value]}
         if isinstance(value, list | tuple):
             items = [self.encode(item, f"{path}.{index}".lstrip(".")) for index, item in enumerate(value)]
             return {"tuple" if isinstance(value, tuple) else "list": items}
@@ -236,12 +245,7 @@ class _Encoder:
 
     def _put(self, tensor: torch.Tensor, path: str) -> str:
         if id(tensor) not in self._names:
-            stored = tensor.detach().cpu().contiguous()
-            taken = {other.data_ptr() for other in self._tensors.values()}
-            # safetensors refuses tensors that overlap, so a second view of a storage, or a part of one, is copied
-            if stored.data_ptr() in taken or stored.untyped_storage().nbytes() != stored.nbytes:
-                stored = stored.clone()
-            self._tensors[path] = stored
+            self._tensors[path] = tensor.detach().cpu().contiguous()
             self._names[id(tensor)] = path
         return self._names[id(tensor)]
 
@@ -258,16 +262,11 @@ def _decode(node: Json, tensors: Mapping[str, torch.Tensor]) -> Any:
     if tag == "tensor":
         return tensors[content]
     if tag == "dtype":
-        return _DTYPES[content]
+        return DTYPES[content]
     if tag == "dict":
         return {key: _decode(value, tensors) for key, value in content}
     items = [_decode(item, tensors) for item in content]
     return tuple(items) if tag == "tuple" else items
-
-
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a contiguous CPU tensor, not copied."""
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _dump(value: Json) -> str:

@@ -6,9 +6,12 @@ it imports tabpfn, and a checkpoint is always a file with an absolute path.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import warnings
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 os.environ["TABPFN_NO_BROWSER"] = "1"
@@ -18,6 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 from tabpfn import TabPFNClassifier, TabPFNRegressor
+from tabpfn.preprocessing.torch.steps import TorchAddFingerprintFeaturesStep
 
 from serve.core import QUANTILES, ColumnKind, Matrix, ModelDefinition, Task
 from serve.engine.row_encoder import feature_names
@@ -97,3 +101,45 @@ def predict_outputs(estimator: Estimator, rows: Matrix) -> Matrix:
         return np.asarray(estimator.predict_proba(rows), dtype=np.float64)
     answer = estimator.predict(rows, output_type="main", quantiles=list(QUANTILES))
     return np.stack([answer["mean"], answer["median"], *answer["quantiles"]], axis=1).astype(np.float64)
+
+
+def predict_each_alone(estimator: Estimator, rows: Matrix) -> Matrix:
+    """tabpfn's answer to each row as if it were asked for that row alone; shapes as for `predict_outputs`.
+
+    A fingerprint hashes a row after the matrix product of an SVD, whose last bits depend on the number of rows. So in
+    a batch tabpfn may give a row another fingerprint, and then another answer (docs/decisions/019). Here a row is
+    prepared alone. Where possible, the prepared rows still share one forward pass, because without a KV cache each
+    pass goes through the whole context.
+
+    Args:
+        estimator: a fitted one for clean rows (`on_matrices`), of any fit mode.
+    """
+    if not estimator.inference_config_.FINGERPRINT_FEATURE:
+        return predict_outputs(estimator, rows)
+    members = getattr(estimator.executor_, "ensemble_members", None)
+    # the fit mode "low_memory" makes its members anew for each call; torch's steps run inside the forward pass
+    if members is None or any(_hashes_in_forward(member) for member in members):
+        return np.concatenate([predict_outputs(estimator, rows[i : i + 1]) for i in range(len(rows))])
+    with _prepared_alone(members):
+        return predict_outputs(estimator, rows)
+
+
+def _hashes_in_forward(member: Any) -> bool:
+    steps = [] if member.gpu_preprocessor is None else member.gpu_preprocessor.steps
+    return any(isinstance(step, TorchAddFingerprintFeaturesStep) for step, _ in steps)
+
+
+@contextlib.contextmanager
+def _prepared_alone(members: Sequence[Any]) -> Iterator[None]:
+    """Make the members prepare one row at a time."""
+    try:
+        for member in members:
+            member.transform_X_test = partial(_transform_alone, member.transform_X_test)
+        yield
+    finally:
+        for member in members:
+            member.__dict__.pop("transform_X_test", None)
+
+
+def _transform_alone(transform: Any, rows: Matrix) -> Matrix:
+    return np.concatenate([transform(rows[i : i + 1]) for i in range(len(rows))])

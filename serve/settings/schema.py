@@ -102,14 +102,15 @@ class EngineSettings(_Group):
         None,
         description="Folder that keeps KV caches between starts, so that a full-size model starts in seconds instead "
         "of minutes. It holds one file per model, version and kind of device. A damaged file, or one of another fit, "
-        "is built again. The files hold values of the context: protect them like the data. Empty keeps none.",
+        "is built again. A folder that cannot be written is named in the log, and the model serves without a file. The "
+        "files hold values of the context: protect them like the data. Empty keeps none.",
     )
     parity_tolerance: float = Field(
         1e-5,
         gt=0,
         description="Largest allowed difference between three answers to the same canary rows: one row at a time, in a "
         "batch, and by tabpfn. They are compared at every start, and a larger difference ends it. About 2e-2 suits "
-        "half precision.",
+        "16-bit formats. In float32 a larger difference is a fault to report, not to tolerate.",
     )
 
 

@@ -1,15 +1,19 @@
 """A file or folder appears whole or not at all, and one process at a time holds a lock."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import Timeout
 
-from serve.core.files import atomic_write, lock_for
+from serve.core import files
+from serve.core.files import atomic_write, lock_for, sweep
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -119,3 +123,81 @@ with lock_for(pathlib.Path(sys.argv[1])):
         holder.communicate(timeout=60)
     with lock_for(path).acquire(timeout=60):
         pass
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from serve.core.files import atomic_write
+with atomic_write(pathlib.Path(sys.argv[1])) as part:
+    part.write_text("half")
+    if sys.argv[2] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    print("half", flush=True)
+    sys.stdin.read()
+"""
+
+
+def write_in_child(path: Path, how: str) -> subprocess.Popen[str]:
+    arguments = [sys.executable, "-c", KILLED, str(path), how]
+    return subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_sweep_removes_what_a_killed_writer_left_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_in_child(path, "killed").communicate(timeout=60)
+    (left,) = tmp_path.iterdir()
+    living = write_in_child(path, "lives")
+    try:
+        assert living.stdout is not None
+        assert living.stdout.readline() == "half\n"
+        (tmp_path / ".other.part").touch()
+        with atomic_write(tmp_path / "mine") as part:
+            assert sweep(tmp_path) == [left]
+            part.write_text("whole")
+    finally:
+        living.communicate("", timeout=60)
+    assert living.returncode == 0
+    assert contents(tmp_path) == {"file": "half", "mine": "whole", ".other.part": ""}
+
+
+def test_a_sweep_removes_a_folder_and_spares_what_a_link_names(tmp_path: Path) -> None:
+    unique = "0" * 32
+    folder = tmp_path / f".model.{unique}.part"
+    (folder / "inner").mkdir(parents=True)
+    (tmp_path / "kept").write_text("kept")
+    (tmp_path / f".link.{unique}.part").symlink_to(tmp_path / "kept")
+    assert sweep(tmp_path) == [folder]
+    assert contents(tmp_path)["kept"] == "kept"
+    assert sweep(tmp_path / "absent") == []
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+@pytest.mark.parametrize("moment", ["_open", "flock"])
+def test_a_writer_whose_file_is_swept_before_it_holds_the_lock_makes_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, is_folder: bool
+) -> None:
+    module: Any = {"_open": files, "flock": fcntl}[moment]
+    original, swept = getattr(module, moment), []
+
+    def late(*arguments: Any) -> Any:
+        monkeypatch.setattr(module, moment, original)
+        swept.extend(sweep(tmp_path))
+        return original(*arguments)
+
+    monkeypatch.setattr(module, moment, late)
+    with atomic_write(tmp_path / "file", is_folder=is_folder) as part:
+        assert len(swept) == 1
+        assert sweep(tmp_path) == []
+        assert part.exists()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_system_without_locks_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with atomic_write(tmp_path / "file") as part:
+        assert sweep(tmp_path) == []
+        part.write_text("whole")
+    assert contents(tmp_path) == {"file": "whole"}

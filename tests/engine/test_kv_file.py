@@ -30,8 +30,8 @@ from tabpfn.classifier import TabPFNClassifier
 from tabpfn.inference import InferenceEngineExplicitKVCache
 from tabpfn.regressor import TabPFNRegressor
 
-from serve.core import ModelDefinition, QueryTable, Task
-from serve.engine import cached_fit, cleaning, kv_file, tabpfn_estimators
+from serve.core import ModelDefinition, QueryTable, Task, files
+from serve.engine import cached_fit, cleaning, kv_file, tabpfn_estimators, tensor_file
 from serve.engine.kv_file import Caches
 from serve.engine.row_encoder import RowEncoder
 
@@ -379,3 +379,56 @@ def test_a_cache_of_an_unknown_class_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="cannot hold a value of type Unknown"):
         kv_file.save(tmp_path / "kv", Caches(caches, [[0]], ["a"]), FINGERPRINT)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("what", ["folder", "pipe", "link to a device", "link to nothing", "sparse", "empty"])
+def test_what_is_no_file_of_ours_is_refused_in_a_line(tmp_path: Path, what: str, caplog: Any) -> None:
+    path = tmp_path / "kv"
+    if what == "folder":
+        path.mkdir()
+    elif what == "pipe":
+        os.mkfifo(path)
+    elif what.startswith("link"):
+        path.symlink_to("/dev/zero" if what == "link to a device" else "/absent")
+    else:
+        path.write_bytes(b"" if what == "empty" else (2**40 - 8).to_bytes(8, "little"))
+        os.truncate(path, 0 if what == "empty" else 2**40)
+    with caplog.at_level(logging.INFO):
+        assert kv_file.load(path, FINGERPRINT, "cpu") is None
+    (record,) = caplog.records
+    assert record.exc_info is None
+    assert "\n" not in record.getMessage()
+
+
+def test_a_file_with_fewer_caches_than_groups_is_built_again(
+    definitions: Any, fresh: Any, tmp_path: Path, networks: list[str], caplog: Any
+) -> None:
+    key = ("v2", Task.CLASSIFICATION)
+    estimator, answers, good = fresh(key)
+    fingerprint = kv_file.fingerprint_of(definitions[key], estimator.get_params(), "cpu")
+    read = kv_file.load(good, fingerprint, "cpu")
+    assert read is not None
+    kv_file.save(tmp_path / "kv", dataclasses.replace(read, caches=read.caches[:-1]), fingerprint)
+    again, reason = rebuilt(definitions[key], tmp_path / "kv", networks, caplog)
+    assert reason.endswith(f"it holds {len(read.caches) - 1} caches for {len(read.groups)} groups of members")
+    assert np.array_equal(again, answers)
+
+
+def test_an_unfinished_file_has_one_name_that_a_sweep_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """safetensors' own writer made a second one, which stayed for ever when its process was killed."""
+    names: list[list[str]] = []
+    monkeypatch.setattr(os, "fsync", lambda _: names.append(sorted(os.listdir(tmp_path))))
+    held = tensor_file.write_tensors
+
+    def write(*arguments: Any) -> None:
+        held(*arguments)
+        names.append(sorted(os.listdir(tmp_path)))
+        assert files.sweep(tmp_path) == []
+
+    monkeypatch.setattr(kv_file, "write_tensors", write)
+    kv_file.save(tmp_path / "kv", small_caches(), FINGERPRINT)
+    (during,), before, after = names
+    assert before == [during]
+    assert after == ["kv"]
+    (tmp_path / during).touch()
+    assert files.sweep(tmp_path) == [tmp_path / during]

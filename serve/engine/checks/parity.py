@@ -64,7 +64,7 @@ def compare_answers(
     if not difference <= tolerance:  # also catches NaN
         raise StartupError(
             f"parity check failed: canary rows answered {one_way} and {other_way} differ by {difference:.3g}, "
-            f"more than engine.parity_tolerance {tolerance:.3g}; 16-bit precision needs about 2e-2, in float32 such a "
-            "difference is a fault"
+            f"more than engine.parity_tolerance {tolerance:.3g}. In float32 this is a fault: a larger tolerance would "
+            "hide it, so report it instead; docs/settings.md says what 16-bit formats need"
         )
     return difference

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import numpy as np
-
 from serve.core import EnsembleOptions, Matrix, ModelDefinition, Task
 from serve.core.errors import InvalidModel
 from serve.engine import tabpfn_estimators
@@ -70,13 +68,7 @@ class EstimatorFit:
             )
 
     def predict_uncached(self, rows: Matrix) -> Matrix:
-        """The estimator's own answer to clean rows, in its own fit mode; the files are read anew for this call.
-
-        Where preprocessing adds fingerprints, each row is answered alone: in a batch tabpfn's fingerprints may change.
-        """
+        """The estimator's own answer to each clean row, in its own fit mode; the files are read anew for this call."""
         estimator = self._read().estimator
         estimator_caches.prepare(estimator, self._device, self._precision)
-        matrices = tabpfn_estimators.on_matrices(estimator)
-        if not estimator.inference_config_.FINGERPRINT_FEATURE:
-            return tabpfn_estimators.predict_outputs(matrices, rows)
-        return np.concatenate([tabpfn_estimators.predict_outputs(matrices, rows[i : i + 1]) for i in range(len(rows))])
+        return tabpfn_estimators.predict_each_alone(tabpfn_estimators.on_matrices(estimator), rows)

@@ -49,5 +49,10 @@ class NotANumber(FakeEngine):
     [(LeanAlone(), "alone"), (MixesRows(), "alone"), (StaleCache(), "uncached"), (NotANumber(), "alone")],
 )
 def test_a_wrong_engine_is_caught(fake_context: FakeContext, engine: FakeEngine, way: str) -> None:
-    with pytest.raises(StartupError, match=f"answered batched and {way} differ by .* engine.parity_tolerance"):
+    with pytest.raises(
+        StartupError, match=f"answered batched and {way} differ by .* engine.parity_tolerance"
+    ) as refusal:
         check_parity(engine, fake_context, canary_rows(fake_context.encode_context()), 1e-3)
+    # a number beside the setting's name would be taken for a recommendation
+    assert "a larger tolerance would hide it" in str(refusal.value)
+    assert "2e-2" not in str(refusal.value)
