@@ -29,6 +29,8 @@ from serve.engine.context_fit import ContextFit, Fit
 from serve.engine.estimators.fit import EstimatorFit
 from serve.engine.execution.precision import resolve_precision
 from serve.engine.memory.sizes import check_fits, count_parameters, predict_bytes
+from serve.engine.preprocessing.limits import find_limits
+from serve.engine.row_encoder import RowEncoder
 from serve.settings import EngineSettings
 
 _log = logging.getLogger(__name__)
@@ -60,8 +62,9 @@ class TabPFNContext:
         )  # fmt: skip
         check_fits(need, settings.device)
         fitted = self._fit.fit()
-        self.encoder, self._rows = fitted.encoder, fitted.rows
+        self._rows = fitted.rows
         self._estimator = tabpfn_estimators.on_matrices(fitted.estimator)
+        self.encoder = _limit(fitted.encoder, self._estimator)
         self._compiled = self._compile() if wants_compiled else None
         self.classes = tabpfn_estimators.class_names(fitted.estimator)
         self._class_weights = _class_weights(definition, self.classes)
@@ -125,6 +128,15 @@ class TabPFNContext:
             return outputs
         weighted = outputs * self._class_weights
         return np.asarray(weighted / weighted.sum(axis=1, keepdims=True), dtype=np.float64)
+
+
+def _limit(encoder: RowEncoder, estimator: tabpfn_estimators.Estimator) -> RowEncoder:
+    """The encoder, which then also refuses the numbers that the estimator's preprocessing cannot transform."""
+    if getattr(estimator, "is_constant_target_", False):
+        return encoder
+    codings = encoder.codings or ()
+    numbers = [position for position, coding in enumerate(codings) if coding.is_identity]
+    return encoder.limited_to(find_limits(estimator.executor_.ensemble_members, numbers, len(codings)))
 
 
 def _choose_fit(definition: ModelDefinition, settings: EngineSettings, precision: str) -> Fit:

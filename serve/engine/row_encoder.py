@@ -19,14 +19,15 @@ A number column that was empty in the context accepts what a category does, and 
 Callers in Python may also give dates as such, in lists, in numpy arrays and in Arrow arrays.
 
 Everything else is refused with row and column: another type, infinities, numbers beyond float32 (the network would
-see an infinity), a column that the model does not have, a column that the record lacks (missing is said with null).
+see an infinity) or beyond what the model's preprocessing can transform (`Coding.limits`), a column that the model does
+not have, a column that the record lacks (missing is said with null).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from typing import Any, TypeAlias
@@ -34,6 +35,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from serve.core import Cells, Column, ColumnKind, Matrix, QueryTable
+from serve.core.errors import InvalidInput
 from serve.core.table import json_kind
 from serve.engine import datetimes
 from serve.engine.category_texts import number_aliases, shortest_text
@@ -60,6 +62,7 @@ class Coding:
         constant: the number of every cell, for a column that held a single value in the context; else None.
         keeps_zero_sign: -0.0 stays negative where numbers pass through; else it becomes 0.0. A fingerprint tells them
             apart.
+        limits: the least and the largest number that the fitted preprocessing can transform; None: any.
     """
 
     codes: Mapping[RawCell, float] | None = None
@@ -67,6 +70,7 @@ class Coding:
     unknown: float = -1.0
     constant: float | None = None
     keeps_zero_sign: bool = True
+    limits: tuple[float, float] | None = None
 
     @property
     def is_identity(self) -> bool:
@@ -121,10 +125,20 @@ class RowEncoder:
         starts = np.cumsum([0, *(_width(column) for column in columns)]).tolist()
         self._empty = [start for start, read in zip(starts, self._readers, strict=False) if read is _read_empty]
         self._zeros = np.where([signless], 0.0, -0.0) if any(signless) else None
+        self._limited = [i for i, coding in enumerate(self.codings or ()) if coding.limits is not None]
+        self._limits = np.array([coding.limits for coding in self.codings or () if coding.limits is not None]).T
+
+    def limited_to(self, limits: Mapping[int, tuple[float, float]]) -> RowEncoder:
+        """The same encoder with `Coding.limits` for some matrix columns, by their position."""
+        codings = [replace(coding, limits=limits.get(i)) for i, coding in enumerate(self.codings or ())]
+        return RowEncoder(self.columns, codings)
 
     def encode(self, table: QueryTable) -> Matrix:
         """Float64 [rows, matrix columns]; the columns of the table may come in any order. Raises InvalidInput."""
-        return self.encode_raw(self.read(table))
+        matrix = self.encode_raw(self.read(table))
+        if self._limited:
+            self._check_limits(matrix)
+        return matrix
 
     def read(self, table: QueryTable) -> list[list[RawCell]]:
         """Raw cells, one list per matrix column.
@@ -155,6 +169,20 @@ class RowEncoder:
         for position in self._empty:  # a string here makes tabpfn infer the types of the whole row anew
             matrix[[isinstance(cell, str) for cell in raw[position]]] += 0.0
         return matrix
+
+    def _check_limits(self, matrix: Matrix) -> None:
+        """Raises InvalidInput for the first number that the preprocessing cannot transform."""
+        numbers, (lowest, highest) = matrix[:, self._limited], self._limits
+        beyond = np.argwhere((numbers < lowest) | (numbers > highest))
+        if len(beyond):
+            row, place = map(int, beyond[0])
+            parts = [column.name for column in self.columns for _ in feature_names([column])]
+            name = parts[self._limited[place]]
+            raise InvalidInput(
+                f"row {row}, column {name!r}: the number is beyond what the model's preprocessing can transform; "
+                f"it takes {lowest[place]:.6g} to {highest[place]:.6g}",
+                code="out_of_range", row=row, column=name,
+            )  # fmt: skip
 
     def _in_order(self, table: QueryTable) -> Sequence[Cells]:
         """The table's columns in the order of the context's. Raises Refused where the names differ."""

@@ -67,3 +67,22 @@ def test_statistics_are_tabpfns(checkpoint: Path, options: dict[str, Any]) -> No
     expected = np.stack([answer["mean"], answer["median"], *answer["quantiles"]], axis=1)
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
     assert np.ptp(got[:, 0]) > 0
+
+
+def test_quantiles_cut_off_their_share_in_any_batch(checkpoint: Path) -> None:
+    """Beside bars that are nearly empty a quantile moves with the last bit of the logits, in tabpfn alike. What holds
+    for every batch size is the share of the distribution below it (docs/models.md)."""
+    estimator, rows = fit(checkpoint, Task.REGRESSION, softmax_temperature=0.3)
+    rows = rows[:24]
+    outputs = RegressorOutputs(estimator, rows[:1], torch.device("cpu"))
+    alone = np.split(rows, len(rows))
+    together = outputs(member_logits(estimator, rows))[:, 1:]
+    one_by_one = torch.cat([outputs(member_logits(estimator, row))[:, 1:] for row in alone])
+    answers = [estimator.predict(row, output_type="full") for row in alone]
+    moved = 0.0
+    for index, answer in enumerate(answers):
+        for quantiles in (together[index], one_by_one[index]):
+            shares = answer["criterion"].cdf(answer["logits"].float().reshape(1, -1), quantiles[None].float())[0]
+            torch.testing.assert_close(shares.float(), torch.tensor([0.5, *QUANTILES]), rtol=0, atol=3e-6)
+        moved = max(moved, float((together[index] - one_by_one[index]).abs().max()))
+    assert moved > 0, "a batch that changes no bit would prove nothing"

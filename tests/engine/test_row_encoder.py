@@ -12,7 +12,7 @@ from models import COLUMNS, records
 from serve.core import Column, ColumnKind, QueryTable
 from serve.core.errors import InvalidInput
 from serve.engine.engine import TabPFNContext
-from serve.engine.row_encoder import Coding, RowEncoder, feature_names
+from serve.engine.row_encoder import MAX_MAGNITUDE, Coding, RowEncoder, feature_names
 
 GOOD = {"amount": 1.5, "country": "DE", "code": 12, "seen_at": "2026-03-04T05:30:00", "note": "hello"}
 CODINGS = [
@@ -171,3 +171,14 @@ def test_codings_are_tabpfns(classifier: TabPFNContext) -> None:
 def test_a_constant_column_keeps_its_number() -> None:
     encoder = RowEncoder([Column("x", ColumnKind.NUMBER)], [Coding(constant=3.0)])
     np.testing.assert_array_equal(encoder.encode(QueryTable.from_records([{"x": 99}, {"x": None}])), [[3.0], [3.0]])
+
+
+def test_a_number_beyond_its_limits_is_refused_by_place() -> None:
+    """Limits are of matrix columns, of which a date has four; the refusal names the input."""
+    encoder = RowEncoder(COLUMNS, CODINGS).limited_to({0: (-2.0, MAX_MAGNITUDE), 3: (0.0, 30_000.0)})
+    good = QueryTable.from_records([{**GOOD, "amount": -2.0}, {**GOOD, "amount": None, "seen_at": None}])
+    np.testing.assert_array_equal(encoder.encode(good), ENCODER.encode(good))
+    for changes in ({"amount": -2.0001}, {"amount": -1e38}, {"seen_at": "2060-01-01"}, {"seen_at": "1960-01-01"}):
+        with pytest.raises(InvalidInput, match="preprocessing can transform; it takes") as refusal:
+            encoder.encode(QueryTable.from_records([GOOD, {**GOOD, **changes}]))
+        assert (refusal.value.code, refusal.value.row, refusal.value.column) == ("out_of_range", 1, *changes)

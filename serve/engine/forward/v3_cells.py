@@ -10,15 +10,20 @@ import torch
 from serve.engine.forward.layers import ComputeSpec
 
 _ROUNDING = 1e-5
-"""Relative to the largest value; 1e-6 was measured."""
+"""By how much the states of two equal cells may differ, relative to the largest value; 1e-6 was measured."""
 
 
 class SharedColumns:
     """The columns and cells that several members share. One of each kind is computed for all members.
 
-    Members share most of their columns; they differ in the order of the columns and in how some are prepared. Two cells
-    are of one kind if they hold the same columns and the caches hold the same state for them. Members that number the
-    classes differently have different inducing states for the same column.
+    Members share most of their columns; they differ in the order of the columns and in how some are prepared. Two
+    columns are of one kind if they hold the same values and the caches hold the same statistics for them, to the bit.
+    tabpfn's sums over the context may differ in the last bit between places of a batch. That bit decides on which side
+    of a jump in rank the mean lies, which stands in for a missing cell, and ranks change the answer by 1e-4.
+
+    Two cells are of one kind if they hold the same columns and the caches hold the same state for them, within
+    rounding. The state enters as keys and values of an attention, where a last bit stays one. Members that number the
+    classes differently have different states for the same column.
 
     A place is an index into the columns, or cells, of all members, joined in the order of the members.
 
@@ -33,11 +38,12 @@ class SharedColumns:
         """`columns` as in `Group`; a cell holds `group` columns (tabpfn's `_group_features`)."""
         means, stds = (torch.cat([cache.scaler_cache[name] for cache in caches]).cpu() for name in ("mean", "std"))
         num_members, num_columns = means.shape
-        facts = [means.flatten(), stds.flatten()]
+        statistics = [means.flatten(), stds.flatten()]
         if hasattr(caches[0], "ecdf_context"):
-            facts.append(torch.cat([c.ecdf_context for c in caches], 1).permute(1, 2, 0, 3).flatten(0, 1).cpu())
+            statistics.append(torch.cat([c.ecdf_context for c in caches], 1).permute(1, 2, 0, 3).flatten(0, 1).cpu())
         numbers = torch.arange(means.numel()) if columns is None else columns.flatten()
-        own, column_kinds = _find_kinds(numbers.tolist(), facts)
+        bits = zip(*([fact.numpy().tobytes() for fact in statistic] for statistic in statistics), strict=True)
+        own, column_kinds = _find_kinds(list(zip(numbers.tolist(), bits, strict=True)), [])
 
         beside = torch.stack([(torch.arange(num_columns) + 2**i) % num_columns for i in range(group)], dim=1)
         in_cell = torch.tensor(column_kinds).view(num_members, num_columns)[:, beside].flatten(0, 1)

@@ -73,6 +73,7 @@ class ColumnCoding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     unknown: float
     constant: float | None
     keeps_zero_sign: bool = True
+    limits: tuple[float, float] | None = None
 
 
 class Fitted(Message, frozen=True):
@@ -160,7 +161,9 @@ def describe_coding(coding: Coding) -> ColumnCoding:
         values = [value if value is None or isinstance(value, str) else float(value) for value in coding.codes]
         codes = [float(code) for code in coding.codes.values()]
     constant = None if coding.constant is None else float(coding.constant)
-    return ColumnCoding(values, codes, float(coding.missing), float(coding.unknown), constant, coding.keeps_zero_sign)
+    return ColumnCoding(
+        values, codes, float(coding.missing), float(coding.unknown), constant, coding.keeps_zero_sign, coding.limits
+    )
 
 
 def restore_coding(coding: ColumnCoding) -> Coding:
@@ -168,4 +171,4 @@ def restore_coding(coding: ColumnCoding) -> Coding:
     codes = None
     if coding.values is not None or coding.codes is not None:
         codes = dict(zip(coding.values or (), coding.codes or (), strict=True))
-    return Coding(codes, coding.missing, coding.unknown, coding.constant, coding.keeps_zero_sign)
+    return Coding(codes, coding.missing, coding.unknown, coding.constant, coding.keeps_zero_sign, coding.limits)

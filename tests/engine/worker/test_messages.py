@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from serve.core import errors
 from serve.core.errors import EngineError, InvalidInput, Overloaded, ServeError, StartupError
 from serve.engine.row_encoder import Coding
 from serve.engine.worker import wire
-from serve.engine.worker.messages import describe_coding, describe_error, restore_coding, restore_error
+from serve.engine.worker.messages import ColumnCoding, describe_coding, describe_error, restore_coding, restore_error
 
 CLASSES = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ServeError)]
 ATTRIBUTES: dict[type[ServeError], dict[str, Any]] = {
@@ -79,6 +80,13 @@ def test_a_coding_crosses(codes: Any, missing: float, unknown: float, constant: 
     np.testing.assert_array_equal([again.missing, again.unknown], [missing, unknown])
     assert (again.constant is None) == (constant is None)
     assert constant is None or again.constant == constant or math.isnan(constant)
+
+
+def test_the_limits_of_a_column_cross() -> None:
+    coding = Coding(limits=(-1.5, 3.4e38))
+    (again,) = msgspec.msgpack.decode(msgspec.msgpack.encode([describe_coding(coding)]), type=list[ColumnCoding])
+    assert restore_coding(again).limits == coding.limits
+    assert restore_coding(describe_coding(Coding())).limits is None
 
 
 def test_numbers_of_numpy_become_pythons() -> None:
