@@ -14,6 +14,7 @@ What is always true:
 - infinities are removed first and put back last, where tabpfn does so: before and after the float64 steps, and again
   around the float32 steps, where a value beyond float32's range has become infinite;
 - a member with a step that has no translation is prepared by tabpfn's code as a whole, and listed in `uncompiled`.
+  tabpfn's code may raise an error for a finite number; `limits.py` finds out which, and the row encoder refuses it.
 
 Preprocessing runs on the host, in numpy, whatever the device of the network. A request has few rows, for which a numpy
 call takes about a microsecond and a kernel launch five; the hash is computed on the host in any case; and float64 is
