@@ -104,7 +104,7 @@ def test_the_example_makes_a_model_that_answers(examples: list[str], tmp_path: P
 def test_the_conversion_keeps_a_checkpoint(examples: list[str], tmp_path: Path) -> None:
     original = Checkpoint(EMBEDDED / "checkpoints" / "demo-v3.5.safetensors").load()
     torch.save(original, tmp_path / "tabpfn-v2-classifier.ckpt")
-    exec(compile(examples[1], "docs/models.md", "exec"), {})
+    exec(compile(examples[-1], "docs/models.md", "exec"), {})
     converted = Checkpoint(tmp_path / "tabpfn-v2-classifier.safetensors").load()
     weights = original.pop("state_dict"), converted.pop("state_dict")
     assert original == converted

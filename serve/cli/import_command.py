@@ -26,15 +26,18 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Import the file, and print the folder and the option that serves it.
+    """Import the file, and print the folder, the option that serves it, and what the import found.
 
     Raises:
         InvalidModel: the file cannot be imported.
     """
     from serve.store.folder import sha256_of  # these imports take longer than --help may
-    from serve.store.manifest import MANIFEST
+    from serve.store.manifest import MANIFEST, Manifest
     from serve.store.pickles import import_pickle
 
     logging.getLogger().setLevel(options.log_level.upper())
     folder = import_pickle(options.file, name=options.name, sha256=options.sha256, work_dir=options.out)
     print(f"made {folder}; serve it with --model {options.name}={folder}@sha256:{sha256_of(folder / MANIFEST)}")
+    made = Manifest.model_validate_json((folder / MANIFEST).read_bytes()).estimator
+    for note in () if made is None else made.notes:
+        print(f"note: {note}")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+from tabpfn.constants import NA_PLACEHOLDER
 from tabpfn.preprocessing.clean import clean_data_transform
 from tabpfn.preprocessing.datamodel import FeatureModality
 from tabpfn.validation import ensure_compatible_predict_input_sklearn
@@ -57,7 +59,7 @@ def learn_codings(estimator: Estimator, frame: pd.DataFrame) -> list[Coding]:
         if position in constants:
             codings.append(Coding(constant=float(clean(estimator, frame[:1])[0, position])))
         elif encoded & {position, name}:
-            codings.append(_learn_coding(estimator, frame, position))
+            codings.append(_with_placeholder(_learn_coding(estimator, frame, position), estimator, frame, position))
         else:
             codings.append(Coding(keeps_zero_sign=keeps_zero_sign[position]))
     return codings
@@ -116,3 +118,17 @@ def _warn_of_unmet(column: str, values: Iterable[object]) -> None:
             "send them as strings",
             column, named,
         )  # fmt: skip
+
+
+def _with_placeholder(coding: Coding, estimator: Estimator, frame: pd.DataFrame, position: int) -> Coding:
+    """The coding with tabpfn's placeholder for missing cells, where a cell that spells it counts as missing.
+
+    It does in a column of text, also where no cell of the context was missing. A column of categories may have one of
+    this name.
+    """
+    if frame.dtypes.iloc[position] == np.float64 or NA_PLACEHOLDER in (coding.codes or ()):
+        return coding
+    probe = frame[:1].copy()
+    probe.isetitem(position, pd.Series([NA_PLACEHOLDER], index=probe.index, dtype="object"))
+    code = float(clean(estimator, probe)[0, position])
+    return coding if code == coding.unknown else replace(coding, codes={**(coding.codes or {}), NA_PLACEHOLDER: code})

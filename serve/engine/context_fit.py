@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from serve.core import Matrix, ModelDefinition, QueryTable
 from serve.core.errors import InvalidModel
 from serve.engine import cached_fit, cleaning, tabpfn_estimators
+from serve.engine.checks import modes
 from serve.engine.row_encoder import RowEncoder
 from serve.settings import EngineSettings
 
@@ -81,8 +82,7 @@ class ContextFit:
         return cached_fit.build_with_file(definition, self._frame, device, self._precision, folder / name)
 
     def predict_uncached(self, rows: Matrix) -> Matrix:
-        estimator = tabpfn_estimators.on_matrices(self._fit("fit_preprocessors"))
-        return tabpfn_estimators.predict_each_alone(estimator, rows)
+        return modes.predict_uncached(self._fit("fit_preprocessors"), rows, lambda: self._fit("fit_with_cache"))
 
 
 def _check_encoding(encoded: Matrix, estimator: tabpfn_estimators.Estimator, frame: pd.DataFrame) -> None:

@@ -10,6 +10,7 @@ What is always true:
 from __future__ import annotations
 
 import hashlib
+import logging
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -19,6 +20,8 @@ from serve.core.errors import InvalidModel, UnknownModel
 from serve.settings import StoreSettings
 from serve.store.context_table import read_context
 from serve.store.manifest import MANIFEST, FileEntry, Manifest
+
+_log = logging.getLogger(__name__)
 
 EMBEDDED = Path(__file__).parent / "embedded"
 """The model repository inside the package, with the demo model."""
@@ -139,6 +142,8 @@ def read_model(folder: Path, manifest: Manifest, *, allow_non_commercial: bool) 
             f"{folder / MANIFEST}: checkpoint {manifest.checkpoint.name!r} is licensed for non-commercial use "
             f"({manifest.checkpoint.licence}); set store.allow_non_commercial if your use is non-commercial"
         )
+    for note in () if manifest.estimator is None else manifest.estimator.notes:
+        _log.warning("model %s: %s", manifest.name, note)
     return ModelDefinition(
         name=manifest.name,
         version=manifest.version,

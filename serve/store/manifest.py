@@ -48,12 +48,14 @@ class EstimatorEntry(FileEntry):
         made_by: the releases that wrote the file. Another release imports the pickle anew.
         num_context_rows: rows that the estimator was fitted on.
         num_members: ensemble members of the estimator.
+        notes: what the import found that the operator should know.
     """
 
     source_sha256: Sha256
     made_by: str
     num_context_rows: int = Field(ge=1)
     num_members: int = Field(ge=1)
+    notes: tuple[str, ...] = ()
 
 
 class OptionsEntry(_Part):

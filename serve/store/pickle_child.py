@@ -36,7 +36,7 @@ CHILD = ("-m", "serve.engine.estimators.sandbox")
 DEMO = EMBEDDED / "checkpoints" / "demo-v3.5.safetensors"
 _OUTCOME = "outcome.json"
 _MAX_OUTCOME_BYTES = 16 * 2**20
-_MAX_LINE = 500
+_MAX_LINE = 800
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")
 """Variables that the child inherits: no credentials, no proxies."""
 
@@ -52,6 +52,7 @@ class Facts(BaseModel):
         architecture: class name of its network.
         is_known_checkpoint: its weights are those of the demo checkpoint.
         warnings: lines for the log.
+        notes: lines for the manifest, on what the operator should know of its answers.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,6 +66,7 @@ class Facts(BaseModel):
     architecture: str = Field(pattern=r"^[A-Za-z0-9_]{1,64}$")
     is_known_checkpoint: bool
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 class _Outcome(BaseModel):
@@ -148,7 +150,7 @@ def _read_outcome(path: Path, exit_code: int) -> Facts:
         raise InvalidModel(_one_line(outcome.error or "the file cannot be opened"))
     for line in outcome.facts.warnings:
         _log.warning("opening a pickle: %s", _one_line(line))
-    return outcome.facts
+    return outcome.facts.model_copy(update={"notes": tuple(map(_one_line, outcome.facts.notes))})
 
 
 def _one_line(text: str) -> str:

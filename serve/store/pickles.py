@@ -165,6 +165,7 @@ def _write_manifest(made: Path, name: str, sha256: str, facts: Facts) -> None:
             estimator=EstimatorEntry(
                 path=Path(_STATE), sha256=sha256_of(made / _STATE), source_sha256=sha256,
                 made_by=_made_by(), num_context_rows=facts.num_context_rows, num_members=facts.num_members,
+                notes=facts.notes,
             ),
             checkpoint={"path": _CHECKPOINT, "sha256": sha256_of(made / _CHECKPOINT), **_checkpoint_facts(facts)},
             example=facts.example,

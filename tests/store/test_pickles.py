@@ -389,3 +389,18 @@ def test_the_command(tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[s
     importing.run(options)
     said = capsys.readouterr().out
     assert f"--model cards={folder}@sha256:{digest(folder / 'manifest.json')}" in said
+
+
+def test_what_the_import_found_is_printed_kept_and_logged_at_every_start(
+    tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    bring(file, tmp_path / "models", child=child(writes({"facts": FACTS | {"notes": ["columns 'a'\ndiffer"]}})))
+    parser = argparse.ArgumentParser()
+    importing.add_parser(parser.add_subparsers(dest="command"))
+    arguments = ["--sha256", digest(file), "--name", "cards", "--out", str(tmp_path / "models")]
+    importing.run(parser.parse_args(["import", str(file), *arguments]))
+    assert "note: columns 'a' differ\n" in capsys.readouterr().out
+    caplog.clear()
+    caplog.set_level("WARNING")
+    load(tmp_path / "models", allow_non_commercial=True)
+    assert "model cards: columns 'a' differ" in caplog.text

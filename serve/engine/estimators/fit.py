@@ -7,11 +7,12 @@ from pathlib import Path
 
 from serve.core import EnsembleOptions, Matrix, ModelDefinition, Task
 from serve.core.errors import InvalidModel
-from serve.engine import tabpfn_estimators
+from serve.engine.checks import modes
 from serve.engine.context_fit import Fitted
 from serve.engine.estimators import caches as estimator_caches
 from serve.engine.estimators import file as estimator_file
 from serve.engine.estimators.schema import read_schema
+from serve.engine.tabpfn_estimators import Estimator
 
 
 class EstimatorFit:
@@ -68,7 +69,19 @@ class EstimatorFit:
             )
 
     def predict_uncached(self, rows: Matrix) -> Matrix:
-        """The estimator's own answer to each clean row, in its own fit mode; the files are read anew for this call."""
+        """The estimator's own answer to clean rows, in its own fit mode; the files are read anew for this call.
+
+        Rows that tabpfn answers otherwise with its KV cache are answered with it (`checks/modes.py`).
+        """
+        estimator = self._prepared()
+        return modes.predict_uncached(estimator, rows, self._prepared_with_caches)
+
+    def _prepared(self) -> Estimator:
         estimator = self._read().estimator
         estimator_caches.prepare(estimator, self._device, self._precision)
-        return tabpfn_estimators.predict_each_alone(tabpfn_estimators.on_matrices(estimator), rows)
+        return estimator
+
+    def _prepared_with_caches(self) -> Estimator:
+        estimator = self._prepared()
+        estimator_caches.build_caches(estimator)
+        return estimator

@@ -21,6 +21,7 @@ from serve.core.errors import InvalidModel
 from serve.engine import tabpfn_estimators
 from serve.engine.estimators import caches as estimator_caches
 from serve.engine.estimators import file as estimator_file
+from serve.engine.estimators.differences import describe_differences
 from serve.engine.estimators.file import StoredEstimator
 from serve.engine.estimators.schema import read_schema
 from serve.engine.estimators.unpickling import open_estimator_file
@@ -62,7 +63,7 @@ def import_estimator(file: Path, folder: Path, known_checkpoint: Path | None) ->
         raise InvalidModel(f"two of its classes have the same name: {sorted(names)}")
     is_cached = estimator_caches.has_caches(estimator)
     estimator_file.write(StoredEstimator(estimator, built_on if is_cached else None), folder)
-    _check_written(estimator, folder, task)
+    again = _check_written(estimator, folder, task)
     versions = {str(w.message).splitlines()[0] for w in caught if issubclass(w.category, InconsistentVersionWarning)}
     return {
         "task": task,
@@ -74,6 +75,7 @@ def import_estimator(file: Path, folder: Path, known_checkpoint: Path | None) ->
         "architecture": type(estimator.models_[0]).__name__,
         "is_known_checkpoint": known_checkpoint is not None and _holds(estimator.models_[0], known_checkpoint),
         "warnings": sorted(versions),
+        "notes": describe_differences(again, schema),
     }
 
 
@@ -109,11 +111,13 @@ def _bring_to_cpu(estimator: Estimator) -> None:
     estimator.model_path = None
 
 
-def _check_written(estimator: Estimator, folder: Path, task: Task) -> None:
+def _check_written(estimator: Estimator, folder: Path, task: Task) -> Estimator:
+    """The estimator as its files hold it. Raises InvalidModel where its network is another one."""
     state, checkpoint = folder / estimator_file.STATE, folder / estimator_file.CHECKPOINT
     again = estimator_file.read(state, checkpoint, is_classifier=task is Task.CLASSIFICATION).estimator
     if not _equal(estimator.models_[0].state_dict(), again.models_[0].state_dict()):
         raise InvalidModel("its network is not the one that its configuration describes")
+    return again
 
 
 def _holds(network: torch.nn.Module, checkpoint: Path) -> bool:

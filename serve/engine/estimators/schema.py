@@ -9,25 +9,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+from tabpfn.constants import NA_PLACEHOLDER
 
 from serve.core import Column, ColumnKind, Matrix, QueryTable, Scalar
 from serve.core.errors import InvalidModel
 from serve.engine import cleaning
+from serve.engine.estimators.plausible import only_taken, plausible_numbers
 from serve.engine.row_encoder import Coding, RawCell, RowEncoder
 from serve.engine.tabpfn_estimators import Estimator
 
 _NUM_ROWS = 16
-_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Shares of a column's total movement at which example numbers are taken; see `_numbers`."""
-_STEPS = np.array([float(f"{digit}e{power}") for power in range(-4, 8) for digit in (1, 1.5, 2, 3, 5, 7)])
-_CANDIDATES = np.concatenate([-_STEPS[::-1], [0.0], _STEPS])
-_PASSED_THROUGH = 1e4
-"""Prepared values beyond this were not scaled, so they do not show where the context's numbers lay."""
+_NUM_PROBES = 5
+"""Values of a column that `EstimatorSchema.probes` asks for."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ class EstimatorSchema:
         record: dict[str, Scalar] = {}
         for column, values in zip(self.columns, self.values, strict=True):
             cell = values[len(values) // 2]
-            is_whole = isinstance(cell, float) and cell.is_integer()
+            is_whole = isinstance(cell, float) and abs(cell) < 2**53 and cell.is_integer()
             record[column.name] = None if cell != cell else int(cell) if is_whole else cell  # type: ignore[arg-type]
         return record
 
@@ -64,9 +63,31 @@ class EstimatorSchema:
         raw = [[values[rng.integers(len(values))] for values in self.values] for _ in range(_NUM_ROWS)]
         return self.encoder.encode_raw(list(zip(*raw, strict=True)))
 
+    def probes(self) -> tuple[Matrix, Matrix, NDArray[np.intp]]:
+        """Rows that differ in one column each, among them with missing, unknown and new cells.
+
+        Returns:
+            A base row [columns], the probes [probes, columns], and the column that is other in each, [probes].
+        """
+        coded = [
+            np.array(coding.encode(values), dtype=np.float64)
+            for coding, values in zip(self.codings, self.values, strict=True)
+        ]
+        base = np.array([cells[len(cells) // 2] for cells in coded])
+        probes, columns = [], []
+        for position, (coding, cells) in enumerate(zip(self.codings, coded, strict=True)):
+            new = _new_numbers(cells) if coding.is_identity else [coding.unknown]
+            others = [*cells[:_NUM_PROBES], coding.missing, *new]
+            for cell in others if coding.constant is None else []:
+                probe = base.copy()
+                probe[position] = cell
+                probes.append(probe)
+                columns.append(position)
+        return base, np.array(probes).reshape(-1, len(base)), np.array(columns, dtype=np.intp)
+
     def cells(self) -> Mapping[str, Sequence[Scalar]]:
         """The categories of each column, with None for missing, from which memory is predicted (`memory/sizes.py`)."""
-        known = [[*(coding.codes or ()), None] for coding in self.codings]
+        known = [[*_categories(coding), None] for coding in self.codings]
         return {column.name: cells for column, cells in zip(self.columns, known, strict=True)}
 
 
@@ -85,16 +106,39 @@ def read_schema(estimator: Estimator) -> EstimatorSchema:
     for position, name in enumerate(names):
         if position in known and position not in constants:
             _check_codes(name, known[position], codings[position])
-        cells = known.get(position) or _numbers(estimator, position, len(names))
+        cells = list(known.get(position) or plausible_numbers(estimator, position, len(names)))
         if position in constants:
             cells = [_raw(constants[position])]
         is_number = all(isinstance(cell, float) for cell in cells)
         columns.append(Column(name, ColumnKind.NUMBER if is_number else ColumnKind.CATEGORY))
         if not is_number and codings[position].codes is not None:
             codings[position] = _by_name(codings[position], name)
-            cells = list(codings[position].codes or cells)
-        values.append(tuple(cells))
-    return EstimatorSchema(tuple(columns), tuple(codings), tuple(values))
+            cells = _categories(codings[position]) or [None]
+        values.append(cells)
+    return EstimatorSchema(tuple(columns), tuple(codings), _only_taken(estimator, codings, values))
+
+
+def _only_taken(
+    estimator: Estimator, codings: Sequence[Coding], values: Sequence[Sequence[RawCell]]
+) -> tuple[tuple[RawCell, ...], ...]:
+    """The values without numbers that the fitted preprocessing refuses."""
+    encoded: Any = [coding.encode(cells) for coding, cells in zip(codings, values, strict=True)]
+    numbers = only_taken(estimator, encoded)
+    return tuple(
+        tuple(taken if coding.is_identity else cells)
+        for coding, cells, taken in zip(codings, values, numbers, strict=True)
+    )
+
+
+def _new_numbers(cells: Matrix) -> list[float]:
+    """Numbers beyond a column's; a column of one value has no others."""
+    low, high = np.nanmin(cells, initial=0.0), np.nanmax(cells, initial=0.0)
+    return [low - 1.0, high + 1.0 + high - low]
+
+
+def _categories(coding: Coding) -> list[RawCell]:
+    """The values that have a code of their own; tabpfn's placeholder for missing text has none."""
+    return [cell for cell, code in (coding.codes or {}).items() if code == code]
 
 
 def _names(estimator: Estimator) -> list[str]:
@@ -109,8 +153,8 @@ def _names(estimator: Estimator) -> list[str]:
     return names
 
 
-def _known_values(estimator: Estimator) -> dict[int, list[Any]]:
-    """The categories of every encoded column, in the types of the fit; floats where all of them are numbers.
+def _known_values(estimator: Estimator) -> dict[int, dict[Any, float]]:
+    """Codes of the categories of every encoded column, in the types of the fit; floats where all are numbers.
 
     A column of numbers that the fit took for categories (flags, codes) is read as numbers. So 1, 1.0 and true are
     equal, as they were in the fit.
@@ -123,28 +167,36 @@ def _known_values(estimator: Estimator) -> dict[int, list[Any]]:
     known = {}
     for column, categories in zip(encoded, encoder.named_transformers_["encoder"].categories_, strict=True):
         position = labels.index(column) if column in labels else int(column)
-        cells = [cell for cell in categories if not pd.isna(cell)]
-        is_number = all(isinstance(cell, bool | int | float | np.number | np.bool_) for cell in cells)
-        known[position] = [float(cell) for cell in cells] if is_number else cells
+        codes = {cell: float(code) for code, cell in enumerate(categories) if not pd.isna(cell)}
+        is_number = all(isinstance(cell, bool | int | float | np.number | np.bool_) for cell in codes)
+        known[position] = {float(cell): code for cell, code in codes.items()} if is_number else codes
     return known
 
 
-def _probe_frame(names: Sequence[str], known: Mapping[int, list[Any]], num_columns: int) -> pd.DataFrame:
+def _probe_frame(names: Sequence[str], known: Mapping[int, Collection[Any]], num_columns: int) -> pd.DataFrame:
     """A frame that holds every category of every column at least once, and numbers in the other columns."""
     num_rows = max([len(cells) for cells in known.values()], default=1)
     columns = {}
     for position in range(num_columns):
-        cells = known.get(position) or [0.0]
+        cells = list(known.get(position) or [0.0])
         is_number = all(isinstance(cell, float) for cell in cells)
         filled = [cells[row % len(cells)] for row in range(max(1, num_rows))]
         columns[names[position]] = pd.Series(filled, dtype="float64" if is_number else "object")
     return pd.DataFrame(columns)
 
 
-def _check_codes(column: str, categories: Sequence[Any], coding: Coding) -> None:
-    """Raises InvalidModel unless cleaning turns every category into the encoder's code for it."""
-    expected = {category: float(code) for code, category in enumerate(categories)}
-    if categories and coding.codes != expected:
+def _check_codes(column: str, expected: Mapping[Any, float], coding: Coding) -> None:
+    """Raises InvalidModel unless cleaning turns every category into the encoder's code for it.
+
+    In a column of text, tabpfn's placeholder for missing cells is among the encoder's categories, and means missing.
+    """
+    found = coding.codes or {}
+    differs = [
+        cell
+        for cell, code in expected.items()
+        if found.get(cell) != code and not (cell == NA_PLACEHOLDER and math.isnan(found.get(cell, 0.0)))
+    ]
+    if differs:
         raise InvalidModel(f"the categories of column {column!r} are not encoded as they were when it was fitted")
 
 
@@ -167,39 +219,3 @@ def _raw(value: Any) -> RawCell:
     if pd.isna(value):
         return math.nan
     return float(value) if isinstance(value, bool | int | float | np.number | np.bool_) else str(value)
-
-
-def _numbers(estimator: Estimator, position: int, num_columns: int) -> list[RawCell]:
-    """Plausible numbers of a column, between which the fitted preprocessing distinguishes.
-
-    An estimator that kept its cleaned rows gives their quantiles. Otherwise a series of candidate numbers passes
-    through the members' pipelines, and those are taken at which the prepared values move.
-    """
-    kept = getattr(estimator.executor_, "X_train", None)
-    if kept is not None:
-        column = np.asarray(kept[:, position], dtype=np.float64)
-        column = column[np.isfinite(column)]
-        return [float(f"{value:.3g}") for value in np.quantile(column, _SHARES)] if len(column) else [0.0]
-    rows = np.full((len(_CANDIDATES), num_columns), math.nan)
-    rows[:, position] = _CANDIDATES
-    # members of one recipe give the same result
-    members = {member.config.preprocess_config.name: member for member in estimator.executor_.ensemble_members}
-    moved = np.zeros(len(_CANDIDATES) - 1)
-    for member in members.values():
-        moved += _movement(np.asarray(member.transform_X_test(rows), dtype=np.float64))
-    if not moved.any():
-        return [0.0, 1.0]
-    shares = np.cumsum(moved) / moved.sum()
-    return [float(_CANDIDATES[1 + np.searchsorted(shares, share)]) for share in _SHARES]
-
-
-def _movement(prepared: Matrix) -> Matrix:
-    """How far each step between candidates moves the prepared columns: float64 [candidates - 1].
-
-    Columns that move back and forth (fingerprints) or were not scaled do not count.
-    """
-    finite = np.nan_to_num(prepared, nan=0.0, posinf=0.0, neginf=0.0)
-    steps = np.diff(np.arctan(finite), axis=0)
-    net, total = np.abs(steps.sum(axis=0)), np.abs(steps).sum(axis=0)
-    counts = (net > 0.9 * total) & (np.abs(finite).max(axis=0) < _PASSED_THROUGH)
-    return np.asarray(np.abs(steps[:, counts]).sum(axis=1), dtype=np.float64)
