@@ -1,6 +1,6 @@
 """Where tabpfn answers otherwise without its KV cache than with it, so that the two cannot be compared.
 
-There are two causes, both in columns that hold one value, or nearly one, for the network:
+There are two causes, both in columns that hold one value, or nearly one beside their size, for the network:
 
 - TabPFN v2, v2.5 and v2.6 leave out columns of one value. Without the KV cache they look for such columns among the
   rows of the context and the rows that are asked for; with it, among the context alone. So a column that is constant in
@@ -8,6 +8,8 @@ There are two causes, both in columns that hold one value, or nearly one, for th
   it moves the other columns of its group;
 - every network scales its columns by their standard deviation. That of equal values is 0, or it is the rounding error
   of their mean. This error depends on the order of the sum, so on the memory layout, and the two modes use two layouts.
+  Where the mean is far larger than the deviation (1e6 and 1), its last bit moves the mean that stands in for a missing
+  cell.
 
 A column may be constant for the network only: a member prepares it, and float32 or the preparation may leave no
 difference (1e9 and 1e9 + 1e-5, or a scale of 1e-25). So the columns are looked for behind all of that, with tabpfn's
@@ -78,6 +80,7 @@ def rows_that_differ(estimator: Estimator, rows: Matrix) -> Bools:
             differs |= inputs.deviations().numpy()
         if (inputs.is_unstable() & ~_left_out(estimator, inputs)).any():
             differs[:] = True
+        differs |= (~inputs.asked.isfinite() & inputs.fills_unstably()).any(dim=1).numpy()
     return differs
 
 
@@ -153,6 +156,16 @@ class _Inputs:
     def is_unstable(self) -> torch.Tensor:
         """Columns whose scaled cells depend on the memory layout: bool [width]."""
         return ((self._scaled - self._built_scaled).abs() > _STABLE).any(dim=0)
+
+    def fills_unstably(self) -> torch.Tensor:
+        """Columns in which the last bit of the mean moves the scaled mean of a missing cell: bool [width].
+
+        That bit depends on how many columns of how many members are summed at once.
+        """
+        finite = self.context.double().where(self.context.isfinite(), torch.nan)
+        mean = finite.nanmean(dim=0)
+        std = (finite - mean).square().nanmean(dim=0).sqrt()
+        return (mean.abs() * torch.finfo(torch.float32).eps > _STABLE * std) & ~self._has_one_finite_value()
 
     def deviations(self) -> torch.Tensor:
         """Rows that deviate from a constant of the context, in value or after scaling: bool [rows]."""

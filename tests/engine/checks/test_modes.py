@@ -110,6 +110,17 @@ def test_a_scale_of_rounding_errors_makes_all_rows_differ(tmp_path: Path) -> Non
     assert modes.columns_that_differ(estimator, queries[0], probes, np.arange(2)) == [1]
 
 
+def test_a_missing_cell_far_from_zero_makes_its_row_differ(tmp_path: Path) -> None:
+    """The mean of 1e6 has a last bit of 0.06, and the two modes sum in two orders."""
+    checkpoint = write_tiny("tabpfn_v3", tmp_path / "tiny-v3.safetensors", Task.CLASSIFICATION)
+    rows = context("small")[["usual"]]
+    rows["far"] = 1e6 + rows["usual"].to_numpy()[::-1]
+    estimator = fit(checkpoint, rows, "fit_preprocessors", Task.CLASSIFICATION)
+    queries = rows.to_numpy()[:4].copy()
+    queries[1, 0] = queries[2, 1] = np.nan
+    assert modes.rows_that_differ(estimator, queries).tolist() == [False, False, True, False]
+
+
 @pytest.mark.parametrize("architecture", ["tabpfn_v2", "tabpfn_v2_6"])
 def test_a_context_with_such_columns_starts(tmp_path: Path, architecture: str) -> None:
     suffix = architecture.removeprefix("tabpfn_").replace("_", ".")
