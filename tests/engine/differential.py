@@ -1,7 +1,10 @@
 """Random models and rows (`drawn_models.py`), answered by tabpfn and by the engine.
 
-tabpfn's answer is that of its estimator, asked for each row alone through a DataFrame in
-float32. `python tests/engine/differential.py FIRST LAST` compares many seeds and counts what it finds.
+tabpfn's answer is that of its estimator, asked for each row alone through a DataFrame in float32.
+
+    PYTHONPATH=.:tests python tests/engine/differential.py FIRST LAST
+
+compares many seeds and counts what it finds.
 """
 
 from __future__ import annotations
@@ -276,5 +279,4 @@ def main(first: int, last: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
     main(*map(int, itertools.islice(sys.argv, 1, 3)))

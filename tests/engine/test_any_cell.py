@@ -30,7 +30,7 @@ from serve.engine.worker.client import make_handle
 from serve.engine.worker.server import describe_context
 from training.checkpoint import INFERENCE_CONFIG
 
-NUM_EXAMPLES = int(os.environ.get("TABPFN_SERVE_ANY_CELL_EXAMPLES", "10"))
+NUM_EXAMPLES = int(os.environ.get("ANY_CELL_EXAMPLES", "10"))
 """Tables per recipe; a long run sets it."""
 
 RECIPES: dict[str, dict[str, Any]] = {

@@ -6,7 +6,7 @@ import pytest
 from differential import Workshop, compare
 from drawn_models import draw
 
-SEEDS = range(20)
+SEEDS = range(10)
 
 
 @pytest.fixture(scope="module")
