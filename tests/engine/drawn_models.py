@@ -23,7 +23,6 @@ PRESETS = (
     "power", "safepower", "quantile_uni_coarse", "quantile_norm_coarse", "quantile_uni", "quantile_norm",
     "quantile_uni_fine", "quantile_norm_fine", "quantile_uni_extrapolate", "squashing_scaler_default",
     "squashing_scaler_max10", "robust", "kdi", "none", "kdi_uni", "norm_and_kdi", "kdi_alpha_0.5", "kdi_alpha_2.0_uni",
-    "adaptive",
 )  # fmt: skip
 CATEGORICAL = ("none", "numeric", "onehot", "ordinal", "ordinal_shuffled", "ordinal_very_common_categories_shuffled")
 
@@ -151,8 +150,8 @@ def draw(seed: int, num_asked: int = 20) -> Drawing:
     rng = np.random.default_rng(seed)
     task = Task.CLASSIFICATION if rng.random() < 0.6 else Task.REGRESSION
     way: Literal["context", "pickle"] = "context" if rng.random() < 0.5 else "pickle"
-    num_rows = int(10 * 200 ** rng.random() ** 1.5)
-    num_columns = int(200 ** rng.random() ** 1.7)
+    num_rows = int(10 * 200 ** rng.random() ** 2.2)
+    num_columns = int(200 ** rng.random() ** 2.2)
     columns = [
         _draw_column(rng, f"c{place}", num_rows, num_asked, dates=way == "context") for place in range(num_columns)
     ]
