@@ -207,7 +207,7 @@ async def test_a_large_request_with_one_such_answer_fails_once_and_its_rest_is_n
         assert isinstance(await harness.request(9).failed(), EngineError)
         engine.spoil = None
         await harness.request(2).answered()
-        assert harness.value("non_finite_answers_total", model="m") <= 2  # a batch may be on its way already
+        assert 1 <= harness.value("non_finite_answers_total", model="m") <= 2  # a batch may be on its way already
 
 
 async def test_a_lost_device_is_everybodys_end() -> None:

@@ -49,9 +49,7 @@ def check_parity(engine: Engine, context: FittedContext, rows: Matrix, tolerance
 def compare_answers(
     one_way: str, one: Matrix, other_way: str, other: Matrix, tolerance: float, *, is_probability: bool
 ) -> float:
-    """The largest difference between two answers to the same rows.
-
-    Probabilities are compared as they are; a regressor's answers relative to the largest of them.
+    """As `largest_difference`.
 
     Args:
         one_way, other_way: how the answers were made, for the message.
@@ -59,8 +57,7 @@ def compare_answers(
     Raises:
         StartupError: the difference exceeds `tolerance`, or an answer is not a number.
     """
-    scale = 1.0 if is_probability else max(1e-30, float(np.abs(one).max()))
-    difference = float(np.abs(one - other).max()) / scale
+    difference = largest_difference(one, other, is_probability=is_probability)
     if not difference <= tolerance:  # also catches NaN
         raise StartupError(
             f"parity check failed: canary rows answered {one_way} and {other_way} differ by {difference:.3g}, "
@@ -68,3 +65,12 @@ def compare_answers(
             "hide it, so report it instead; docs/settings.md says what 16-bit formats need"
         )
     return difference
+
+
+def largest_difference(one: Matrix, other: Matrix, *, is_probability: bool) -> float:
+    """The largest difference between two answers to the same rows, float64 [rows, outputs] each.
+
+    Probabilities are compared as they are; a regressor's answers relative to the largest of `one`.
+    """
+    scale = 1.0 if is_probability else max(1e-30, float(np.abs(one).max()))
+    return float(np.abs(one - other).max()) / scale

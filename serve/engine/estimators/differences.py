@@ -16,6 +16,7 @@ import numpy as np
 from serve.core import Matrix
 from serve.engine import tabpfn_estimators
 from serve.engine.checks import modes
+from serve.engine.checks.parity import largest_difference
 from serve.engine.estimators import caches as estimator_caches
 from serve.engine.estimators.plausible import REFUSALS
 from serve.engine.estimators.schema import EstimatorSchema
@@ -91,7 +92,6 @@ def _operations(estimator: Estimator) -> float:
 
 
 def _difference(one: Estimator, other: Estimator, row: Matrix) -> float:
-    """How far two estimators' answers to one row differ; a regressor's relative to the largest of them."""
+    """How far two estimators' answers to one row differ."""
     answers, others = (tabpfn_estimators.predict_outputs(tabpfn_estimators.on_matrices(of), row) for of in (one, other))
-    scale = 1.0 if hasattr(one, "classes_") else max(1e-30, float(np.abs(answers).max()))
-    return float(np.abs(answers - others).max()) / scale
+    return largest_difference(answers, others, is_probability=hasattr(one, "classes_"))
