@@ -55,13 +55,14 @@ def run(make_engine: MakeEngine) -> None:
         signal.signal(signum, signal.SIG_IGN)
     os.set_inheritable(fd, False)  # a process that the engine starts must not hold the connection open
     connection = socket.socket(fileno=fd)
-    _end_with(connection)
+    watch = _end_with(connection)
     with contextlib.suppress(EOFError, ConnectionError):
         _Service(make_engine).serve(connection)
+    watch.join()  # one thread ends the process: two would run what Python does at exit at the same time
 
 
-def _end_with(connection: socket.socket) -> None:
-    """End this process when the replica's end closes, even in the middle of a long call.
+def _end_with(connection: socket.socket) -> threading.Thread:
+    """A thread that ends this process when the replica's end closes, even in the middle of a long call.
 
     A replica that was killed must not leave a device in use; the system takes back everything that the engine holds.
     """
@@ -72,7 +73,9 @@ def _end_with(connection: socket.socket) -> None:
         hang_up.poll()
         os._exit(0)
 
-    threading.Thread(target=watch, name="replica-watch", daemon=True).start()
+    thread = threading.Thread(target=watch, name="replica-watch", daemon=True)
+    thread.start()
+    return thread
 
 
 class _Service:

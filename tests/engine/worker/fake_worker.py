@@ -1,11 +1,13 @@
 """A worker of `WorkerEngine` with FakeEngine in it. The first cell of a batch may name a fault.
 
-With the argument `parent` this program is the replica of such a worker: it prints the worker's process id, and then
-makes a call that hangs.
+With the argument `slow-end` its last call of the system takes half a second, so that a second thread which ends the
+process too is seen. With the argument `parent` this program is the replica of such a worker: it prints the worker's
+process id, and then makes a call that hangs.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -60,5 +62,24 @@ def be_a_parent() -> None:
     engine.predict(Batch(context, np.full((1, 2), HANGS)))
 
 
+def end_slowly() -> None:
+    """Say on stderr when Python's exit handlers run, and leave them the time to."""
+    end, have_run = os._exit, threading.Event()
+
+    def end_late(code: int) -> None:
+        have_run.wait(0.5)
+        end(code)
+
+    def handler() -> None:
+        print("exit handlers ran", file=sys.stderr, flush=True)
+        have_run.set()
+
+    os._exit = end_late
+    atexit.register(handler)
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "slow-end":
+        del sys.argv[1]
+        end_slowly()
     be_a_parent() if sys.argv[1] == "parent" else run(make_engine)

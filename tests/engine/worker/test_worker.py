@@ -101,6 +101,12 @@ def test_closing_ends_the_worker() -> None:
     assert not process.is_running()
 
 
+def test_one_thread_alone_ends_the_worker(capfd: pytest.CaptureFixture[str]) -> None:
+    engine = WorkerEngine(EngineSettings(), 8, (*WORKER, "slow-end"))
+    engine.close()
+    assert "exit handlers ran" not in capfd.readouterr().err
+
+
 def test_a_start_that_fails_leaves_no_process() -> None:
     before = psutil.Process().children()
     with pytest.raises(StartupError, match="not with thirteen"):
