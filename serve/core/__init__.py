@@ -4,7 +4,7 @@ Shapes: `rows` are query rows, `features` the encoded columns of a context, `out
 probability per class, or a regressor's statistics in the order of `REGRESSION_STATISTICS`.
 """
 
-from serve.core.engine import DEVICE_PATTERN, Batch, Engine, FittedContext, Matrix
+from serve.core.engine import DEVICE_PATTERN, Batch, Engine, Finished, FittedContext, Launched, Matrix
 from serve.core.model import (
     QUANTILES,
     REGRESSION_STATISTICS,
@@ -34,7 +34,9 @@ __all__ = [
     "Context",
     "Engine",
     "EnsembleOptions",
+    "Finished",
     "FittedContext",
+    "Launched",
     "Matrix",
     "ModelDefinition",
     "ModelReference",

@@ -51,8 +51,28 @@ class Batch:
     rows: Matrix
 
 
+class Launched(Protocol):
+    """A batch that the device computes, or has computed."""
+
+    def collect(self) -> Matrix:
+        """Wait for the outputs; raises what `Engine.predict` raises. Called once, in the order of the launches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A launched batch whose outputs were there at once, as on a CPU."""
+
+    outputs: Matrix
+
+    def collect(self) -> Matrix:
+        return self.outputs
+
+
 class Engine(Protocol):
-    """Runs models on one device. Only the device thread calls it, one call at a time."""
+    """Runs models on one device. Only the device thread calls it, one call at a time.
+
+    `Launched.collect` alone may be called from a second thread.
+    """
 
     @property
     def device(self) -> str:
@@ -65,8 +85,18 @@ class Engine(Protocol):
     def fit(self, model: ModelDefinition) -> FittedContext:
         """Build the fitted context; seconds to minutes. Raises InvalidModel."""
 
+    @property
+    def max_in_flight(self) -> int:
+        """Batches that may be launched and not collected: 2 where the device computes beside the host, otherwise 1."""
+
+    def launch(self, batch: Batch) -> Launched:
+        """Prepare a batch on the host and hand it to the device, without a wait for the device where it is a GPU.
+
+        Raises what `predict` raises; a fault of the device may also be raised by `Launched.collect`.
+        """
+
     def predict(self, batch: Batch) -> Matrix:
-        """Answer every row: float64 [rows, outputs], row i of the answer for row i of the batch.
+        """Launch and collect: float64 [rows, outputs], row i of the answer for row i of the batch.
 
         Raises:
             OutOfMemory: the device had no memory for so many rows; fewer may fit.

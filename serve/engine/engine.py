@@ -19,7 +19,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from serve.core import REGRESSION_STATISTICS, Batch, Column, FittedContext, Matrix, ModelDefinition, QueryTable, Task
+from serve.core import (
+    REGRESSION_STATISTICS,
+    Batch,
+    Column,
+    Finished,
+    FittedContext,
+    Matrix,
+    ModelDefinition,
+    QueryTable,
+    Task,
+)
 from serve.core.errors import EngineError, InvalidInput, InvalidModel, OutOfMemory, StartupError
 from serve.core.row_buckets import bucket_of, row_buckets
 from serve.engine import tabpfn_estimators
@@ -176,6 +186,10 @@ class TabPFNEngine:
     def lost(self) -> bool:
         return False  # a lost engine in this process would have ended the process
 
+    @property
+    def max_in_flight(self) -> int:
+        return 1
+
     def fit(self, model: ModelDefinition) -> TabPFNContext:
         """Fit the model's context. Takes seconds to minutes.
 
@@ -196,6 +210,9 @@ class TabPFNEngine:
             raise InvalidModel(
                 f"{place}: tabpfn could not fit its context with {model.checkpoint_path}: {error}"
             ) from error
+
+    def launch(self, batch: Batch) -> Finished:
+        return Finished(self.predict(batch))
 
     def predict(self, batch: Batch) -> Matrix:
         """Outputs float64 [rows, outputs]. Raises OutOfMemory, EngineError."""

@@ -22,6 +22,7 @@ from serve.core import (
     Batch,
     Column,
     ColumnKind,
+    Finished,
     Matrix,
     ModelDefinition,
     QueryTable,
@@ -74,6 +75,7 @@ class FakeEngine:
 
     device = "cpu"
     lost = False
+    max_in_flight = 1
 
     def __init__(
         self, cost_s: Callable[[int], float] | None = None, gate: Callable[[Batch], None] | None = None
@@ -93,6 +95,9 @@ class FakeEngine:
             classified = context.task is Task.CLASSIFICATION
             classes = tuple(sorted({str(label) for label in context.target})) if classified else ()
             return FakeContext(context.columns, classes, _matrix(context.columns, cells))
+
+    def launch(self, batch: Batch) -> Finished:
+        return Finished(self.predict(batch))
 
     def predict(self, batch: Batch) -> Matrix:
         with self._exclusive():

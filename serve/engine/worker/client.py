@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from serve.core import REGRESSION_STATISTICS, Batch, Column, Matrix, ModelDefinition, QueryTable
+from serve.core import REGRESSION_STATISTICS, Batch, Column, Finished, Matrix, ModelDefinition, QueryTable
 from serve.core.errors import DeviceLost, InvalidModel
 from serve.engine.row_encoder import RowEncoder, feature_names
 from serve.engine.worker import wire
@@ -122,6 +122,10 @@ class WorkerEngine:
         """The worker's process id."""
         return self._process.pid
 
+    @property
+    def max_in_flight(self) -> int:
+        return 1
+
     def fit(self, model: ModelDefinition) -> ContextHandle:
         context = model.context
         max_rows = max(context.num_rows, _MIN_CONTEXT_ROWS)
@@ -131,6 +135,9 @@ class WorkerEngine:
             return make_handle(fitted, context.columns, rows)
         except ValueError as error:
             raise self._lose(f"described its fitted context wrongly: {error}") from error
+
+    def launch(self, batch: Batch) -> Finished:
+        return Finished(self.predict(batch))
 
     def predict(self, batch: Batch) -> Matrix:
         return self._answer(Predict, batch)
