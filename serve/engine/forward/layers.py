@@ -1,4 +1,4 @@
-"""The layers of the compiled forward passes: linear layers, float32 norms, rotary projections, attention to a context.
+"""The layers of the compiled forward passes: linear layers, float32 norms, attention to a context.
 
 Attention never holds all its scores at a time. Its scale is multiplied into the queries once, when a pass is built.
 """
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from serve.engine.forward.attention import BITS, MAX_EXP_SCORE, attend_tiled
 from serve.engine.forward.processor import has_amx
-from serve.engine.forward.products import Product, add_tanh, gelu
+from serve.engine.forward.products import Product, add_tanh, gelu, multiply_to
 
 Attention = Callable[[torch.Tensor], torch.Tensor]
 """Takes queries [batch, heads, length, D] to attended values of the same shape."""
@@ -82,10 +82,19 @@ class ComputeSpec:
         """A norm with its weights."""
         return Norm(self.gain(module), module.eps)
 
-    def head_norm(self, module: Any | None) -> Callable[[torch.Tensor], torch.Tensor]:
+    def head_norm(self, module: Any | None, *, is_last: bool = False) -> Callable[[torch.Tensor], torch.Tensor]:
         """The norm of a head's queries or keys, to float32, without its weights: the layer that reads the result takes
-        them over. `module` is None where queries are not normed (v3)."""
-        return torch.Tensor.float if module is None else Norm(None, module.eps)
+        them over.
+
+        Args:
+            module: None where queries are not normed (v3).
+            is_last: attention reads the answer as it is. On a GPU the answer then keeps its number format, which
+                attention would give back to it.
+        """
+        keeps_dtype = is_last and self.device.type != "cpu"
+        if module is None:
+            return (lambda queries: queries) if keeps_dtype else torch.Tensor.float
+        return Norm(None, module.eps, keeps_dtype)
 
     def linear(self, module: Any, heads: tuple[int, int] | None = None, norm: Any | None = None) -> Linear:
         """A linear layer; see `Linear`. It takes over the weights of `norm`, tabpfn's norm in front of it."""
@@ -136,29 +145,42 @@ class Linear:
         product = self._product(x, self._bias)
         return product if self._heads is None else torch.unflatten(product, -1, self._heads)
 
+    def exact(self, x: torch.Tensor) -> torch.Tensor:
+        """The layer's answer in float32."""
+        if self._bias is not None:
+            return self(x).float()
+        product = self._product.exact(x)
+        return product if self._heads is None else torch.unflatten(product, -1, self._heads)
+
     def gelu(self, x: torch.Tensor) -> torch.Tensor:
         """gelu of the layer's answer; the last axis stays whole."""
         return self._product.gelu(x, self._bias)
 
     def add_to(self, total: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Adds the layer's answer to `total`, float32 and contiguous, in place."""
-        if self.packed or self._bias is not None or self.dtype != torch.float32:
-            return total.add_(self(x))
-        total.view(-1, total.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]).float(), self._product.weight.t())
-        return total
+        return self._product.add_to(total, x) if self._bias is None else total.add_(self(x))
 
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """RMS norm over the last axis, in float32. `weight` None means weights of one; `eps` None takes float32's."""
+    """RMS norm over the last axis, computed in float32.
+
+    Attributes:
+        weight: None means weights of one.
+        eps: None takes float32's.
+        keeps_dtype: on a GPU, answer in the number format of the input; otherwise in float32. Needs `weight` None.
+    """
 
     weight: torch.Tensor | None
     eps: float | None
+    keeps_dtype: bool = False
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        # `F.rms_norm` would pass over x five times on a CPU.
-        x = x.float()
         eps = torch.finfo(torch.float32).eps if self.eps is None else self.eps
+        x = x if self.keeps_dtype else x.float()
+        if x.device.type != "cpu":
+            return F.rms_norm(x, x.shape[-1:], self.weight, eps)
+        # `F.rms_norm` would pass over x five times on a CPU.
         square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().mul_(1 / x.shape[-1])
         normed: torch.Tensor = x * square.add_(eps).rsqrt_()
         return normed if self.weight is None else normed.mul_(self.weight)
@@ -180,12 +202,14 @@ class LengthScale:
     Args:
         length: rows of the context.
         gain: weights of the queries' norm, float32 [head_dim], which the queries themselves come without.
+        dtype: number format of the answer on a GPU; on a CPU it is float32.
     """
 
     def __init__(
         self, module: Any | None, num_heads: int, head_dim: int, length: int, spec: ComputeSpec,
-        gain: torch.Tensor | None = None,
+        gain: torch.Tensor | None = None, dtype: torch.dtype = torch.float32,
     ) -> None:  # fmt: skip
+        self._dtype = torch.float32 if spec.device.type == "cpu" else dtype
         base = torch.ones(num_heads * head_dim, device=spec.device)
         self._query = None
         if module is not None:
@@ -201,50 +225,10 @@ class LengthScale:
 
     def __call__(self, queries: torch.Tensor) -> torch.Tensor:
         """float32 [..., heads, head_dim] to the same shape."""
-        scaled = queries * self._base
         if self._query is None:
-            return scaled
+            return multiply_to(queries, self._base, self._dtype)
         first, second = self._query
-        return add_tanh(scaled, second(gelu(first(queries))))
-
-
-class RotaryProjection:
-    """Projection, rotary embedding and RMS norm of tokens by their position.
-
-    The rotation is folded into the weights: every position has a projection of its own. That is exact, because a
-    rotation does not change the norm that tabpfn takes before it.
-
-    Args:
-        norm: tabpfn's norm behind the projection, or None. Its weights are not applied; `gain` is.
-        angles: float32 [tokens, head_dim / 2], position times frequency.
-        before: tabpfn's norm in front of the projection, whose weights the projection takes over.
-        gain: float32 [head_dim], multiplied into the answer.
-    """
-
-    def __init__(
-        self, module: Any, norm: Any | None, angles: torch.Tensor, heads: tuple[int, int], spec: ComputeSpec,
-        before: Any, gain: torch.Tensor | None = None,
-    ) -> None:  # fmt: skip
-        self._heads, self._gain = heads, gain
-        weight = (spec.exact(module.weight) * spec.gain(before)).T.reshape(-1, *heads)  # [E, heads, head_dim]
-        cos, sin = (torch.cat([part, part], dim=-1)[:, None, None] for part in (angles.cos(), angles.sin()))
-        first, second = weight.chunk(2, dim=-1)
-        rotated = weight * cos + torch.cat([-second, first], dim=-1) * sin
-        # [tokens, E, heads head_dim]
-        self._weights = rotated.flatten(2).to(spec.weight_dtype(module.weight)).contiguous()
-        self._eps = None if norm is None else norm.eps or torch.finfo(torch.float32).eps
-        largest = 1.0 if gain is None else float(gain.abs().max())
-        self.max_length = math.inf if norm is None else math.sqrt(heads[1]) * largest
-        """Upper bound of the length of an answer's vectors."""
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[tokens, rows, E] to float32 [tokens, rows, heads, head_dim]."""
-        product = torch.bmm(x.to(self._weights.dtype), self._weights).float()
-        rotated = product.view(*product.shape[:2], *self._heads)
-        if self._eps is not None:
-            square = torch.linalg.vector_norm(rotated, dim=-1, keepdim=True).square_().mul_(1 / rotated.shape[-1])
-            rotated.mul_(square.add_(self._eps).rsqrt_())
-        return rotated if self._gain is None else rotated.mul_(self._gain)
+        return add_tanh(queries * self._base, second(gelu(first(queries))), self._dtype)
 
 
 class TiledAttention:

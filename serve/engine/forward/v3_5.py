@@ -58,8 +58,7 @@ class _Cells:
         num_columns, num_edges = context.shape[1:]
         self._edges = context[0].contiguous()
         self._num_rows = context[2, :, -1:]
-        # One row per edge: its value, the number of context values below it, and the number at or below it.
-        self._table = context.permute(1, 2, 0).reshape(-1, 3).contiguous()
+        self._table = _edge_table(context)
         self._starts = torch.arange(num_columns, device=spec.device)[:, None] * num_edges
 
         embed = network.x_embed
@@ -88,16 +87,26 @@ class _Cells:
         does. One search is then enough: a value is an edge if the first edge that is not below it equals it.
         """
         clamped = values.clamp(self._edges[:, :1], self._edges[:, -1:])
-        upper = torch.searchsorted(self._edges, clamped).clamp(max=self._edges.shape[1] - 1) + self._starts
-        high, high_below, high_at_most = self._read_edges(upper)
-        # At a column's first edge this reads the last edge of another column; it is unused, as the value is an edge.
-        low, _, low_at_most = self._read_edges((upper - 1).clamp(min=0))
-        between = low_at_most + (clamped - low) / (high - low) * (high_below - low_at_most)
-        counts = torch.where(clamped == high, 0.5 * (high_below + high_at_most), between)
-        return counts / self._num_rows
+        edge = torch.searchsorted(self._edges, clamped).clamp(max=self._edges.shape[1] - 1) + self._starts
+        facts = self._table.index_select(0, edge.flatten()).view(*edge.shape, -1)
+        high, low, distance, low_at_most, rise, midrank = facts.unbind(-1)
+        between = low_at_most + (clamped - low) / distance * rise
+        return torch.where(clamped == high, midrank, between) / self._num_rows
 
-    def _read_edges(self, edges: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return self._table.index_select(0, edges.flatten()).view(*edges.shape, 3).unbind(-1)
+
+def _edge_table(context: torch.Tensor) -> torch.Tensor:
+    """What a rank needs of an edge and of the edge before it: float32 [columns * edges, 6].
+
+    At a column's first edge the edge before it is another column's. It is unused, as the value is then an edge.
+
+    Args:
+        context: float32 [3, columns, edges]: an edge's value, the number of context values below it, and the number at
+            or below it.
+    """
+    high, below, at_most = context.flatten(1)
+    low, _, low_at_most = torch.cat([context.flatten(1)[:, :1], context.flatten(1)[:, :-1]], dim=1)
+    table = (high, low, high - low, low_at_most, below - low_at_most, 0.5 * (below + at_most))
+    return torch.stack(table, dim=1)
 
 
 def _by_neighbour(embed: Any, spec: ComputeSpec) -> torch.Tensor:

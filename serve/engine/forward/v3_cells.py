@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -92,7 +93,7 @@ class Scaling:
 
     def __call__(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """float32 [columns, R] to imputed values, standardised values, and indicators, each of the same shape."""
-        finite = torch.isfinite(values)
-        indicators = torch.where(finite, 0.0, torch.nan_to_num(values, nan=-2.0, posinf=2.0, neginf=4.0))
+        finite = values.abs() < math.inf  # `isfinite` takes four kernels
+        indicators = torch.nan_to_num(values, nan=-2.0, posinf=2.0, neginf=4.0).masked_fill_(finite, 0.0)
         values = torch.where(finite, values, self._mean)
         return values, ((values - self._mean) / self._std).clamp(-100, 100), indicators

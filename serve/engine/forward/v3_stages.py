@@ -27,7 +27,8 @@ from tabpfn.architectures.kv_cache import QuantizedKVCacheEntry
 
 from serve.engine.forward import Group
 from serve.engine.forward.attention import MAX_EXP_SCORE, attend_tokens
-from serve.engine.forward.layers import ComputeSpec, FeedForward, LengthScale, Norm, RotaryProjection, attend
+from serve.engine.forward.layers import ComputeSpec, FeedForward, LengthScale, Norm, attend
+from serve.engine.forward.rotary import QueriesAndKeys, RotaryProjection
 from serve.engine.forward.v3_cells import SharedColumns
 
 _MAX_TOKENS, _MAX_TOKENS_CPU = 1 << 18, 1 << 14
@@ -139,7 +140,7 @@ class _ColumnBlock:
             keys = spec.norm(attention.k_norm)(keys) * spec.gain(norm)
             query_bound = torch.full((heads[0], 1, heads[1]), math.sqrt(heads[1]), device=spec.device)
         short = ComputeSpec(spec.device, spec.dtype, spec.short_dtype)
-        self._query_norm = spec.head_norm(norm)
+        self._query_norm = spec.head_norm(norm, is_last=True)
         self._attend = short.attend_to(keys * attention.head_dim**-0.5, values, query_bound)
         self._norm = Norm(None, block.layernorm_q.eps)
         self._query = spec.linear(attention.q_projection, heads, block.layernorm_q)
@@ -199,9 +200,12 @@ class _RowBlock:
         for norm in (query_norm, key_norm):
             gain = gain if norm is None else gain * spec.gain(norm)
         layout = (self._heads, spec, block.layernorm)
-        self._query = RotaryProjection(attention.q_projection, query_norm, angles[:num_queries], *layout, gain)
-        self._key = RotaryProjection(attention.k_projection, key_norm, angles, *layout)
-        self._is_bounded = self._query.max_length * self._key.max_length <= MAX_EXP_SCORE
+        # a GPU computes every token's query in the kernels of the keys
+        asking = angles[:num_queries] if spec.device.type == "cpu" else angles
+        query = RotaryProjection(attention.q_projection, query_norm, asking, *layout, gain)
+        key = RotaryProjection(attention.k_projection, key_norm, angles, *layout)
+        self._queries_and_keys = QueriesAndKeys(query, key, num_queries, spec.short_dtype)
+        self._is_bounded = self._queries_and_keys.max_score <= MAX_EXP_SCORE
         self._value = spec.linear(attention.v_projection, self._heads, block.layernorm)
         self._out = spec.linear(attention.out_projection)
         self._feed_forward = FeedForward(block.layernorm_mlp, block.mlp, spec)
@@ -210,13 +214,13 @@ class _RowBlock:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """float32 [T, B R, E] to [queries, B R, E], in place."""
         normed = self._norm(x).to(self._value.dtype)  # converted once: the three weights have one shape, so one dtype
-        queries, keys, values = self._query(normed[: self._num_queries]), self._key(normed), self._value(normed)
-        dtype = self._spec.short_dtype
+        queries, keys = self._queries_and_keys(normed)
+        values, dtype = self._value(normed), self._spec.short_dtype
         if self._spec.device.type == "cpu":
             attended = attend_tokens(queries, keys, values, is_bounded=self._is_bounded, dtype=dtype)
         else:
-            queries, keys, values = (part.to(dtype).permute(1, 2, 0, 3) for part in (queries, keys, values))
-            attended = attend(queries, keys, values).permute(2, 0, 1, 3)
+            parts = (part.to(dtype).permute(1, 2, 0, 3) for part in (queries, keys, values))
+            attended = attend(*parts).permute(2, 0, 1, 3)
         return self._feed_forward(self._out.add_to(x[: self._num_queries], attended.flatten(-2)))
 
 
@@ -235,7 +239,9 @@ class _IclBlock:
         self._query = spec.linear(attention.q_projection, heads, block.layernorm)
         norm = getattr(attention, "q_norm", None)
         self._query_norm, gain = spec.head_norm(norm), None if norm is None else spec.gain(norm)
-        self._scale = LengthScale(attention.softmax_scaling_layer, *heads, keys.shape[1], spec, gain)
+        self._scale = LengthScale(
+            attention.softmax_scaling_layer, *heads, keys.shape[1], spec, gain, spec.attention_dtype
+        )
         query_bound = None if norm is None else torch.unflatten(self._scale.query_bound, 0, self._fold)
         self._attend = spec.attend_to(keys, values, query_bound)
         self._out = spec.linear(attention.out_projection)
@@ -243,7 +249,7 @@ class _IclBlock:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """float32 [B, R, T E] to the same shape, in place."""
-        queries = self._scale(self._query_norm(self._query(self._norm(x))))
+        queries = self._scale(self._query_norm(self._query.exact(self._norm(x))))
         # Query heads that share a key/value head lie next to each other; they become rows.
         folded = torch.unflatten(queries, 2, self._fold).transpose(1, 2).flatten(2, 3)
         unfolded = torch.unflatten(self._attend(folded), 2, (-1, self._fold[1])).transpose(1, 2).flatten(2)

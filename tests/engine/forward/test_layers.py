@@ -13,11 +13,11 @@ from serve.engine.forward.layers import (
     ComputeSpec,
     FeedForward,
     LengthScale,
-    RotaryProjection,
     TiledAttention,
     attend,
 )
 from serve.engine.forward.products import Product, add_tanh, gelu
+from serve.engine.forward.rotary import RotaryProjection
 
 CPU = ComputeSpec(torch.device("cpu"), torch.float32)
 
