@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from serve.engine.forward import Forward, Group
-from serve.engine.forward.v2_cells import Cells, draw_columns, find_sources
-from serve.engine.forward.v2_layers import CellsForward, side_by_side
+from serve.engine.forward.v2_cells import Cells, Part, draw_columns, find_sources
+from serve.engine.forward.v2_pass import build_forward
 
 
 def build(
@@ -26,10 +26,10 @@ def build(
     # Neither the task nor shared columns matter: the cache holds the target column's embedding, and cells are cheap.
     del task_type
     with torch.inference_mode():
-        return side_by_side([
-            CellsForward(network, group.caches, _read_cells(network, group.caches), dtype, kv_dtype or dtype)
-            for group in groups
-        ])  # fmt: skip
+        parts = [
+            Part(number, None, group.caches, _read_cells(network, group.caches)) for number, group in enumerate(groups)
+        ]
+        return build_forward(network, parts, dtype, kv_dtype or dtype)
 
 
 def _read_cells(network: Any, caches: Sequence[Any]) -> Cells:

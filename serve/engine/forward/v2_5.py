@@ -2,8 +2,8 @@
 
 They differ from v2 as follows:
 - columns that are constant in the context are removed before columns are grouped, not within each group. So members of
-  a group may keep different numbers of columns, and have different numbers of tokens. Members with equal numbers share
-  a pass;
+  a group may keep different numbers of columns, and have different numbers of tokens. Members with equal numbers are
+  one part of the pass;
 - the scaler's mean, which is that of the finite values, replaces a missing value;
 - a group's embedding may have a hidden layer (`encoder_type="mlp"`);
 - the columns' random embeddings come from a table inside tabpfn where its width is theirs (emsize 192, the default).
@@ -23,8 +23,8 @@ import torch
 from torch.nn import functional
 
 from serve.engine.forward import Forward, Group
-from serve.engine.forward.v2_cells import Cells, draw_columns, find_sources
-from serve.engine.forward.v2_layers import CellsForward, side_by_side
+from serve.engine.forward.v2_cells import Cells, Part, draw_columns, find_sources
+from serve.engine.forward.v2_pass import build_forward
 
 _SEED = 42
 """Seed of the columns' embeddings in tabpfn's `_add_column_embeddings`."""
@@ -41,39 +41,23 @@ def build(
     # Neither the task nor shared columns matter: the cache holds the target column's embedding, and cells are cheap.
     del task_type
     with torch.inference_mode():
-        return side_by_side([_build_group(network, group.caches, dtype, kv_dtype or dtype) for group in groups])
+        parts = [part for number, group in enumerate(groups) for part in _divide(network, number, group.caches)]
+        return build_forward(network, parts, dtype, kv_dtype or dtype)
 
 
-def _build_group(
-    network: torch.nn.Module, caches: Sequence[Any], dtype: torch.dtype, kv_dtype: torch.dtype
-) -> CellsForward | _SplitForward:
+def _divide(network: torch.nn.Module, number: int, caches: Sequence[Any]) -> list[Part]:
+    """One part of the group for each number of columns that its members have."""
     by_columns: dict[int, list[int]] = {}
     for index, cache in enumerate(caches):
         by_columns.setdefault(_count_columns(cache), []).append(index)
-    groups = [[caches[index] for index in indices] for indices in by_columns.values()]
-    forwards = [CellsForward(network, group, _read_cells(network, group), dtype, kv_dtype) for group in groups]
-    if len(forwards) == 1:
-        return forwards[0]
     sizes, device = [cache.train_shape[0] for cache in caches], caches[0].test_y_embedding.device
     positions = torch.split(torch.arange(sum(sizes), device=device), sizes)
-    return _SplitForward(forwards, [torch.cat([positions[i] for i in indices]) for indices in by_columns.values()])
-
-
-class _SplitForward:
-    """The forward pass of a group whose members differ in their number of columns: one pass for each number.
-
-    Args:
-        members: the positions of each pass's members in the group; int64.
-    """
-
-    def __init__(self, forwards: Sequence[CellsForward], members: Sequence[torch.Tensor]) -> None:
-        self._parts = list(zip(forwards, members, strict=True))
-        self._in_order = torch.cat(list(members)).argsort()
-
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
-            answers = [forward(rows.index_select(0, positions)) for forward, positions in self._parts]
-            return torch.cat(answers).index_select(0, self._in_order)
+    parts = []
+    for indices in by_columns.values():
+        own = [caches[index] for index in indices]
+        members = None if len(by_columns) == 1 else torch.cat([positions[index] for index in indices])
+        parts.append(Part(number, members, own, _read_cells(network, own)))
+    return parts
 
 
 def _count_columns(cache: Any) -> int:

@@ -6,6 +6,7 @@ depend on that row alone. Everything is float32.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,7 @@ class Cells:
     mean: torch.Tensor
     deviation: torch.Tensor
     factor: torch.Tensor  # evens out groups in which columns are constant
-    used: torch.Tensor  # bool: False for a constant column, whose cell becomes 0
+    unused: torch.Tensor  # bool: True for a constant column, whose cell becomes 0
     projections: Sequence[torch.Tensor]  # from 2 * features_per_group, values then flags, to emsize; GELU between
     columns: torch.Tensor  # [groups, emsize]: the random embeddings
     target: torch.Tensor  # [members, 1, 1, emsize]: the target column, equal for all test rows
@@ -38,12 +39,12 @@ class Cells:
         _, num_rows, width = rows.shape
         # tabpfn pads short groups with zero columns; here one zero column serves them all.
         cells = functional.pad(rows, (0, self.zero - width + 1)).gather(2, self.source.expand(-1, num_rows, -1))
-        infinite = torch.isinf(cells)
+        finite = cells.abs() < math.inf  # `isfinite` takes four kernels
         # Flags as in _generate_nan_and_inf_indicator: -2 for NaN, 2 for +inf, 4 for -inf.
-        flags = torch.isnan(cells) * -2.0 + infinite * torch.where(cells > 0, 2.0, 4.0)
-        values = torch.where(flags == 0, cells, self.fill)
+        flags = torch.nan_to_num(cells, nan=-2.0, posinf=2.0, neginf=4.0).masked_fill_(finite, 0.0)
+        values = torch.where(finite, cells, self.fill)
         values = ((values - self.mean) / self.deviation).clip(-100, 100)
-        values = torch.where(self.used, values * self.factor, 0.0)
+        values = (values * self.factor).masked_fill_(self.unused, 0.0)
         groups = (self.num_groups, self.projections[0].shape[1] // 2)
         embedded = torch.cat([torch.unflatten(part, -1, groups) for part in (values, flags)], dim=-1)
         for index, projection in enumerate(self.projections):
@@ -77,11 +78,33 @@ class Cells:
             mean=flat(mean.float()),
             deviation=flat((deviation + torch.finfo(deviation.dtype).eps).float()),
             factor=flat(factor.float()),
-            used=flat(used),
+            unused=flat(used.logical_not()),
             projections=[layer.weight.detach().float() for layer in projections],
             columns=functional.linear(drawn.float(), columns.weight.detach().float(), columns.bias.detach().float()),
             target=target.view(len(target), 1, 1, -1),
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Members with equal numbers of tokens.
+
+    Attributes:
+        group: number of the tensor of rows in which the members are.
+        members: their positions in that tensor, int64; None takes all, in order.
+        caches: tabpfn's KV caches of the members.
+        cells: how their rows become tokens.
+    """
+
+    group: int
+    members: torch.Tensor | None
+    caches: Sequence[Any]
+    cells: Cells
+
+    def embed(self, rows: Sequence[torch.Tensor], start: int, stop: int) -> torch.Tensor:
+        """The tokens of rows `start` to `stop`: float32 [members, rows, columns, emsize]."""
+        own = rows[self.group][:, start:stop]
+        return self.cells.embed(own if self.members is None else own.index_select(0, self.members))
 
 
 def find_sources(kept: torch.Tensor) -> torch.Tensor:

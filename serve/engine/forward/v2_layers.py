@@ -29,162 +29,154 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from serve.engine.forward import Forward
 from serve.engine.forward.attention import BITS, MAX_EXP_SCORE, attend_tiled, attend_tokens
-from serve.engine.forward.layers import MAX_CUDA_GRID, Norm
+from serve.engine.forward.layers import Norm
 from serve.engine.forward.processor import has_amx
 from serve.engine.forward.products import Product
-from serve.engine.forward.v2_cells import Cells
+from serve.engine.forward.v2_cells import Part
 
 _MANY_QUERIES = 64
 """On a CPU with AMX, from so many queries on, torch's fused kernel beats tiles in bfloat16; see `_use_tiles`."""
-_MAX_HIDDEN_BYTES = 256 * 2**20
-"""Most bytes of one pass's widest activation, the hidden layer of the MLP; more rows take several passes."""
 
 
-def side_by_side(forwards: Sequence[Callable[[torch.Tensor], torch.Tensor]]) -> Forward:
-    """The forward pass of several groups, each by its own: their widths differ in every layer."""
-
-    def run(*rows: torch.Tensor) -> torch.Tensor:
-        answers = [forward(part) for forward, part in zip(forwards, rows, strict=True)]
-        return answers[0] if len(answers) == 1 else torch.cat(answers)
-
-    return run
+def join(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Tokens [members, rows, columns, emsize] of each part to one matrix [tokens, emsize]."""
+    flat = [part.reshape(-1, part.shape[-1]) for part in parts]
+    return flat[0] if len(flat) == 1 else torch.cat(flat)
 
 
-class CellsForward:
-    """The forward pass of one group: float32 [members, rows, width] to float32 [members, rows, outputs].
-
-    Args:
-        network: tabpfn's module.
-        caches: tabpfn's KV caches of the group.
-        cells: how the group's rows become tokens.
-        dtype: number format of the weights.
-        kv_dtype: number format of the cached keys and values, and of attention to them.
-    """
-
-    def __init__(
-        self, network: Any, caches: Sequence[Any], cells: Cells, dtype: torch.dtype, kv_dtype: torch.dtype
-    ) -> None:
-        self._num_members, self._cells = len(cells.target), cells
-        self._layers = []
-        for index, block in enumerate(network.blocks):
-            entries = [cache.kv[index] for cache in caches]
-            is_last = index == len(network.blocks) - 1
-            self._layers.append(_read_layer(block, entries, self._num_members, is_last, dtype, kv_dtype))
-        hidden, _, output = network.output_projection
-        self._head = [(layer.weight.detach().float(), layer.bias.detach().float()) for layer in (hidden, output)]
-        self._max_rows = self._limit_rows(max(network.hidden_size, *map(len, cells.projections)))
-
-    def _limit_rows(self, hidden_size: int) -> int:
-        row_bytes = self._num_members * (self._cells.num_groups + 1) * hidden_size * torch.float32.itemsize
-        row_cells = self._num_members * self._layers[0].num_heads
-        return max(1, min(_MAX_HIDDEN_BYTES // row_bytes, MAX_CUDA_GRID // row_cells))
-
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
-            starts = range(0, rows.shape[1], self._max_rows)
-            passes = [self._pass(rows[:, start : start + self._max_rows]) for start in starts]
-            return passes[0] if len(passes) == 1 else torch.cat(passes, dim=1)
-
-    def _pass(self, rows: torch.Tensor) -> torch.Tensor:
-        tokens = self._cells.embed(rows)
-        for layer in self._layers:
-            tokens = layer.apply(tokens)
-        (hidden, hidden_bias), (output, output_bias) = self._head
-        inner = functional.gelu(functional.linear(tokens[:, :, -1], hidden, hidden_bias))
-        return functional.linear(inner, output, output_bias)
+def _divide(matrix: torch.Tensor, shapes: Sequence[torch.Size]) -> list[torch.Tensor]:
+    """The parts of a matrix of tokens, as [members, rows, columns, width]."""
+    parts = torch.split(matrix, [shape.numel() for shape in shapes])
+    return [part.view(*shape, -1) for part, shape in zip(parts, shapes, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
-class _Layer:
+class _Context:
+    """What a layer holds of one part's context.
+
+    Attributes:
+        keys: [members * kept columns, head_dim, context], centred, multiplied by BITS / sqrt(head_dim).
+        values: [members * kept columns, context, head_dim], centred.
+        is_bounded: whether no score can exceed MAX_EXP_SCORE, for any tokens.
+        mean_out: float32 [members, 1, kept columns, emsize]: the projected mean of the values.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    is_bounded: bool
+    mean_out: torch.Tensor
+
+    def attend(self, query: torch.Tensor, num_heads: int) -> torch.Tensor:
+        """`AlongColumnAttention` to the cached head, as [members, rows, kept columns, emsize].
+
+        A column's rows and heads are folded into one matrix. `query` is [members, rows, kept columns, emsize].
+        """
+        members, rows, columns, emsize = query.shape
+        query = query.transpose(1, 2).reshape(members * columns, rows * num_heads, -1).to(self.keys.dtype)
+        if _use_tiles(self.keys, query.shape[1]):
+            mixed = attend_tiled(query, self.keys, self.values, is_bounded=self.is_bounded)
+        else:
+            mixed = _attend_fused(query, self.keys, self.values)
+        return mixed.view(members, columns, rows, emsize).transpose(1, 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
     """`TabPFNBlock.forward` with `cached_kv`: attention between columns, attention to the context, and an MLP.
 
-    A norm follows each of the three. The layer answers for the last `num_kept` columns: all of them, or the target
-    column alone.
+    A norm follows each of the three. The last layer answers for the target column alone.
     """
 
     num_heads: int
-    num_kept: int
+    is_last: bool
     norms: Sequence[Callable[[torch.Tensor], torch.Tensor]]
     between_columns: Product  # [3 * emsize, emsize]: query, key, value
     between_columns_out: Product
     query: Product
     query_out: Product
-    keys: torch.Tensor  # [members * kept columns, head_dim, context], centred, multiplied by BITS / sqrt(head_dim)
-    values: torch.Tensor  # [members * kept columns, context, head_dim], centred
-    is_bounded: bool  # whether no score can exceed MAX_EXP_SCORE, for any tokens
-    mean_out: torch.Tensor  # float32 [members, 1, kept columns, emsize]: the projected mean of the values
+    contexts: Sequence[_Context]  # of each part
     widen: Product
     narrow: Product
 
-    def apply(self, tokens: torch.Tensor) -> torch.Tensor:
-        """float32 [members, rows, columns, emsize], overwritten, to the kept columns, which the next layer reads."""
-        kept = tokens[:, :, -self.num_kept :]
-        kept = self.norms[0](kept.add_(self._attend_columns(tokens)))
-        kept = self.norms[1](kept.add_(self._attend_context(kept)).add_(self.mean_out))
-        return self.norms[2](kept.add_(self.narrow(self.widen.gelu(kept))))
+    def apply(self, tokens: torch.Tensor, shapes: Sequence[torch.Size]) -> torch.Tensor:
+        """Tokens float32 [tokens, emsize], overwritten, to those of the kept columns, which the next layer reads.
 
-    def _attend_columns(self, tokens: torch.Tensor) -> torch.Tensor:
-        """`AlongRowAttention` of all members' rows at once."""
-        members, rows, columns, emsize = tokens.shape
-        fused = self.between_columns(tokens)
+        Args:
+            shapes: members, rows and columns of each part.
+        """
+        mixed = [self._attend_columns(part) for part in _divide(self.between_columns(tokens), shapes)]
+        if self.is_last:
+            tokens = join([part[:, :, -1:] for part in _divide(tokens, shapes)])
+            shapes = [torch.Size((*shape[:2], 1)) for shape in shapes]
+        for part, attended in zip(_divide(tokens, shapes), mixed, strict=True):
+            _add(part, self.between_columns_out, attended)
+        tokens = self.norms[0](tokens)
+        queries = _divide(self.query(tokens), shapes)
+        for part, query, context in zip(_divide(tokens, shapes), queries, self.contexts, strict=True):
+            _add(part, self.query_out, context.attend(query, self.num_heads)).add_(context.mean_out)
+        tokens = self.norms[1](tokens)
+        return self.norms[2](_add(tokens, self.narrow, self.widen.gelu(tokens)))
+
+    def _attend_columns(self, fused: torch.Tensor) -> torch.Tensor:
+        """`AlongRowAttention` of a part's rows, [members, rows, columns, 3 emsize], for its kept columns."""
+        members, rows, columns, _ = fused.shape
         query, key, value = fused.view(members * rows, columns, 3, self.num_heads, -1).unbind(2)
-        query, scale = query[:, -self.num_kept :], 1 / math.sqrt(query.shape[-1])
+        query, scale = query[:, -1:] if self.is_last else query, 1 / math.sqrt(query.shape[-1])
         if query.device.type == "cpu":
             query, key, value = (part.transpose(0, 1) for part in (query, key, value))
             mixed = attend_tokens(query, key, value, scale=scale).transpose(0, 1)
         else:
             query, key, value = (part.transpose(1, 2) for part in (query, key, value))
             mixed = functional.scaled_dot_product_attention(query, key, value, scale=scale).transpose(1, 2)
-        return self.between_columns_out(mixed.reshape(members, rows, self.num_kept, emsize))
-
-    def _attend_context(self, tokens: torch.Tensor) -> torch.Tensor:
-        """`AlongColumnAttention` to the cached head; a column's rows and heads are folded into one matrix."""
-        members, rows, columns, emsize = tokens.shape
-        query = self.query(tokens).transpose(1, 2)
-        query = query.reshape(members * columns, rows * self.num_heads, -1)
-        query = query.to(self.keys.dtype)
-        if _use_tiles(self.keys, query.shape[1]):
-            mixed = attend_tiled(query, self.keys, self.values, is_bounded=self.is_bounded)
-        else:
-            mixed = _attend_fused(query, self.keys, self.values)
-        return self.query_out(mixed.view(members, columns, rows, emsize)).transpose(1, 2)
+        return mixed.reshape(members, rows, mixed.shape[1], -1)
 
 
-def _read_layer(
-    block: Any, entries: Sequence[Any], num_members: int, is_last: bool, dtype: torch.dtype, kv_dtype: torch.dtype
-) -> _Layer:
+def _add(tokens: torch.Tensor, product: Product, x: torch.Tensor) -> torch.Tensor:
+    """Adds the product of x to contiguous tokens, in place."""
+    return tokens.add_(product(x)) if tokens.device.type == "cpu" else product.add_to(tokens, x)
+
+
+def read_layer(
+    block: Any, parts: Sequence[Part], index: int, is_last: bool, dtype: torch.dtype, kv_dtype: torch.dtype
+) -> Layer:
+    """Layer `index` of the network, tabpfn's `block`, with its part of every cache; see `CellsForward`."""
     across, along = block.per_sample_attention_between_features, block.per_column_attention_between_cells
+
+    def product(*linears: Any) -> Product:
+        """One product for several linear layers; their outputs follow one another."""
+        return Product(torch.cat([linear.weight.detach() for linear in linears]).to(dtype))
+
+    return Layer(
+        num_heads=along.num_heads,
+        is_last=is_last,
+        norms=[_read_norm(norm) for norm in (block.layernorm_mha1, block.layernorm_mha2, block.layernorm_mlp)],
+        between_columns=product(across.q_projection, across.k_projection, across.v_projection),
+        between_columns_out=product(across.out_projection),
+        query=product(along.q_projection),
+        query_out=product(along.out_projection),
+        contexts=[_read_context(block, part, index, is_last, kv_dtype) for part in parts],
+        widen=product(block.mlp[0]),
+        narrow=product(block.mlp[2]),
+    )
+
+
+def _read_context(block: Any, part: Part, index: int, is_last: bool, kv_dtype: torch.dtype) -> _Context:
+    along, entries = block.per_column_attention_between_cells, [cache.kv[index] for cache in part.caches]
     key, value = (torch.cat(parts)[:, :, 0].float() for parts in zip(*((e.key, e.value) for e in entries), strict=True))
+    num_members = len(part.cells.target)
     num_columns = key.shape[0] // num_members
-    num_kept = 1 if is_last else num_columns
     if is_last:
         key, value = key[num_columns - 1 :: num_columns], value[num_columns - 1 :: num_columns]
     mean = value.mean(1, keepdim=True)
     # Every query head adds the same mean, so the projection takes it once per head.
     mean_out = functional.linear(mean.repeat(1, 1, along.num_heads), along.out_projection.weight.float())
     exact_keys = (key - key.mean(1, keepdim=True)) / math.sqrt(along.head_dim)
-    keys = (exact_keys * BITS).to(kv_dtype)
-
-    def product(*linears: Any) -> Product:
-        """One product for several linear layers; their outputs follow one another."""
-        return Product(torch.cat([linear.weight.detach() for linear in linears]).to(dtype))
-
-    return _Layer(
-        num_heads=along.num_heads,
-        num_kept=num_kept,
-        norms=[_read_norm(norm) for norm in (block.layernorm_mha1, block.layernorm_mha2, block.layernorm_mlp)],
-        between_columns=product(across.q_projection, across.k_projection, across.v_projection),
-        between_columns_out=product(across.out_projection),
-        query=product(along.q_projection),
-        query_out=product(along.out_projection),
-        keys=_lay_out(keys),
+    return _Context(
+        keys=_lay_out((exact_keys * BITS).to(kv_dtype)),
         values=(value - mean).to(kv_dtype).contiguous(),
         is_bounded=_largest_score(block.layernorm_mha1, along, exact_keys) <= MAX_EXP_SCORE,
-        mean_out=mean_out.view(num_members, 1, num_kept, -1),
-        widen=product(block.mlp[0]),
-        narrow=product(block.mlp[2]),
+        mean_out=mean_out.view(num_members, 1, 1 if is_last else num_columns, -1),
     )
 
 
