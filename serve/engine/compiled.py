@@ -81,7 +81,9 @@ class CompiledEnsemble:
         self._outputs: Outputs = (
             ClassifierOutputs(estimator, device) if self._is_classifier else RegressorOutputs(estimator, probe, device)
         )
-        self._logits = _record(self._run_forwards, executor, device)
+        # A GPU's recording holds the outputs too. On a CPU the rows of the logits may be divided among threads.
+        self._is_on_gpu = device.type == "cuda"
+        self._compute = _record(self._answer if self._is_on_gpu else self._run_forwards, executor, device)
 
     @property
     def uncompiled_steps(self) -> tuple[str, ...]:
@@ -91,14 +93,18 @@ class CompiledEnsemble:
     def __call__(self, rows: Matrix) -> Matrix:
         """Clean rows float64 [rows, features] to outputs float64 [rows, outputs], equal to tabpfn's prediction."""
         with torch.inference_mode(), self._threads(len(rows)):
-            outputs = self._outputs(self._logits(self._preprocessing(rows)))
+            computed = self._compute(self._preprocessing(rows))
+            outputs = computed if self._is_on_gpu else self._outputs(computed)
         matrix = np.asarray(outputs.cpu().numpy(), dtype=np.float64)
         return round_probabilities(self._estimator, matrix) if self._is_classifier else matrix
 
     def _threads(self, num_rows: int) -> AbstractContextManager[None]:
-        if isinstance(self._logits, DividedCompute):
-            return torch_threads(self._logits.num_torch_threads(num_rows))
+        if isinstance(self._compute, DividedCompute):
+            return torch_threads(self._compute.num_torch_threads(num_rows))
         return nullcontext()
+
+    def _answer(self, prepared: Sequence[torch.Tensor]) -> torch.Tensor:
+        return self._outputs(self._run_forwards(prepared))
 
     def _run_forwards(self, prepared: Sequence[torch.Tensor]) -> torch.Tensor:
         """Logits [members, rows, ...] in the order of the members."""

@@ -1,8 +1,7 @@
 """From every member's logits to the answer of a request: tabpfn's post-processing with its constants at hand.
 
 It mirrors `TabPFNClassifier.forward` / `logits_to_probabilities` / `_predict_proba` and `TabPFNRegressor.predict` of
-tabpfn 9.2. For a classifier it is a handful of tensor operations that never ask the device for a value. For a regressor
-it translates every member's bars to the common ones by tabpfn's own functions, and keeps the tables for them.
+tabpfn 9.2. No operation asks the device for a value, so a GPU's graph holds it together with the forward pass.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ import numpy as np
 import torch
 from tabpfn.base import resolved_softmax_temperature
 from tabpfn.constants import PROBABILITY_EPSILON_ROUND_ZERO, SKLEARN_16_DECIMAL_PRECISION
-from tabpfn.utils import translate_probs_across_borders
 
 from serve.core import QUANTILES, Matrix
+from serve.engine.bars import BarStatistics, BarTranslation
 
 Outputs = Callable[[torch.Tensor], torch.Tensor]
 """Takes logits float32 [members, rows, ...], in the order of the members, to outputs [rows, outputs] on the device."""
@@ -84,21 +83,29 @@ class RegressorOutputs:
     """
 
     def __init__(self, estimator: Any, row: Matrix, device: torch.device) -> None:
-        self._estimator = estimator
-        self._bars = estimator.znorm_space_bardist_.to(device)
+        bars = estimator.znorm_space_bardist_.to(device)
         self._scale, self._shift = float(estimator.y_train_std_), float(estimator.y_train_mean_)
         self._temperature = float(resolved_softmax_temperature(estimator))
+        self._average_first = bool(estimator.average_before_softmax)
         answers = list(estimator._iter_forward_executor(row, use_inference_mode=True))
-        self._borders = [torch.as_tensor(borders, device=device) for borders, _ in answers]
+        borders = [torch.as_tensor(borders, device=device) for borders, _ in answers]
+        self._translation, self._statistics = (
+            BarTranslation(borders, bars.borders),
+            BarStatistics(bars, (0.5, *QUANTILES)),
+        )
         unreachable = torch.stack([torch.isneginf(output.reshape(-1)) for _, output in answers])
         self._unreachable = unreachable[:, None, :].to(device)  # [members, 1, bars]
+        self._ensemble_temperature = float(getattr(estimator, "ensemble_softmax_temperature_", 1.0))
+        correction = getattr(estimator, "downsample_correction_log_weights_", None)
+        self._log_weights = None if correction is None else correction.to(device, torch.float32)
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         reachable = (logits / self._temperature).masked_fill(self._unreachable, float("-inf"))
-        total = torch.zeros_like(reachable[0])
-        for member, borders in zip(reachable, self._borders, strict=True):
-            translated = translate_probs_across_borders(member, frm=borders, to=self._bars.borders)
-            total = total + (translated.log() if self._estimator.average_before_softmax else translated)
-        logs = self._estimator._reduce_accumulated_logits(total, len(self._borders))
-        statistics = [self._bars.mean(logs), *(self._bars.icdf(logs, level) for level in (0.5, *QUANTILES))]
-        return torch.stack([value.double() for value in statistics], dim=1) * self._scale + self._shift
+        translated = self._translation(reachable.softmax(dim=-1))
+        average = (translated.log() if self._average_first else translated).sum(dim=0) / len(logits)
+        logs = (average.softmax(dim=-1) if self._average_first else average).log()
+        if self._ensemble_temperature != 1.0:
+            logs = logs / self._ensemble_temperature
+        if self._log_weights is not None:
+            logs = logs + self._log_weights
+        return self._statistics(logs) * self._scale + self._shift

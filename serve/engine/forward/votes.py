@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from serve.engine.forward.attention import BITS, count_votes
 from serve.engine.forward.layers import ComputeSpec, LengthScale
 
-_MAX_SCORES = 1 << 21
-"""Most attention scores held at a time on a GPU; the other attentions hold only tiles of theirs."""
+_MAX_SCORES = 1 << 26
+"""Most attention scores held at a time on a GPU: 256 MiB. The other attentions hold only tiles of theirs."""
 
 
 class Votes:
