@@ -29,7 +29,7 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 
-from pretend_cuda import attention
+from pretend_cuda import attention, norms
 from pretend_cuda.device import Launch, Note, PretendDevice
 from pretend_cuda.streams import CUDAGraph, Event, Stream
 from pretend_cuda.tensors import PretendTensor
@@ -59,6 +59,7 @@ def pretend_cuda(
         stack.enter_context(mock.patch.object(torch.Tensor, "is_pinned", lambda x, *_: device.is_pinned(x)))
         attend = partial(attention.scaled_dot_product_attention, device)
         stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", attend))
+        stack.enter_context(mock.patch.object(F, "rms_norm", partial(norms.rms_norm, device)))
         for name in ("tensor", "as_tensor"):  # their C++ copies to the device without an operator
             stack.enter_context(mock.patch.object(torch, name, _copied(getattr(torch, name))))
         stack.enter_context(mock.patch.object(torch, "Generator", _HostGenerator))

@@ -70,10 +70,11 @@ def describe(func: Any) -> Operator:
 def _widen(product: Callable[..., torch.Tensor], is_added: bool) -> Callable[..., torch.Tensor]:
     """A product whose sums leave it in a wider dtype, for which only CUDA has kernels."""
 
-    def compute(*args: Any, beta: float = 1, alpha: float = 1) -> torch.Tensor:
+    def compute(*args: Any, beta: float = 1, alpha: float = 1, out: torch.Tensor | None = None) -> torch.Tensor:
         *tensors, dtype = args
         scales = {"beta": beta, "alpha": alpha} if is_added else {}
-        return product(*(x.to(dtype) for x in tensors), **scales)
+        answer = product(*(x.to(dtype) for x in tensors), **scales)
+        return answer if out is None else out.copy_(answer)
 
     return compute
 
@@ -82,6 +83,7 @@ _STAND_INS: dict[Any, Callable[..., torch.Tensor]] = {
     aten.mm.dtype: _widen(aten.mm.default, False),
     aten.bmm.dtype: _widen(aten.bmm.default, False),
     aten.addmm.dtype: _widen(aten.addmm.default, True),
+    aten.addmm.dtype_out: _widen(aten.addmm.default, True),
     aten.baddbmm.dtype: _widen(aten.baddbmm.default, True),
 }
 """What computes operators that a CPU has no kernel for."""
