@@ -2,6 +2,7 @@
 
 import ipaddress
 import json
+import os
 import re
 import socket
 import subprocess
@@ -98,6 +99,13 @@ def test_listens_on_loopback_only(server: Server, haproxy: bool) -> None:
 def _is_loopback(address: str) -> bool:
     parsed = ipaddress.ip_address(address)
     return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
+
+
+def test_a_replica_yields_to_no_neighbour_and_its_engine_to_the_replica(server: Server) -> None:
+    family = {process.pid: process for process in server.family()}
+    (engine,) = (p for p in family.values() if "serve.engine.worker.server" in p.cmdline())
+    replica = family[engine.ppid()]
+    assert (replica.nice(), engine.nice()) == (os.nice(0), os.nice(0) + 5)
 
 
 def test_answer_has_one_request_id(server: Server) -> None:
