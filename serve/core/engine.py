@@ -36,6 +36,13 @@ class FittedContext(Protocol):
     def backend(self) -> str:
         """What computes the answers: "compiled" or "tabpfn"."""
 
+    @property
+    def canary_slack(self) -> Matrix | None:
+        """How far the answers to the canary rows may differ between two ways of computing them, beside the tolerance.
+
+        float64 [canaries, outputs], in the unit of the outputs; None for nowhere.
+        """
+
     def encode_context(self) -> Matrix:
         """The context's own rows, encoded: float64 [rows, features]."""
 

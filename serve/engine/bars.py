@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from tabpfn.utils import _remap_weights
 
 
@@ -93,12 +94,23 @@ class BarStatistics:
         shares = torch.softmax(logs, -1)
         exact = shares if self._means.dtype == shares.dtype else torch.softmax(logs.to(self._means.dtype), -1)
         mean = (exact @ self._means)[:, None]
-        return torch.cat([mean.double(), self._quantiles(shares).double()], dim=1)
+        return torch.cat([mean.double(), self._quantiles(shares, self._levels).double()], dim=1)
 
-    def _quantiles(self, shares: torch.Tensor) -> torch.Tensor:
+    def slack(self, logs: torch.Tensor, share: float) -> torch.Tensor:
+        """How far each statistic moves where so small a share of the distribution moves: float64, as the statistics.
+
+        Beside bars that are nearly empty a quantile moves far with the last bit of a probability. The mean does not.
+        """
+        shares = torch.softmax(logs, -1)
+        there = self._quantiles(shares, self._levels)
+        moved = [self._quantiles(shares, (self._levels + by).clamp(1e-6, 1 - 1e-6)) for by in (-share, share)]
+        largest = torch.stack([(other - there).abs() for other in moved]).amax(dim=0)
+        return F.pad(largest.double(), (1, 0))
+
+    def _quantiles(self, shares: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
         last = shares.shape[1] - 1
         below = torch.cumsum(shares, -1)
-        levels = self._levels.repeat(len(shares), 1)
+        levels = levels.repeat(len(shares), 1)
         bar = torch.searchsorted(below, levels).clamp(max=last)
         before = torch.cat([torch.zeros_like(below[:, :1]), below[:, :-1]], dim=-1)
         # where in its bar a quantile lies, 0 to 1

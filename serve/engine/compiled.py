@@ -23,7 +23,7 @@ from serve.engine.execution.precision import LARGE_PARAMETERS, Precision
 from serve.engine.execution.recorded import Compute, RecordedCompute, TracedCompute
 from serve.engine.execution.split_rows import DividedCompute, torch_threads
 from serve.engine.forward import Builder, Forward, Group, v2, v2_5, v3, v3_5
-from serve.engine.outputs import ClassifierOutputs, Outputs, RegressorOutputs, round_probabilities
+from serve.engine.outputs import ClassifierOutputs, RegressorOutputs, round_probabilities
 from serve.engine.preprocessing import compile_preprocessing
 
 _BUILDERS: Mapping[str, Builder] = {
@@ -78,7 +78,7 @@ class CompiledEnsemble:
         )
         order = [position for one in self._passes for number in one.groups for position in groups[number]]
         self._in_member_order = torch.tensor(np.argsort(order), device=device)
-        self._outputs: Outputs = (
+        self._outputs: ClassifierOutputs | RegressorOutputs = (
             ClassifierOutputs(estimator, device) if self._is_classifier else RegressorOutputs(estimator, probe, device)
         )
         # A GPU's recording holds the outputs too. On a CPU the rows of the logits may be divided among threads.
@@ -97,6 +97,17 @@ class CompiledEnsemble:
             outputs = computed if self._is_on_gpu else self._outputs(computed)
         matrix = np.asarray(outputs.cpu().numpy(), dtype=np.float64)
         return round_probabilities(self._estimator, matrix) if self._is_classifier else matrix
+
+    def slack(self, rows: Matrix, share: float) -> Matrix:
+        """How far the answers move where so small a share of a distribution moves: float64 [rows, outputs].
+
+        Zeros for a classifier.
+        """
+        if isinstance(self._outputs, ClassifierOutputs):
+            return np.zeros((len(rows), self._estimator.n_classes_))
+        with torch.inference_mode():
+            moved = self._outputs.slack(self._run_forwards(self._preprocessing(rows)), share)
+        return np.asarray(moved.cpu().numpy(), dtype=np.float64)
 
     def _threads(self, num_rows: int) -> AbstractContextManager[None]:
         if isinstance(self._compute, DividedCompute):

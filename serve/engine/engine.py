@@ -33,7 +33,7 @@ from serve.core import (
 from serve.core.errors import EngineError, InvalidInput, InvalidModel, OutOfMemory, StartupError
 from serve.core.row_buckets import bucket_of, row_buckets
 from serve.engine import tabpfn_estimators
-from serve.engine.checks.parity import canary_rows, compare_answers
+from serve.engine.checks.parity import SLACK_SHARE, canary_rows, compare_answers
 from serve.engine.compiled import CompiledEnsemble, can_compile
 from serve.engine.context_fit import ContextFit, Fit
 from serve.engine.estimators.fit import EstimatorFit
@@ -75,6 +75,7 @@ class TabPFNContext:
         self._rows = fitted.rows
         self._estimator = tabpfn_estimators.on_matrices(fitted.estimator)
         self.encoder = _limit(fitted.encoder, self._estimator)
+        self.canary_slack: Matrix | None = None
         self._compiled = self._compile() if wants_compiled else None
         self.classes = tabpfn_estimators.class_names(fitted.estimator)
         self._class_weights = _class_weights(definition, self.classes)
@@ -91,6 +92,8 @@ class TabPFNContext:
             steps = ", ".join(compiled.uncompiled_steps)
             _log.warning("model %s: members with these steps are prepared by tabpfn: %s", self.definition.name, steps)
         canaries = canary_rows(self._rows)
+        if self.definition.context.task is Task.REGRESSION:
+            self.canary_slack = compiled.slack(canaries, SLACK_SHARE * self._settings.parity_tolerance)
         # each row alone: in a batch the fingerprints that tabpfn computes may change (docs/decisions)
         alone = [tabpfn_estimators.predict_outputs(self._estimator, canaries[i : i + 1]) for i in range(len(canaries))]
         compare_answers(
@@ -100,6 +103,7 @@ class TabPFNContext:
             np.concatenate(alone),
             self._settings.parity_tolerance,
             is_probability=self.definition.context.task is Task.CLASSIFICATION,
+            slack=self.canary_slack,
         )
         self._estimator.executor_.kv_caches = []
         return compiled

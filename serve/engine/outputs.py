@@ -6,7 +6,6 @@ tabpfn 9.2. No operation asks the device for a value, so a GPU's graph holds it 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,9 @@ from tabpfn.constants import PROBABILITY_EPSILON_ROUND_ZERO, SKLEARN_16_DECIMAL_
 from serve.core import QUANTILES, Matrix
 from serve.engine.bars import BarStatistics, BarTranslation
 
-Outputs = Callable[[torch.Tensor], torch.Tensor]
-"""Takes logits float32 [members, rows, ...], in the order of the members, to outputs [rows, outputs] on the device."""
-
 
 class ClassifierOutputs:
-    """Probabilities float32 [rows, classes]."""
+    """Logits float32 [members, rows, classes], members in order, to probabilities float32 [rows, classes]."""
 
     def __init__(self, estimator: Any, device: torch.device) -> None:
         num_classes = estimator.n_classes_
@@ -74,7 +70,9 @@ def round_probabilities(estimator: Any, probabilities: Matrix) -> Matrix:
 
 
 class RegressorOutputs:
-    """Mean, median and `QUANTILES`: float64 [rows, statistics] in the unit of the target.
+    """Logits float32 [members, rows, bars], members in order, to mean, median and `QUANTILES`.
+
+    They are float64 [rows, statistics], in the unit of the target.
 
     Args:
         estimator: a fitted regressor that still has its KV caches. One of its answers shows each member's borders, and
@@ -100,6 +98,14 @@ class RegressorOutputs:
         self._log_weights = None if correction is None else correction.to(device, torch.float32)
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        return self._statistics(self._average(logits)) * self._scale + self._shift
+
+    def slack(self, logits: torch.Tensor, share: float) -> torch.Tensor:
+        """How far each answer moves where so small a share of its distribution moves; see `BarStatistics.slack`."""
+        return self._statistics.slack(self._average(logits), share) * abs(self._scale)
+
+    def _average(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logarithms of the members' average, up to a factor: float32 [rows, bars]."""
         reachable = (logits / self._temperature).masked_fill(self._unreachable, float("-inf"))
         translated = self._translation(reachable.softmax(dim=-1))
         average = (translated.log() if self._average_first else translated).sum(dim=0) / len(logits)
@@ -108,4 +114,4 @@ class RegressorOutputs:
             logs = logs / self._ensemble_temperature
         if self._log_weights is not None:
             logs = logs + self._log_weights
-        return self._statistics(logs) * self._scale + self._shift
+        return logs

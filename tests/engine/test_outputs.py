@@ -69,6 +69,18 @@ def test_statistics_are_tabpfns(checkpoint: Path, options: dict[str, Any]) -> No
     assert np.ptp(got[:, 0]) > 0
 
 
+def test_slack_covers_what_a_small_share_moves(checkpoint: Path) -> None:
+    estimator, rows = fit(checkpoint, Task.REGRESSION, softmax_temperature=0.3)
+    outputs, logits = RegressorOutputs(estimator, rows[:1], torch.device("cpu")), member_logits(estimator, rows)
+    answer = estimator.predict(rows, output_type="full")
+    slack = outputs.slack(logits, 1e-3)
+    assert torch.equal(slack[:, 0], torch.zeros(len(rows)).double())
+    below, above = outputs(logits)[:, 1:] - slack[:, 1:], outputs(logits)[:, 1:] + slack[:, 1:]
+    low, high = (answer["criterion"].cdf(answer["logits"].float(), edge.float()) for edge in (below, above))
+    assert bool((high - low >= 1e-3 - 1e-5).all()), "both edges together lie at least the share apart"
+    assert bool((outputs.slack(logits, 1e-5) <= slack).all())
+
+
 def test_quantiles_cut_off_their_share_in_any_batch(checkpoint: Path) -> None:
     """Beside bars that are nearly empty a quantile moves with the last bit of the logits, in tabpfn alike. What holds
     for every batch size is the share of the distribution below it (docs/models.md)."""

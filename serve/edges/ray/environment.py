@@ -35,8 +35,8 @@ RAY_ENVIRONMENT: Mapping[str, str] = {
     # A replica that is replaced stays reachable this long after it was taken out of HAProxy's list. The default, 30 s,
     # is for load balancers outside; HAProxy hears of it within a second.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
-    # Ray starts its workers at niceness 15. A replica would then yield to every other process of the machine: beside one
-    # busy neighbour on two cores it answered 25 to 116 requests a second in place of 687.
+    # Ray starts its workers at niceness 15. A replica would then yield to every other process of the machine: beside
+    # one busy neighbour on two cores it answered 25 to 116 requests a second in place of 687.
     "RAY_worker_niceness": "0",
     # Ray writes to its own files in /tmp/ray/session_latest/logs; the terminal is for the server's lines.
     "RAY_SERVE_LOG_TO_STDERR": "0",

@@ -1,6 +1,6 @@
 """Where tabpfn answers otherwise without its KV cache than with it, so that the two cannot be compared.
 
-There are two causes, both in columns that hold one value, or nearly one beside their size, for the network:
+There are three causes, the first two in columns that hold one value, or nearly one beside their size, for the network:
 
 - TabPFN v2, v2.5 and v2.6 leave out columns of one value. Without the KV cache they look for such columns among the
   rows of the context and the rows that are asked for; with it, among the context alone. So a column that is constant in
@@ -9,7 +9,9 @@ There are two causes, both in columns that hold one value, or nearly one beside 
 - every network scales its columns by their standard deviation. That of equal values is 0, or it is the rounding error
   of their mean. This error depends on the order of the sum, so on the memory layout, and the two modes use two layouts.
   Where the mean is far larger than the deviation (1e6 and 1), its last bit moves the mean that stands in for a missing
-  cell.
+  cell;
+- TabPFN v3.5 ranks cells among the context's. The mean that stands in for a missing cell may equal a value of the
+  context, such as 0 among values on both sides of it. Its last bit then decides on which side of that value it ranks.
 
 A column may be constant for the network only: a member prepares it, and float32 or the preparation may leave no
 difference (1e9 and 1e9 + 1e-5, or a scale of 1e-25). So the columns are looked for behind all of that, with tabpfn's
@@ -18,7 +20,7 @@ own functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -35,8 +37,12 @@ from serve.engine.tabpfn_estimators import Estimator
 
 _LEAVE_OUT_CONSTANTS = ("TabPFNV2", "TabPFNV2p5", "TabPFNV2p6")
 """Class names of the networks with this rule."""
+_RANKS = ("TabPFNV3p5",)
+"""Class names of the networks that rank cells."""
 _STABLE = 1e-4
 """How far scaled cells, of which most lie between -3 and 3, may differ for two orders of a sum; usual are 1e-6."""
+_MEAN_ROUNDING = 1e-6
+"""By how much the mean of a column may be off, beside the size of its values."""
 
 Bools: TypeAlias = NDArray[np.bool_]
 
@@ -80,7 +86,12 @@ def rows_that_differ(estimator: Estimator, rows: Matrix) -> Bools:
             differs |= inputs.deviations().numpy()
         if (inputs.is_unstable() & ~_left_out(estimator, inputs)).any():
             differs[:] = True
-        differs |= (~inputs.asked.isfinite() & inputs.fills_unstably()).any(dim=1).numpy()
+        fills_unstably = inputs.fills_unstably()
+        if _has_network(estimator, _RANKS):
+            fills_unstably |= inputs.ranks_its_mean_unstably()
+            if (fills_unstably & ~inputs.context.isfinite().all(dim=0)).any():
+                differs[:] = True
+        differs |= (~inputs.asked.isfinite() & fills_unstably).any(dim=1).numpy()
     return differs
 
 
@@ -118,8 +129,11 @@ def _members(estimator: Estimator) -> Iterator[Any]:
 
 
 def _leaves_out_constants(estimator: Estimator) -> bool:
-    networks = [type(cache.get_any()).__name__ for cache in estimator.executor_.model_caches]
-    return bool(set(networks) & set(_LEAVE_OUT_CONSTANTS))
+    return _has_network(estimator, _LEAVE_OUT_CONSTANTS)
+
+
+def _has_network(estimator: Estimator, names: Sequence[str]) -> bool:
+    return any(type(cache.get_any()).__name__ in names for cache in estimator.executor_.model_caches)
 
 
 def _left_out(estimator: Estimator, inputs: _Inputs) -> torch.Tensor:
@@ -162,10 +176,20 @@ class _Inputs:
 
         That bit depends on how many columns of how many members are summed at once.
         """
-        finite = self.context.double().where(self.context.isfinite(), torch.nan)
-        mean = finite.nanmean(dim=0)
+        finite, mean = self._finite(), self._finite().nanmean(dim=0)
         std = (finite - mean).square().nanmean(dim=0).sqrt()
         return (mean.abs() * torch.finfo(torch.float32).eps > _STABLE * std) & ~self._has_one_finite_value()
+
+    def ranks_its_mean_unstably(self) -> torch.Tensor:
+        """Columns of several values, one of which is the mean within its rounding: bool [width]."""
+        finite = self._finite()
+        rounding = _MEAN_ROUNDING * finite.abs().nanmean(dim=0)
+        is_mean = (finite - finite.nanmean(dim=0)).abs() <= rounding  # false for NaN
+        return is_mean.any(dim=0) & ~self._has_one_finite_value()
+
+    def _finite(self) -> torch.Tensor:
+        """The context with NaN for what is missing or infinite: float64."""
+        return self.context.double().where(self.context.isfinite(), torch.nan)
 
     def deviations(self) -> torch.Tensor:
         """Rows that deviate from a constant of the context, in value or after scaling: bool [rows]."""

@@ -27,7 +27,7 @@ def warm_up(
     recording a CUDA graph. The batcher predicts from these times how long a batch takes.
 
     Args:
-        rows: one encoded row or more, float64 [rows, features], repeated to fill a bucket.
+        rows: the canary rows or the first of them, float64 [rows, features], repeated to fill a bucket.
         buckets: numbers of rows.
         tolerance: largest difference between answers to the same rows in two buckets; see `parity.compare_answers`.
 
@@ -47,7 +47,7 @@ def warm_up(
         largest = answer if largest is None else largest
         compare_answers(
             f"in a batch of {len(largest)}", largest[:bucket], f"in one of {bucket}", answer, tolerance,
-            is_probability=bool(context.classes),
+            is_probability=bool(context.classes), slack=context.canary_slack,
         )  # fmt: skip
     _log.info("warm-up, milliseconds by rows: %s", {rows: round(1e3 * s, 1) for rows, s in sorted(seconds.items())})
     return seconds

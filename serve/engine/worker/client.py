@@ -28,6 +28,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import numpy as np
+
 from serve.core import REGRESSION_STATISTICS, Batch, Column, Finished, Matrix, ModelDefinition, QueryTable
 from serve.core.errors import DeviceLost, InvalidModel
 from serve.engine.row_encoder import RowEncoder, feature_names
@@ -68,6 +70,7 @@ class ContextHandle:
     backend: str
     rows: Matrix
     encoder: RowEncoder
+    canary_slack: Matrix | None
 
     @property
     def num_outputs(self) -> int:
@@ -217,4 +220,9 @@ def make_handle(fitted: Fitted, columns: tuple[Column, ...], rows: Matrix) -> Co
     if len(codings) != width or rows.shape[1] != width:
         raise ValueError(f"{len(codings)} codings and rows of {rows.shape[1]} numbers for {width} features")
     encoder = RowEncoder(columns, codings)
-    return ContextHandle(fitted.context, fitted.classes, columns, fitted.backend, rows, encoder)
+    slack = None
+    if fitted.canary_slack is not None:
+        slack = np.array(fitted.canary_slack, dtype=np.float64)
+        if slack.ndim != 2 or not slack.size:
+            raise ValueError("its canary_slack is no matrix")
+    return ContextHandle(fitted.context, fitted.classes, columns, fitted.backend, rows, encoder, slack)

@@ -77,13 +77,17 @@ class ColumnCoding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Fitted(Message, frozen=True):
-    """What the replica needs of a fitted context. The body holds the context's own rows, encoded."""
+    """What the replica needs of a fitted context. The body holds the context's own rows, encoded.
+
+    `canary_slack` has a list of floats for each canary row; see `FittedContext`.
+    """
 
     context: int
     classes: tuple[str, ...]
     backend: str
     codings: list[ColumnCoding]
     shape: Shape
+    canary_slack: list[list[float]] | None = None
 
 
 class Answered(Message, frozen=True):

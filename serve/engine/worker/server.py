@@ -120,7 +120,8 @@ def describe_context(number: int, context: FittedContext) -> tuple[Fitted, Matri
     encoder = getattr(context, "encoder", None)
     assert isinstance(encoder, RowEncoder), "this is a bug: a fitted context without its row encoder"
     codings = [describe_coding(coding) for coding in encoder.codings or ()]
-    return Fitted(number, context.classes, context.backend, codings, (rows.shape[0], rows.shape[1])), rows
+    slack = None if context.canary_slack is None else context.canary_slack.tolist()
+    return Fitted(number, context.classes, context.backend, codings, (rows.shape[0], rows.shape[1]), slack), rows
 
 
 def _failure(error: BaseException) -> Failure:

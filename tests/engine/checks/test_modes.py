@@ -121,6 +121,23 @@ def test_a_missing_cell_far_from_zero_makes_its_row_differ(tmp_path: Path) -> No
     assert modes.rows_that_differ(estimator, queries).tolist() == [False, False, True, False]
 
 
+@pytest.mark.parametrize(("architecture", "ranks"), [("tabpfn_v3_5", True), ("tabpfn_v3", False)])
+def test_a_mean_that_is_a_value_of_the_context_makes_its_missing_cells_differ(
+    tmp_path: Path, architecture: str, ranks: bool
+) -> None:
+    suffix = architecture.removeprefix("tabpfn_").replace("_", ".")
+    checkpoint = write_tiny(architecture, tmp_path / f"tiny-{suffix}.safetensors", Task.CLASSIFICATION)
+    half = np.linspace(0.1, 3, (NUM_ROWS - 2) // 2)
+    rows = context().assign(other=np.concatenate([-half, [0, 0], half]))
+    rows_asked = np.array([[0.5, 1.0], [0.5, np.nan]])
+    options = {"inference_config": {"PREPROCESS_TRANSFORMS": [PreprocessorConfig("none")]}}
+    estimator = fit(checkpoint, rows, "low_memory", Task.CLASSIFICATION, **options)
+    assert modes.rows_that_differ(estimator, rows_asked).tolist() == [False, ranks]
+    rows.loc[3, "other"] = rows.loc[len(half) + 5, "other"] = np.nan
+    estimator = fit(checkpoint, rows, "low_memory", Task.CLASSIFICATION, **options)
+    assert modes.rows_that_differ(estimator, rows_asked).tolist() == [ranks, ranks]
+
+
 @pytest.mark.parametrize("architecture", ["tabpfn_v2", "tabpfn_v2_6"])
 def test_a_context_with_such_columns_starts(tmp_path: Path, architecture: str) -> None:
     suffix = architecture.removeprefix("tabpfn_").replace("_", ".")

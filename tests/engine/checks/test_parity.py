@@ -5,7 +5,7 @@ import pytest
 
 from serve.core import Batch, Matrix
 from serve.core.errors import StartupError
-from serve.engine.checks.parity import NUM_CANARIES, canary_rows, check_parity
+from serve.engine.checks.parity import NUM_CANARIES, canary_rows, check_parity, largest_difference
 from serve.engine.fake import FakeContext, FakeEngine
 
 
@@ -21,6 +21,17 @@ def test_canaries_are_context_rows_some_with_holes() -> None:
     assert not np.isnan(rows[: NUM_CANARIES // 2]).any()
     assert np.isnan(rows).any()
     assert not np.isnan(context).any()
+
+
+def test_slack_is_allowed_where_it_is_and_no_further() -> None:
+    one, slack = np.array([[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]]), np.array([[0.0, 0.5], [0.0, 0.0]])
+    moved = one + np.array([[0.0, 0.5], [0.0, 0.0], [0.0, 0.25]])
+    assert largest_difference(one, moved, is_probability=False, slack=slack) == 0  # the third row has the first's slack
+    assert largest_difference(one, moved, is_probability=False) == 0.25
+    moved[1, 1] += 0.5
+    assert largest_difference(one, moved, is_probability=False, slack=slack) == 0.25
+    moved[0, 1] = np.nan
+    assert np.isnan(largest_difference(one, moved, is_probability=False, slack=slack))
 
 
 class LeanAlone(FakeEngine):
