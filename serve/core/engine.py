@@ -34,7 +34,10 @@ class FittedContext(Protocol):
 
     @property
     def backend(self) -> str:
-        """What computes the answers: "compiled" or "tabpfn"."""
+        """What computes the answers: "compiled", or "tabpfn" by setting or where no compiled forward pass exists.
+
+        "compiled, not recorded" where a GPU runs some batches without a CUDA graph. It may become that at a first run.
+        """
 
     @property
     def canary_slack(self) -> Matrix | None:

@@ -90,6 +90,11 @@ class CompiledEnsemble:
         """Class names of the steps because of which members are prepared by tabpfn's code."""
         return self._preprocessing.uncompiled
 
+    @property
+    def is_recorded(self) -> bool:
+        """False where the recording of a CUDA graph failed, so that some calls are slower."""
+        return not (isinstance(self._compute, RecordedCompute) and self._compute.num_unrecorded)
+
     def __call__(self, rows: Matrix) -> Matrix:
         """Clean rows float64 [rows, features] to outputs float64 [rows, outputs], equal to tabpfn's prediction."""
         with torch.inference_mode(), self._threads(len(rows)):

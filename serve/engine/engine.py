@@ -30,13 +30,14 @@ from serve.core import (
     QueryTable,
     Task,
 )
-from serve.core.errors import EngineError, InvalidInput, InvalidModel, OutOfMemory, StartupError
+from serve.core.errors import DeviceLost, EngineError, InvalidInput, InvalidModel, OutOfMemory, StartupError
 from serve.core.row_buckets import bucket_of, row_buckets
 from serve.engine import tabpfn_estimators
 from serve.engine.checks.parity import SLACK_SHARE, canary_rows, compare_answers
 from serve.engine.compiled import CompiledEnsemble, can_compile
 from serve.engine.context_fit import ContextFit, Fit
 from serve.engine.estimators.fit import EstimatorFit
+from serve.engine.execution.faults import is_device_lost, is_out_of_memory
 from serve.engine.execution.precision import resolve_precision
 from serve.engine.memory.sizes import check_fits, count_parameters, predict_bytes
 from serve.engine.preprocessing.limits import find_limits
@@ -110,8 +111,10 @@ class TabPFNContext:
 
     @property
     def backend(self) -> str:
-        """What computes the answers: "compiled", or "tabpfn" by setting or where no compiled forward pass exists."""
-        return "tabpfn" if self._compiled is None else "compiled"
+        """What computes the answers; see `FittedContext`."""
+        if self._compiled is None:
+            return "tabpfn"
+        return "compiled" if self._compiled.is_recorded else "compiled, not recorded"
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -175,11 +178,13 @@ class TabPFNEngine:
         self._settings = settings
         self._max_batch_rows = max_batch_rows
         self._buckets = row_buckets(max_batch_rows)
-        if settings.device.startswith("cuda") and not torch.cuda.is_available():
-            raise StartupError(
-                f"engine.device is {settings.device}, but torch {torch.__version__} sees no GPU; "
-                "set it to cpu, or give this machine or container a GPU"
-            )
+        self._is_cuda = settings.device.startswith("cuda")
+        self._lost = False
+        if self._is_cuda:
+            _check_gpu(torch.device(settings.device))
+            # In 16 bit torch prefers cuDNN's attention on Hopper and Blackwell. It builds a plan for every shape, and
+            # it may raise an error where the other kernels would have answered.
+            torch.backends.cuda.enable_cudnn_sdp(False)
         torch.set_num_threads(settings.num_threads)
 
     @property
@@ -188,7 +193,7 @@ class TabPFNEngine:
 
     @property
     def lost(self) -> bool:
-        return False  # a lost engine in this process would have ended the process
+        return self._lost
 
     @property
     def max_in_flight(self) -> int:
@@ -202,6 +207,7 @@ class TabPFNEngine:
             StartupError: the compiled answers differ from tabpfn's.
         """
         place = f"model {model.name!r} version {model.version!r}"
+        self._enter_device()
         try:
             return TabPFNContext(model, self._settings, self._max_batch_rows)
         except InvalidInput as error:
@@ -219,24 +225,53 @@ class TabPFNEngine:
         return Finished(self.predict(batch))
 
     def predict(self, batch: Batch) -> Matrix:
-        """Outputs float64 [rows, outputs]. Raises OutOfMemory, EngineError."""
+        """Outputs float64 [rows, outputs]. Raises OutOfMemory, DeviceLost, EngineError."""
         context, num_rows = _own(batch.context), len(batch.rows)
+        self._enter_device()
         padding = bucket_of(num_rows, self._buckets) - num_rows
         rows = np.concatenate([batch.rows, np.repeat(batch.rows[:1], padding, axis=0)])
         try:
             return context.answer(rows)[:num_rows]
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise OutOfMemory(f"no memory for {len(rows)} rows on {self.device}: {error}") from error
         except Exception as error:
-            raise EngineError(f"a batch of {num_rows} rows failed on {self.device}: {error}") from error
+            raise self._describe_fault(error, num_rows) from error
 
     def reference(self, batch: Batch) -> Matrix:
         """The same answers by tabpfn without a KV cache; slow."""
+        self._enter_device()
         return _own(batch.context).answer_uncached(batch.rows)
 
     def close(self) -> None:
-        if self.device.startswith("cuda"):
+        if self._is_cuda and not self._lost:
             torch.cuda.empty_cache()
+
+    def _enter_device(self) -> None:
+        """Make the device the current one of this thread. Streams and graphs belong to the current device."""
+        if self._is_cuda:
+            torch.cuda.set_device(self.device)
+
+    def _describe_fault(self, error: Exception, num_rows: int) -> EngineError:
+        """What the failure of a batch means; from a lost device on, the engine is `lost`."""
+        if is_out_of_memory(error):
+            return OutOfMemory(f"no memory for {bucket_of(num_rows, self._buckets)} rows on {self.device}: {error}")
+        if is_device_lost(error):
+            self._lost = True
+            return DeviceLost(f"{self.device} is lost, so this process can compute no more: {error}")
+        return EngineError(f"a batch of {num_rows} rows failed on {self.device}: {error}")
+
+
+def _check_gpu(device: torch.device) -> None:
+    """Raises StartupError where torch does not see this GPU."""
+    if not torch.cuda.is_available():
+        raise StartupError(
+            f"engine.device is {device}, but torch {torch.__version__} sees no GPU; "
+            "set it to cpu, or give this machine or container a GPU"
+        )
+    num_gpus = torch.cuda.device_count()
+    if (device.index or 0) >= num_gpus:
+        raise StartupError(
+            f"engine.device is {device}, but the number of GPUs that torch sees is {num_gpus}, "
+            "and the first of them is cuda:0"
+        )
 
 
 def _own(context: FittedContext) -> TabPFNContext:

@@ -44,14 +44,11 @@ class FakeContext:
     columns: tuple[Column, ...] = tuple(Column(name, ColumnKind.NUMBER) for name in ("a", "b", "c"))
     classes: tuple[str, ...] = ("0", "1")
     rows: Matrix = field(default_factory=lambda: np.arange(48, dtype=np.float64).reshape(16, 3))
+    backend: str = "compiled"
 
     @property
     def num_outputs(self) -> int:
         return len(self.classes) or len(REGRESSION_STATISTICS)
-
-    @property
-    def backend(self) -> str:
-        return "compiled"
 
     def encode_context(self) -> Matrix:
         return self.rows

@@ -125,7 +125,7 @@ class Predictor:
             model = ServedModel(definition, fitted, self._timeout_s(definition, seconds))
             self._batcher.add_context(fitted, seconds, max_backlog_s=model.timeout_s)
             self._models[name] = model
-            self.recorder.model_ready(definition, self._engine.device)
+            self.recorder.model_ready(definition, self._engine.device, fitted.backend)
         # The objects of now live as long as the replica, and walking through them takes the garbage collector as long
         # as many batches (130 ms, measured). It is told to leave them alone.
         gc.collect()
@@ -146,7 +146,7 @@ class Predictor:
         tolerance = self.settings.engine.parity_tolerance
         buckets = row_buckets(self.settings.batching.max_batch_rows)
         seconds = warm_up(self._engine, fitted, rows, buckets, tolerance)
-        worst = check_parity(self._engine, fitted, rows, tolerance)
+        worst = check_parity(self._engine, fitted, rows[: max(seconds)], tolerance)
         _log.info("model %s: canary rows alone, batched and uncached agree within %.1e", definition.name, worst)
         _log.info("model %s version %s is ready on %s", definition.name, definition.version, self._engine.device)
         return fitted, seconds

@@ -13,7 +13,7 @@ class ModelStatus:
     """A served model.
 
     Attributes:
-        backend: what computes its answers, `compiled` or `tabpfn`.
+        backend: what computes its answers; see `FittedContext`.
         default_timeout_ms: time from arrival to deadline of a request that states no timeout.
         max_batch_rows: most rows of one batch now; lower than the setting after the device ran out of memory.
         batch_ms: predicted milliseconds of one batch, by row bucket, as learned from the batches so far.

@@ -91,7 +91,7 @@ class Metrics:
         )
         self.ready = self._gauge("ready", "1 once every model is warmed up; 0 before, and from the drain on.")
         self.model_info = self._gauge(
-            "model_info", "1 for each served model.", "model", "version", "checkpoint", "device"
+            "model_info", "1 for each served model.", "model", "version", "checkpoint", "device", "backend"
         )
 
     def render(self) -> bytes:
@@ -115,8 +115,8 @@ class PrometheusRecorder(Metrics, Recorder):
     def state_changed(self, state: ServerState) -> None:
         self.ready.set(state is ServerState.READY)
 
-    def model_ready(self, model: ModelDefinition, device: str) -> None:
-        self.model_info.labels(model.name, model.version, model.checkpoint_name, device).set(1)
+    def model_ready(self, model: ModelDefinition, device: str, backend: str) -> None:
+        self.model_info.labels(model.name, model.version, model.checkpoint_name, device, backend).set(1)
 
     def refused(self, model: str, reason: str) -> None:
         self.refused_requests.labels(model, reason).inc()

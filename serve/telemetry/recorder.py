@@ -86,8 +86,8 @@ class Recorder:
     def state_changed(self, state: ServerState) -> None:
         """The replica entered another state."""
 
-    def model_ready(self, model: ModelDefinition, device: str) -> None:
-        """A model passed its checks and is served."""
+    def model_ready(self, model: ModelDefinition, device: str, backend: str) -> None:
+        """A model passed its checks and is served; `backend` is that of its `FittedContext`."""
 
     def admitted(self, model: str, num_rows: int) -> None:
         """A request was admitted and is queued."""
@@ -132,9 +132,9 @@ class RecorderGroup(Recorder):
         for recorder in self._recorders:
             recorder.state_changed(state)
 
-    def model_ready(self, model: ModelDefinition, device: str) -> None:
+    def model_ready(self, model: ModelDefinition, device: str, backend: str) -> None:
         for recorder in self._recorders:
-            recorder.model_ready(model, device)
+            recorder.model_ready(model, device, backend)
 
     def admitted(self, model: str, num_rows: int) -> None:
         for recorder in self._recorders:

@@ -6,6 +6,7 @@ Every architecture and task runs in float32, and in one 16-bit format of one gen
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from models import definition, records, write_tiny
 from pretend_cuda import Launch, Note, PretendDevice, pretend_cuda
 
 from serve.core import Batch, Matrix, ModelDefinition, QueryTable, Task
-from serve.core.errors import InvalidModel
+from serve.core.errors import DeviceLost, EngineError, InvalidModel, OutOfMemory, StartupError
 from serve.core.row_buckets import row_buckets
 from serve.engine.checks.parity import canary_rows, check_parity
 from serve.engine.checks.warmup import warm_up
@@ -191,19 +192,27 @@ def spoil(monkeypatch: pytest.MonkeyPatch, change: Callable[[torch.Tensor], torc
 
 
 @pytest.mark.parametrize(
-    ("change", "found"),
-    [
-        (lambda x: x * float(x.isfinite().all()), "previous error during capture"),
-        (lambda x: x[x.isfinite()].view(x.shape), "previous error during capture"),
-        (lambda x: x * torch.ones(x.shape[-1]), "expected all tensors on one device"),
-    ],
-    ids=["asks for a value", "by a mask", "a constant on the host"],
+    "change",
+    [lambda x: x * float(x.isfinite().all()), lambda x: x[x.isfinite()].view(x.shape)],
+    ids=["asks for a value", "by a mask"],
 )
-def test_a_forward_pass_that_waits_is_found(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[torch.Tensor], torch.Tensor], found: str
+def test_a_forward_pass_that_waits_is_found_and_served_without_a_graph(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
     spoil(monkeypatch, change)
-    with pretend_cuda(), pytest.raises(InvalidModel, match=found):
+    rows, on_cpu = answer_on_cpu((folder, "tabpfn_v3_5", Task.CLASSIFICATION))
+    with pretend_cuda() as device:
+        engine, context = start(model_of(folder, "tabpfn_v3_5", Task.CLASSIFICATION), FLOAT32)
+        seen = call(device, engine, context, rows[:MAX_ROWS])
+    assert context.backend == "compiled, not recorded"
+    assert len(seen.steps) == 3
+    assert "graph" not in [launch.name for launch in seen.launches]
+    np.testing.assert_allclose(seen.answer, on_cpu[:MAX_ROWS], rtol=0, atol=FLOAT32.tolerance)
+
+
+def test_a_constant_on_the_host_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, lambda x: x * torch.ones(x.shape[-1]))
+    with pretend_cuda(), pytest.raises(InvalidModel, match="expected all tensors on one device"):
         start(model_of(folder, "tabpfn_v3_5", Task.CLASSIFICATION), FLOAT32)
 
 
@@ -219,3 +228,68 @@ def test_a_value_that_a_graph_froze_is_found(folder: Path, monkeypatch: pytest.M
             factor = 3.0
             answers.append(call(device, engine, context, rows[:MAX_ROWS]).answer)
     assert np.abs(answers[0] - answers[1]).max() > FLOAT32.max_error
+
+
+# --- faults of the device, and several devices
+
+
+@pytest.fixture
+def model(folder: Path) -> ModelDefinition:
+    return model_of(folder, "tabpfn_v3_5", Task.CLASSIFICATION)
+
+
+def test_another_gpu_is_entered_by_every_thread_that_uses_it(model: ModelDefinition, folder: Path) -> None:
+    """A graph holds the work of its thread's current device. The engine is made in one thread, and used in another."""
+    rows, on_cpu = answer_on_cpu((folder, "tabpfn_v3_5", Task.CLASSIFICATION))
+    with pretend_cuda() as device:
+        engine = TabPFNEngine(EngineSettings(device="cuda:1"), MAX_ROWS)
+
+        def use(fit: bool) -> Matrix | TabPFNContext:
+            with device:
+                return engine.fit(model) if fit else call(device, engine, context, rows[:MAX_ROWS]).answer
+
+        with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+            context = first.submit(use, True).result()
+            answer = second.submit(use, False).result()
+        assert context.backend == "compiled"
+    np.testing.assert_allclose(answer, on_cpu[:MAX_ROWS], rtol=0, atol=FLOAT32.tolerance)
+
+
+def test_a_gpu_beyond_the_last_is_a_failed_start() -> None:
+    with pretend_cuda(num_gpus=2):
+        TabPFNEngine(EngineSettings(device="cuda:1"))
+        with pytest.raises(StartupError, match=r"engine.device is cuda:2, but the number of GPUs that torch sees is 2"):
+            TabPFNEngine(EngineSettings(device="cuda:2"))
+
+
+def test_cudnns_attention_is_not_taken(model: ModelDefinition) -> None:
+    with pretend_cuda((9, 0)) as device:
+        assert torch.backends.cuda.cudnn_sdp_enabled(), "it would be, by torch"
+        start(model, NARROW[0])
+        assert "flash" in device.attentions
+        assert "cudnn" not in device.attentions
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "is_lost"),
+    [
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), DeviceLost, True),
+        (torch.OutOfMemoryError("CUDA out of memory"), OutOfMemory, False),
+        (RuntimeError("something of one batch"), EngineError, False),
+    ],
+)
+def test_faults_of_a_call_are_told_apart(
+    model: ModelDefinition, folder: Path, fault: Exception, kind: type[EngineError], is_lost: bool
+) -> None:
+    rows, _ = answer_on_cpu((folder, "tabpfn_v3_5", Task.CLASSIFICATION))
+
+    def fail(_: Launch) -> None:
+        raise fault
+
+    with pretend_cuda() as device:
+        engine, context = start(model, FLOAT32)
+        device.on_launch = fail
+        with pytest.raises(EngineError, match=str(fault)) as caught:
+            engine.predict(Batch(context, rows[:MAX_ROWS]))
+        assert (type(caught.value), engine.lost) == (kind, is_lost)
+        engine.close()

@@ -36,7 +36,7 @@ async def test_it_answers_between_start_and_drain() -> None:
     assert by_record.outputs.tolist() == by_table.outputs.tolist()
     assert by_record.batch_rows == 1
     assert (
-        b'tabpfn_model_info{checkpoint="fake-1",device="cpu",model="fraud",version="1"} 1.0'
+        b'tabpfn_model_info{backend="compiled",checkpoint="fake-1",device="cpu",model="fraud",version="1"} 1.0'
         in predictor.telemetry.prometheus.render()
     )
     await predictor.drain()

@@ -48,3 +48,15 @@ async def test_it_tells_queue_batch_and_costs() -> None:
     passes.set()
     await asyncio.gather(first, *others)
     await predictor.close()
+
+
+async def test_it_tells_that_the_first_runs_could_not_be_recorded() -> None:
+    def fail_to_record(batch: Batch) -> None:
+        object.__setattr__(batch.context, "backend", "compiled, not recorded")
+
+    predictor = make(FakeEngine(gate=fail_to_record))
+    await predictor.start()
+    (model,) = predictor.snapshot().models
+    assert model.backend == "compiled, not recorded"
+    assert b'tabpfn_model_info{backend="compiled, not recorded",' in predictor.telemetry.prometheus.render()
+    await predictor.close()

@@ -122,7 +122,13 @@ class ModelDescription(ModelSummary, omit_defaults=True):
         float, Meta(description="Time to the deadline of a request without `x-request-timeout-ms`.")
     ]
     device: str
-    backend: Annotated[str, Meta(description="The forward pass: `compiled` by the server, or that of `tabpfn`.")]
+    backend: Annotated[
+        str,
+        Meta(
+            description="The forward pass: `compiled` by the server, `compiled, not recorded` where a GPU runs some "
+            "batches without a CUDA graph, or that of `tabpfn`."
+        ),
+    ]
     example: Annotated[dict[str, Any] | UnsetType, Meta(description="One record, ready to be posted.")] = UNSET
 
 

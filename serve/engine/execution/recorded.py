@@ -21,6 +21,8 @@ from typing import Any, cast
 
 import torch
 
+from serve.engine.execution.faults import is_device_lost, is_out_of_memory
+
 _log = logging.getLogger(__name__)
 
 Compute = Callable[[Sequence[torch.Tensor]], torch.Tensor]
@@ -48,21 +50,29 @@ class _Recording:
 
 
 class RecordedCompute:
-    """`compute` on a GPU, recorded once for each combination of input shapes."""
+    """`compute` on the current GPU, recorded once for each combination of input shapes.
+
+    A shape whose recording fails is computed plainly, unless memory ran out or the device is lost.
+
+    Attributes:
+        num_unrecorded: shapes that are computed plainly.
+    """
 
     def __init__(self, compute: Compute) -> None:
         self._compute = compute
-        self._recordings: dict[tuple[torch.Size, ...], _Recording] = {}
+        self._recordings: dict[tuple[torch.Size, ...], _Recording | None] = {}
         self._pool: Any = None
+        self.num_unrecorded = 0
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """The result for these inputs. It is valid until the next call with the same shapes."""
         shapes = tuple(given.shape for given in inputs)
         if shapes not in self._recordings:
             self._recordings[shapes] = self._record(inputs)
-        return self._recordings[shapes].replay(inputs)
+        recording = self._recordings[shapes]
+        return self._compute(inputs) if recording is None else recording.replay(inputs)
 
-    def _record(self, inputs: Sequence[torch.Tensor]) -> _Recording:
+    def _record(self, inputs: Sequence[torch.Tensor]) -> _Recording | None:
         static = tuple(given.clone() for given in inputs)
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
@@ -70,8 +80,27 @@ class RecordedCompute:
             for _ in range(_WARM_UPS):
                 self._compute(static)
         torch.cuda.current_stream().wait_stream(aside)
+        try:
+            return self._capture(static, aside)
+        except Exception as error:
+            self._pool = None  # torch lets no other capture into the pool of one that failed
+            # what failed within a capture may hide behind the failure to end it
+            cause = error.__context__ if isinstance(error.__context__, Exception) else error
+            if is_out_of_memory(cause) or is_device_lost(cause):
+                raise cause from None
+            self.num_unrecorded += 1
+            num_rows, reason = inputs[0].shape[1], str(cause).strip().partition("\n")[0]
+            _log.warning("a forward pass of %d rows runs without a CUDA graph, which is slower: %s", num_rows, reason)
+            return None
+
+    def _capture(self, static: tuple[torch.Tensor, ...], stream: torch.cuda.Stream) -> _Recording:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Where a capture fails, torch does not return to the stream of before; the outer context does.
+        # The stream is named, because torch's own stays on the first GPU that the process captured on.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, pool=self._pool, stream=stream),
+        ):
             output = self._compute(static)
         self._pool = graph.pool()
         return _Recording(graph, static, output)

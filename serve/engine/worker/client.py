@@ -11,8 +11,8 @@ The worker (`server.py`) is a fresh interpreter, never a fork, so it inherits no
 torch. It ends when the replica's end of the pair closes, for whatever reason. It ignores SIGTERM and SIGINT, because a
 replica that drains still needs its answers.
 
-A worker that ends (a crash in native code, the kernel's out-of-memory killer) fails the current batch with DeviceLost,
-and every later call. Its fitted contexts are gone, so the replica has to be replaced. The same holds for a worker that
+A worker that ends (a lost GPU, a crash in native code, the kernel's out-of-memory killer) fails the current batch with
+DeviceLost, and every later call. Its fitted contexts are gone, so the replica has to be replaced. The same holds for a worker that
 sends a malformed frame, which is killed: the worker opens operators' pickles, so its answers are read as data that may
 be hostile (`wire.py`).
 """
@@ -60,9 +60,12 @@ _CELL_TYPES = {str, int, float, bool, type(None)}
 M = TypeVar("M")
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class ContextHandle:
-    """A fitted context of the worker, by its number, with what the replica needs to read requests."""
+    """A fitted context of the worker, by its number, with what the replica needs to read requests.
+
+    `backend` is what the worker said of it last.
+    """
 
     number: int
     classes: tuple[str, ...]
@@ -161,7 +164,9 @@ class WorkerEngine:
         context, rows = batch.context, batch.rows
         assert isinstance(context, ContextHandle), "this is a bug: a context of another engine"
         frame = wire.encode(kind(context.number, (rows.shape[0], rows.shape[1])), rows)
-        return self._call(frame, wire.ANSWERED, 8 * len(rows) * context.num_outputs)[1]
+        answered, outputs = self._call(frame, wire.ANSWERED, 8 * len(rows) * context.num_outputs)
+        context.backend = answered.backend or context.backend
+        return outputs
 
     def _call(self, frame: bytes, decoder: wire.Decoder[M | Failure], max_body_bytes: int) -> tuple[M, Matrix]:
         """The worker's answer to one call; the error that the call raised there is raised here."""

@@ -91,9 +91,10 @@ class Fitted(Message, frozen=True):
 
 
 class Answered(Message, frozen=True):
-    """The body holds the outputs, one row for each row of the call."""
+    """The body holds the outputs, one row for each row of the call. `backend` is the context's now; None as before."""
 
     shape: Shape
+    backend: str | None = None
 
 
 class Failed(Message, frozen=True):

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable
 
 from serve.core import Batch, Engine, FittedContext, Matrix
-from serve.core.errors import EngineError, ServeError
+from serve.core.errors import DeviceLost, EngineError, ServeError
 from serve.engine.row_encoder import RowEncoder
 from serve.engine.worker import wire
 from serve.engine.worker.messages import (
@@ -42,6 +42,9 @@ Reading a request takes a tenth of a millisecond, and its caller and the next ba
 milliseconds. If the scheduler treated both alike, reading would wait for the engine's time slices, and under overload
 so would the refusals. Where a core is free the niceness costs nothing, so a thread that feeds a GPU runs as before.
 """
+
+_LOST_EXIT_CODE = 70
+"""How the process ends whose device is lost: EX_SOFTWARE of sysexits.h."""
 
 MakeEngine = Callable[[EngineSettings, int], Engine]
 
@@ -93,6 +96,9 @@ class _Service:
             )
             try:
                 frame = wire.encode(*self._answer(call, rows))
+            except DeviceLost:
+                _log.critical("this process ends, because its device is lost", exc_info=True)
+                os._exit(_LOST_EXIT_CODE)  # without what Python and CUDA do at exit, which may hang now
             except BaseException as error:
                 frame = wire.encode(_failure(error))
             connection.sendall(frame)
@@ -111,7 +117,8 @@ class _Service:
                 outputs = self._engine.predict(Batch(self._contexts[call.context], rows))
             case Reference():
                 outputs = self._engine.reference(Batch(self._contexts[call.context], rows))
-        return Answered((outputs.shape[0], outputs.shape[1])), outputs
+        backend = self._contexts[call.context].backend
+        return Answered((outputs.shape[0], outputs.shape[1]), backend), outputs
 
 
 def describe_context(number: int, context: FittedContext) -> tuple[Fitted, Matrix]:

@@ -1,4 +1,4 @@
-"""A trace answers as what it was made of, to the bit, at every shape that it was made for."""
+"""A recording answers as what it was made of, to the bit, at every shape that it was made for."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from pretend_cuda import Launch, pretend_cuda
 
 from serve.engine.execution import recorded as graphs
-from serve.engine.execution.recorded import TracedCompute
+from serve.engine.execution.recorded import RecordedCompute, TracedCompute
 from serve.engine.forward.products import Product
 
 
@@ -66,3 +67,78 @@ def test_what_cannot_be_traced_is_called_plainly_and_logged(caplog: pytest.LogCa
             torch.testing.assert_close(traced([given]), product(given), rtol=0, atol=0)
     [line] = caplog.messages
     assert line.startswith("a forward pass of 3 rows runs without a trace, which is slower: ")
+
+
+# --- CUDA graphs
+
+
+def inputs_of(num_rows: int, device: str = "cuda:0") -> list[torch.Tensor]:
+    return [torch.randn(members, num_rows, 7).to(device) for members in (3, 1)]
+
+
+def assert_answers(recorded: RecordedCompute, inputs: Sequence[torch.Tensor]) -> None:
+    torch.testing.assert_close(recorded(inputs).cpu(), Counted()([x.cpu() for x in inputs]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("gpu", ["cuda:0", "cuda:1"])
+def test_a_shape_is_captured_once_and_answers_alike(gpu: str) -> None:
+    compute = Counted()
+    recorded = RecordedCompute(compute)
+    with pretend_cuda() as device, torch.inference_mode():
+        torch.cuda.set_device(gpu)
+        for num_rows in (5, 2, 5, 2):
+            assert_answers(recorded, inputs_of(num_rows, gpu))
+        assert compute.num_calls == 2 * 4, "three runs, and the capture"
+        assert [launch.name for launch in device.launches].count("graph") == 4
+    assert recorded.num_unrecorded == 0
+
+
+class AsksAtFirst(Counted):
+    """Asks the device for a value in the first capture."""
+
+    asked = False
+
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        if torch.cuda.is_current_stream_capturing() and not self.asked:
+            self.asked = True
+            inputs[0].sum().item()
+        return super().__call__(inputs)
+
+
+def test_a_shape_whose_capture_fails_is_computed_plainly_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    recorded = RecordedCompute(AsksAtFirst())
+    with pretend_cuda() as device, torch.inference_mode():
+        stream = torch.cuda.current_stream()
+        assert_answers(recorded, inputs_of(2))
+        for num_rows in (5, 5, 2, 3):
+            assert_answers(recorded, inputs_of(num_rows))
+        assert torch.cuda.current_stream() is stream
+        assert [launch.name for launch in device.launches].count("graph") == 3
+    assert recorded.num_unrecorded == 1
+    [line] = caplog.messages
+    assert line.startswith("a forward pass of 2 rows runs without a CUDA graph, which is slower: CUDA error: operation")
+
+
+@pytest.mark.parametrize("ends_badly", [False, True], ids=["alone", "behind the end of the capture"])
+@pytest.mark.parametrize(
+    "fault",
+    [torch.OutOfMemoryError("CUDA out of memory"), torch.AcceleratorError("CUDA error: unspecified launch failure")],
+)
+def test_a_capture_that_has_no_memory_or_no_device_raises_that(fault: Exception, ends_badly: bool) -> None:
+    """Plain calls would have no more memory than the capture."""
+
+    def fail(launch: Launch) -> None:
+        if launch.is_captured:
+            assert device.capture is not None
+            device.capture.is_invalid = ends_badly
+            raise fault
+
+    recorded = RecordedCompute(Counted())
+    with pretend_cuda() as device, torch.inference_mode():
+        device.on_launch = fail
+        with pytest.raises(type(fault), match=str(fault)):
+            recorded(inputs_of(2))
+        device.on_launch = lambda _: None
+        assert_answers(recorded, inputs_of(2))
+        assert [launch.name for launch in device.launches].count("graph") == 1, "it is tried again"
+    assert recorded.num_unrecorded == 0

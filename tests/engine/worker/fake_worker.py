@@ -16,13 +16,13 @@ import threading
 import numpy as np
 
 from serve.core import Batch, Column, ColumnKind, Context, ModelDefinition, Task
-from serve.core.errors import OutOfMemory, StartupError
+from serve.core.errors import DeviceLost, OutOfMemory, StartupError
 from serve.engine.fake import FakeEngine
 from serve.engine.worker.client import WorkerEngine
 from serve.engine.worker.server import run
 from serve.settings import EngineSettings
 
-NO_MEMORY, UNEXPECTED, EXITS, KILLED, HANGS = (-float(number) for number in range(1, 6))
+NO_MEMORY, UNEXPECTED, EXITS, KILLED, HANGS, LOST, NOT_RECORDED = (-float(number) for number in range(1, 8))
 REFUSED_ROWS = 13
 WORKER = (__file__,)
 
@@ -40,6 +40,10 @@ def fail(batch: Batch) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         case -5.0:
             threading.Event().wait()
+        case -6.0:
+            raise DeviceLost("cuda:0 is lost")
+        case -7.0:
+            object.__setattr__(batch.context, "backend", "compiled, not recorded")
 
 
 def make_engine(_: EngineSettings, max_batch_rows: int) -> FakeEngine:

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from fake_worker import EXITS, KILLED, NO_MEMORY, REFUSED_ROWS, UNEXPECTED, WORKER, numbers
+from fake_worker import EXITS, KILLED, LOST, NO_MEMORY, NOT_RECORDED, REFUSED_ROWS, UNEXPECTED, WORKER, numbers
 
 from serve.core import Batch, ModelDefinition, QueryTable
 from serve.core.errors import DeviceLost, EngineError, InvalidInput, InvalidModel, OutOfMemory, StartupError
@@ -62,6 +62,23 @@ def test_each_context_has_its_number(worker: WorkerEngine, context: ContextHandl
     np.testing.assert_array_equal(worker.predict(Batch(context, rows)), before)
 
 
+def test_a_context_tells_when_its_backend_changed(worker: WorkerEngine, context: ContextHandle) -> None:
+    other = worker.fit(numbers())
+    worker.predict(batch_with(context, 1.0))
+    assert context.backend == "compiled"
+    worker.predict(batch_with(context, NOT_RECORDED))
+    worker.predict(batch_with(other, 1.0))
+    assert (context.backend, other.backend) == ("compiled, not recorded", "compiled")
+
+
+def test_a_lost_device_is_named_in_the_log(capfd: pytest.CaptureFixture[str]) -> None:
+    engine = WorkerEngine(EngineSettings(), 8, WORKER)
+    with pytest.raises(DeviceLost):
+        engine.predict(batch_with(engine.fit(numbers()), LOST))
+    engine.close()
+    assert "DeviceLost: cuda:0 is lost" in capfd.readouterr().err
+
+
 def test_errors_are_raised_as_themselves(worker: WorkerEngine, context: ContextHandle) -> None:
     with pytest.raises(OutOfMemory, match="no memory for 3 rows"):
         worker.predict(batch_with(context, NO_MEMORY))
@@ -72,12 +89,12 @@ def test_errors_are_raised_as_themselves(worker: WorkerEngine, context: ContextH
     worker.predict(batch_with(context, 1.0))  # the worker survives each of them
 
 
-@pytest.mark.parametrize(("fault", "how"), [(EXITS, "exit code 7"), (KILLED, "signal 9")])
+@pytest.mark.parametrize(("fault", "how"), [(EXITS, "exit code 7"), (KILLED, "signal 9"), (LOST, "exit code 70")])
 def test_a_worker_that_ends_is_a_lost_device(
     worker: WorkerEngine, context: ContextHandle, fault: float, how: str
 ) -> None:
     assert not worker.lost
-    with pytest.raises(DeviceLost, match=how):
+    with pytest.raises(DeviceLost, match=rf"\({how}\)"):
         worker.predict(batch_with(context, fault))
     assert worker.lost
     with pytest.raises(DeviceLost, match=how):
