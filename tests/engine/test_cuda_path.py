@@ -293,3 +293,20 @@ def test_faults_of_a_call_are_told_apart(
             engine.predict(Batch(context, rows[:MAX_ROWS]))
         assert (type(caught.value), engine.lost) == (kind, is_lost)
         engine.close()
+
+
+def test_buckets_whose_graphs_do_not_fit_into_the_memory_are_left_out(model: ModelDefinition) -> None:
+    with pretend_cuda() as device:
+        engine = TabPFNEngine(EngineSettings(device="cuda:0"), 2 * MAX_ROWS)
+        context = engine.fit(model)
+        canaries = canary_rows(context.encode_context())
+        limit = max(launch.written for launch in device.launches if launch.is_captured)
+
+        def run_out(launch: Launch) -> None:
+            if launch.is_captured and launch.written > limit:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+        device.on_launch = run_out
+        seconds = warm_up(engine, context, canaries, row_buckets(2 * MAX_ROWS), FLOAT32.tolerance)
+    assert max(seconds) == len(canaries)
+    assert context.backend == "compiled"

@@ -7,6 +7,7 @@ import msgspec
 from predictor_harness import RECORD, make, predict
 
 from serve.core import Batch, ServerState
+from serve.core.errors import OutOfMemory
 from serve.engine.fake import FakeEngine
 
 
@@ -59,4 +60,18 @@ async def test_it_tells_that_the_first_runs_could_not_be_recorded() -> None:
     (model,) = predictor.snapshot().models
     assert model.backend == "compiled, not recorded"
     assert b'tabpfn_model_info{backend="compiled, not recorded",' in predictor.telemetry.prometheus.render()
+    await predictor.close()
+
+
+async def test_it_tells_that_the_memory_holds_small_batches_alone() -> None:
+    def run_out(batch: Batch) -> None:
+        if len(batch.rows) > 4:
+            raise OutOfMemory("no memory for so many rows")
+
+    predictor = make(FakeEngine(gate=run_out))
+    await predictor.start()
+    assert predictor.is_ready
+    (model,) = predictor.snapshot().models
+    assert (model.max_batch_rows, list(model.batch_ms)) == (4, [1, 2, 3, 4])
+    assert len((await predict(predictor, [RECORD] * 9)).outputs) == 9
     await predictor.close()

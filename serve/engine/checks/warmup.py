@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from serve.core import Batch, Engine, FittedContext, Matrix
-from serve.core.errors import StartupError
+from serve.core.errors import OutOfMemory, StartupError
 from serve.engine.checks.parity import compare_answers
 
 _log = logging.getLogger(__name__)
@@ -32,33 +32,48 @@ def warm_up(
         tolerance: largest difference between answers to the same rows in two buckets; see `parity.compare_answers`.
 
     Returns:
-        Seconds of each bucket.
+        Seconds of each bucket that fits into the memory.
 
     Raises:
-        StartupError: a bucket failed, or its answers differ from the largest bucket's; names the bucket.
+        StartupError: a bucket failed, none fits, or answers differ from the largest bucket's; names the bucket.
     """
-    seconds = {}
+    seconds: dict[int, float] = {}
     largest: Matrix | None = None
+    lack = ""
     for bucket in sorted(buckets, reverse=True):
         batch = Batch(context, np.resize(rows, (bucket, rows.shape[1])))
-        answer, seconds[bucket] = _run(engine, batch)
-        if seconds[bucket] < _SLOW_S:
-            seconds[bucket] = min(seconds[bucket], _run(engine, batch)[1])
+        try:
+            answer, seconds[bucket] = _measure(engine, batch)
+        except OutOfMemory as error:
+            if seconds:
+                raise StartupError(f"warm-up failed at {bucket} rows, after more rows had fitted: {error}") from error
+            lack = str(error)  # the error itself would keep the tensors of the failed run
+            continue
         largest = answer if largest is None else largest
-        compare_answers(
-            f"in a batch of {len(largest)}", largest[:bucket], f"in one of {bucket}", answer, tolerance,
-            is_probability=bool(context.classes), slack=context.canary_slack,
-        )  # fmt: skip
-    _log.info("warm-up, milliseconds by rows: %s", {rows: round(1e3 * s, 1) for rows, s in sorted(seconds.items())})
+        ways = f"in a batch of {len(largest)}", largest[:bucket], f"in one of {bucket}", answer
+        compare_answers(*ways, tolerance, is_probability=bool(context.classes), slack=context.canary_slack)
+    if not seconds:
+        raise StartupError(f"warm-up failed at every number of rows: {lack}")
+    if lack:
+        _log.warning("batches have %d rows at most, not %d: %s", max(seconds), max(buckets), lack)
+    _log.info("warm-up, milliseconds by rows: %s", {n: round(1e3 * s, 1) for n, s in sorted(seconds.items())})
     return seconds
 
 
+def _measure(engine: Engine, batch: Batch) -> tuple[Matrix, float]:
+    """As `_run`, with the seconds of the faster of two runs, or of the only one where it is slow."""
+    answer, seconds = _run(engine, batch)
+    return answer, min(seconds, _run(engine, batch)[1]) if seconds < _SLOW_S else seconds
+
+
 def _run(engine: Engine, batch: Batch) -> tuple[Matrix, float]:
-    """The answer to every row, and its seconds. Raises StartupError where it fails or is not finite."""
+    """The answer to every row, and its seconds. Raises OutOfMemory; StartupError where it fails or is not finite."""
     num_rows = len(batch.rows)
     started = time.perf_counter()
     try:
         answer = engine.predict(batch)
+    except OutOfMemory:
+        raise
     except Exception as error:
         raise StartupError(f"warm-up failed at {num_rows} rows on {engine.device}: {error}") from error
     seconds = time.perf_counter() - started

@@ -12,9 +12,9 @@ torch. It ends when the replica's end of the pair closes, for whatever reason. I
 replica that drains still needs its answers.
 
 A worker that ends (a lost GPU, a crash in native code, the kernel's out-of-memory killer) fails the current batch with
-DeviceLost, and every later call. Its fitted contexts are gone, so the replica has to be replaced. The same holds for a worker that
-sends a malformed frame, which is killed: the worker opens operators' pickles, so its answers are read as data that may
-be hostile (`wire.py`).
+DeviceLost, and every later call. Its fitted contexts are gone, so the replica has to be replaced. The same holds for a
+worker that sends a malformed frame, which is killed: the worker opens operators' pickles, so its answers are read as
+data that may be hostile (`wire.py`).
 """
 
 from __future__ import annotations

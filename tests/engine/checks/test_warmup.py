@@ -1,5 +1,6 @@
 """Row buckets, and a warm-up that fails the start when a bucket fails."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.core import Batch, Matrix
-from serve.core.errors import StartupError
+from serve.core.errors import OutOfMemory, StartupError
 from serve.core.row_buckets import bucket_of, row_buckets
 from serve.engine.checks.warmup import warm_up
 from serve.engine.fake import FakeContext, FakeEngine
@@ -91,3 +92,35 @@ def test_a_bucket_that_answers_otherwise_fails_the_start(fake_context: FakeConte
 
     with pytest.raises(StartupError, match=r"in a batch of 8 and in one of 2 differ by 0\.01"):
         warm_up(Bent(), fake_context, fake_context.encode_context()[:3], row_buckets(8), 1e-3)
+
+
+class Small(FakeEngine):
+    """Has memory for the batches whose rows `fits` allows."""
+
+    def __init__(self, fits: Callable[[int], bool]) -> None:
+        super().__init__()
+        self.fits = fits
+
+    def predict(self, batch: Batch) -> Matrix:
+        if not self.fits(len(batch.rows)):
+            raise OutOfMemory(f"no memory for {len(batch.rows)} rows on cpu")
+        return super().predict(batch)
+
+
+def test_buckets_that_do_not_fit_into_the_memory_are_left_out(
+    fake_context: FakeContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = fake_context.encode_context()[:3]
+    assert set(warm_up(Small(lambda n: n <= 5), fake_context, rows, row_buckets(8), 1e-6)) == {1, 2, 3, 4, 5}
+    assert caplog.messages == ["batches have 5 rows at most, not 8: no memory for 6 rows on cpu"]
+
+
+def test_without_memory_for_one_row_the_start_fails(fake_context: FakeContext) -> None:
+    with pytest.raises(StartupError, match="at every number of rows: no memory for 1 rows on cpu"):
+        warm_up(Small(lambda _: False), fake_context, fake_context.encode_context()[:3], row_buckets(8), 1e-6)
+
+
+def test_memory_that_runs_out_below_a_bucket_that_fitted_fails_the_start(fake_context: FakeContext) -> None:
+    """The engine would pad rows to this bucket, which the batcher does not know."""
+    with pytest.raises(StartupError, match="at 3 rows, after more rows had fitted"):
+        warm_up(Small(lambda n: n != 3), fake_context, fake_context.encode_context()[:3], row_buckets(8), 1e-6)
