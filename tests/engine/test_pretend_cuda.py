@@ -174,6 +174,29 @@ def test_pinned_memory_is_the_devices_until_it_has_read_it() -> None:
             torch.cuda.synchronize()
 
 
+def test_a_graph_may_hold_copies_without_a_wait() -> None:
+    with pretend_cuda() as device:
+        given, answer = torch.ones(2, pin_memory=True), torch.zeros(2, pin_memory=True)
+        x = torch.zeros(2, device=GPU)
+
+        def compute(x: torch.Tensor) -> torch.Tensor:
+            x.copy_(given, non_blocking=True)
+            return answer.copy_(x * 2, non_blocking=True)
+
+        graph, _ = record(compute, x)
+        given.fill_(3)
+        assert answer.tolist() == [0, 0], "a capture computes nothing"
+        graph.replay()
+        assert answer.isnan().all()
+        torch.cuda.current_stream().synchronize()
+        assert answer.tolist() == [6, 6]
+        assert whats(device)[-1] == "stream.synchronize"
+        graph.replay()
+        given.fill_(4)
+        with pytest.raises(AssertionError, match="before the device had read it"):
+            torch.cuda.synchronize()
+
+
 # --- faults
 
 

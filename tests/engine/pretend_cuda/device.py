@@ -226,14 +226,18 @@ class PretendDevice(TorchDispatchMode):
         """Record an operation that was just run, where its stream is captured."""
         if not self._is_captured(gpu):
             return
-        assert self.capture is not None
 
         def again() -> None:
             for old, new in zip(outs, _tensors(run()), strict=True):
                 if old is not new and old.data_ptr() != new.data_ptr():
                     old.copy_(new)
 
-        self.capture.steps.append(again)
+        self._captured_steps.append(again)
+
+    @property
+    def _captured_steps(self) -> list[Callable[[], None]]:
+        assert self.capture is not None
+        return self.capture.steps
 
     def _is_captured(self, gpu: int) -> bool:
         return self.capture is not None and self.capture.stream is self.current_stream(gpu)
@@ -241,8 +245,7 @@ class PretendDevice(TorchDispatchMode):
     def _add(self, launch: Launch) -> None:
         self.on_launch(launch)
         self.launches.append(launch)
-        if launch.is_captured:
-            assert self.capture is not None
+        if launch.is_captured and self.capture is not None:
             self.capture.launches.append(launch)
 
     # --- copies
@@ -292,35 +295,42 @@ class PretendDevice(TorchDispatchMode):
         """Note a copy to the device, which was done. Pinned memory must stay as it is until the device has read it."""
         waits = not (non_blocking and self.is_pinned(host))
         self._note_copy("copy in", host, waits)
-        self.record(gpu, lambda: numbers.copy_(host), [numbers])
+
+        def watch() -> None:
+            given, stream = host.clone(), self.current_stream(gpu)
+
+            def check() -> None:
+                same = torch.equal(given.nan_to_num(), host.nan_to_num())
+                assert same, "pinned memory was written to before the device had read it"
+
+            stream.submit(check)
+
+        def run() -> None:
+            numbers.copy_(host)
+            watch()
+
         if waits:
             self.current_stream(gpu).finish()
-            return
-        given = host.clone()
-
-        def check() -> None:
-            same = torch.equal(given.nan_to_num(), host.nan_to_num())
-            assert same, "pinned memory was written to before the device had read it"
-
-        self.current_stream(gpu).submit(check)
+        elif self._is_captured(gpu):
+            self._captured_steps.append(run)
+        else:
+            watch()
 
     def _copy_out(self, numbers: torch.Tensor, host: torch.Tensor, gpu: int, non_blocking: bool) -> None:
         """Copy to the host: at once, or, into pinned memory and without a wait, when somebody has waited for it."""
         waits = not (non_blocking and self.is_pinned(host))
         self._note_copy("copy out", numbers, waits)
-        stream = self.current_stream(gpu)
 
         def run() -> None:
-            given = numbers.clone()
+            given, stream = numbers.clone(), self.current_stream(gpu)
             host.fill_(math.nan if host.is_floating_point() else 0)  # so that who reads too early sees it
             stream.submit(lambda: _set(host, given))
 
         if waits:
-            stream.finish()
+            self.current_stream(gpu).finish()
             _set(host, numbers)
         elif self._is_captured(gpu):
-            assert self.capture is not None
-            self.capture.steps.append(run)
+            self._captured_steps.append(run)
         else:
             run()
 
