@@ -81,7 +81,8 @@ class Finished:
 class Engine(Protocol):
     """Runs models on one device. Only the device thread calls it, one call at a time.
 
-    `Launched.collect` alone may be called from a second thread.
+    `Launched.collect` alone may be called from a second thread. `fit` and `reference` are called when no batch is in
+    flight.
     """
 
     @property

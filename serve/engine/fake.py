@@ -2,7 +2,7 @@
 
 An answer is a fixed function of the row's own values. Rows that differ in a cell have different answers, so an answer
 that reaches the wrong caller shows at once. FakeEngine enforces the protocol: a call fails while another thread is in
-one, and after `close`.
+one, and after `close`. Batches are collected in order, and no more are in flight than it allows.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +23,7 @@ from serve.core import (
     Batch,
     Column,
     ColumnKind,
-    Finished,
+    Launched,
     Matrix,
     ModelDefinition,
     QueryTable,
@@ -71,23 +72,29 @@ class FakeEngine:
 
     Args:
         cost_s: seconds for which a batch of a number of rows occupies the device; None costs nothing.
-        gate: called with each batch before its answer, on the device thread; it may block, raise or record.
+        gate: called with each batch before its answer, on the thread that computes; it may block, raise or record.
+        max_in_flight: with 1, `launch` computes the answer, as on a CPU. With more, `collect` does, as on a GPU.
     """
 
     device = "cpu"
     lost = False
-    max_in_flight = 1
 
     def __init__(
-        self, cost_s: Callable[[int], float] | None = None, gate: Callable[[Batch], None] | None = None
+        self,
+        cost_s: Callable[[int], float] | None = None,
+        gate: Callable[[Batch], None] | None = None,
+        max_in_flight: int = 1,
     ) -> None:
+        self.max_in_flight = max_in_flight
         self._cost_s = cost_s
         self._gate = gate
         self._in_use = threading.Lock()
+        self._in_flight: deque[_FakeLaunched] = deque()
         self._closed = False
 
     def fit(self, model: ModelDefinition) -> FakeContext:
         with self._exclusive():
+            self._check_nothing_in_flight()
             context = model.context
             for column in context.columns:
                 if column.kind is not ColumnKind.NUMBER:
@@ -97,25 +104,44 @@ class FakeEngine:
             classes = tuple(sorted({str(label) for label in context.target})) if classified else ()
             return FakeContext(context.columns, classes, _matrix(context.columns, cells))
 
-    def launch(self, batch: Batch) -> Finished:
-        return Finished(self.predict(batch))
+    def launch(self, batch: Batch) -> Launched:
+        with self._exclusive():
+            assert len(self._in_flight) < self.max_in_flight, f"more than {self.max_in_flight} batches are in flight"
+            outputs = self._compute(batch) if self.max_in_flight == 1 else None
+            launched = _FakeLaunched(self, batch, outputs)
+            self._in_flight.append(launched)
+            return launched
 
     def predict(self, batch: Batch) -> Matrix:
-        with self._exclusive():
-            if self._gate is not None:
-                self._gate(batch)
-            if self._cost_s is not None:
-                time.sleep(self._cost_s(len(batch.rows)))
-            return fake_answer(batch)
+        return self.launch(batch).collect()
 
     def reference(self, batch: Batch) -> Matrix:
         with self._exclusive():
+            self._check_nothing_in_flight()
             alone = [fake_answer(Batch(batch.context, batch.rows[i : i + 1])) for i in range(len(batch.rows))]
             return np.concatenate(alone)
 
     def close(self) -> None:
         with self._exclusive():
             self._closed = True
+
+    def _collect(self, launched: _FakeLaunched) -> Matrix:
+        assert launched in self._in_flight, "a batch is collected once"
+        assert launched is self._in_flight[0], "batches are collected in the order of their launches"
+        try:
+            return self._compute(launched.batch) if launched.outputs is None else launched.outputs
+        finally:
+            self._in_flight.popleft()
+
+    def _compute(self, batch: Batch) -> Matrix:
+        if self._gate is not None:
+            self._gate(batch)
+        if self._cost_s is not None:
+            time.sleep(self._cost_s(len(batch.rows)))
+        return fake_answer(batch)
+
+    def _check_nothing_in_flight(self) -> None:
+        assert not self._in_flight, "a batch is in flight"
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -125,6 +151,16 @@ class FakeEngine:
             yield
         finally:
             self._in_use.release()
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _FakeLaunched:
+    engine: FakeEngine
+    batch: Batch
+    outputs: Matrix | None
+
+    def collect(self) -> Matrix:
+        return self.engine._collect(self)
 
 
 def fake_answer(batch: Batch) -> Matrix:

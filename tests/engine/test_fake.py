@@ -162,3 +162,44 @@ def test_nothing_is_answered_after_close(fake_context: FakeContext) -> None:
     engine.close()
     with pytest.raises(AssertionError, match="closed"):
         engine.predict(Batch(fake_context, np.zeros((1, 3))))
+
+
+def test_of_two_in_flight_each_is_computed_when_it_is_collected(fake_context: FakeContext) -> None:
+    seen: list[float] = []
+    engine = FakeEngine(gate=lambda batch: seen.append(batch.rows[0, 0]), max_in_flight=2)
+    batches = [Batch(fake_context, np.full((1, 3), number)) for number in (1.0, 2.0, 3.0)]
+    first, second = (engine.launch(batch) for batch in batches[:2])
+    assert seen == []
+    with pytest.raises(AssertionError, match="more than 2"):
+        engine.launch(batches[2])
+    with pytest.raises(AssertionError, match="order"):
+        second.collect()
+    np.testing.assert_array_equal(first.collect(), fake_answer(batches[0]))
+    third = engine.launch(batches[2])
+    for launched, batch in ((second, batches[1]), (third, batches[2])):
+        np.testing.assert_array_equal(launched.collect(), fake_answer(batch))
+    assert seen == [1.0, 2.0, 3.0]
+    with pytest.raises(AssertionError, match="once"):
+        third.collect()
+
+
+def test_a_batch_that_fails_is_no_longer_in_flight(fake_context: FakeContext) -> None:
+    def gate(_: Batch) -> None:
+        raise LookupError
+
+    for max_in_flight in (1, 2):
+        engine = FakeEngine(gate=gate, max_in_flight=max_in_flight)
+        for _ in range(3):
+            with pytest.raises(LookupError):
+                engine.predict(Batch(fake_context, np.zeros((1, 3))))
+
+
+def test_nothing_else_is_called_with_a_batch_in_flight(fake_context: FakeContext) -> None:
+    engine = FakeEngine(max_in_flight=2)
+    batch = Batch(fake_context, np.zeros((1, 3)))
+    launched = engine.launch(batch)
+    for call in (lambda: engine.fit(definition(Task.CLASSIFICATION)), lambda: engine.reference(batch)):
+        with pytest.raises(AssertionError, match="in flight"):
+            call()
+    launched.collect()
+    assert engine.fit(definition(Task.CLASSIFICATION)).classes == ("no", "yes")
