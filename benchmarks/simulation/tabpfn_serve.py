@@ -13,7 +13,7 @@ from serve.batching import (
     QueueLimits,
     Slice,
 )
-from serve.core.errors import Overloaded
+from serve.core.errors import DeadlineTooShort, Overloaded
 from serve.settings import BatchingSettings
 
 
@@ -44,6 +44,9 @@ class TabpfnServe(Server):
         except Overloaded as refusal:
             request.retry_after_s = refusal.retry_after_s
             self._end(request, Outcome.REFUSED, now)
+            return
+        except DeadlineTooShort:
+            self._end(request, Outcome.FAILED, now)
             return
         self._queue.add(request)
         if not self._is_busy:

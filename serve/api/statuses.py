@@ -18,6 +18,7 @@ from typing import NamedTuple
 from serve.api.errors import InvalidHeader, InvalidJson, MethodNotAllowed, UnknownRoute, UnsupportedMediaType
 from serve.core.errors import (
     DeadlineExceeded,
+    DeadlineTooShort,
     Draining,
     EngineError,
     InvalidInput,
@@ -58,6 +59,8 @@ STATUSES: Mapping[type[ServeError], Status] = {
     TooLarge: Status(413, GrpcStatus.INVALID_ARGUMENT),
     UnsupportedMediaType: Status(415, GrpcStatus.INVALID_ARGUMENT),
     InvalidInput: Status(422, GrpcStatus.INVALID_ARGUMENT),
+    # Not DEADLINE_EXCEEDED: no time has passed, and a repetition cannot help.
+    DeadlineTooShort: Status(422, GrpcStatus.INVALID_ARGUMENT),
     Overloaded: Status(429, GrpcStatus.RESOURCE_EXHAUSTED),
     EngineError: Status(500, GrpcStatus.INTERNAL),
     NotReady: Status(503, GrpcStatus.UNAVAILABLE),

@@ -12,25 +12,29 @@ must fit into the model's default timeout (`set_max_backlog`), which bounds the 
 The number of requests has a fixed limit beside it, because each request holds a socket.
 
 A refusal says when to try again: after the time by which the prediction was too late, or in which the waiting rows are
-served. A request whose own rows take longer than its deadline is refused with that reason, since a retry cannot help.
+served. A request is *hopeless* if its own rows take longer than its deadline. Where they did so at every cost that was
+ever measured, no retry can help, and it gets DeadlineTooShort in place of Overloaded.
 
-An estimate that refuses every request would never be corrected, because only batches correct it. So an estimate
-"longer than any deadline" holds only for `_DOUBT_AFTER` times itself; then one request is let through to measure anew.
+An estimate that refuses every request would never be corrected, because only batches correct it. So a hopeless request
+is let through now and then, to measure anew; its rows leave the queue at its deadline, so it wastes little:
+- An estimate holds for `_DOUBT_AFTER` times the device time that such a request can waste.
+- A value of the warm-up is asked at once, if the device is idle and an error of `MAX_SEED_ERROR` explains the lateness.
 
 What is always true: an acquired request is released once, with its outcome. A second release is a bug and raises.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Generic, NamedTuple
 
-from serve.batching.cost import CostModel
+from serve.batching.cost import MAX_SEED_ERROR, ContextCost, CostModel
 from serve.batching.device import BatchWatchdog
 from serve.batching.fifo import QueuedRequest, R
 from serve.batching.limits import AdmissionLimits
 from serve.batching.queue import BatchQueue
 from serve.core import FittedContext, Priority
-from serve.core.errors import Draining, Overloaded
+from serve.core.errors import DeadlineTooShort, Draining, Overloaded
 from serve.telemetry.recorder import Recorder
 
 _WAIT_MARGIN = 1.5
@@ -77,7 +81,10 @@ class AdmissionController(Generic[R]):
         self._max_backlog_s[id(context)] = max_backlog_s
 
     def acquire(self, request: R, now: float) -> None:
-        """Admit a request, which is then to be queued, or raise Draining, Overloaded. Pair with `release`."""
+        """Admit a request, which is then to be queued. Pair with `release`.
+
+        Raises Draining, Overloaded, DeadlineTooShort.
+        """
         self.check(request, now)
         self.ongoing.add(request)
         self.num_rows += request.num_rows
@@ -91,6 +98,9 @@ class AdmissionController(Generic[R]):
             self._check_time(request, now)
         except Overloaded as refusal:
             self._recorder.refused(request.model, refusal.reason)
+            raise
+        except DeadlineTooShort:
+            self._recorder.refused(request.model, "too_short")
             raise
 
     def release(self, request: R) -> None:
@@ -138,26 +148,46 @@ class AdmissionController(Generic[R]):
             self._check_exactly(request, now, remaining_s, own_s)
 
     def _check_exactly(self, request: QueuedRequest, now: float, remaining_s: float, own_s: float) -> None:
-        """The exact prediction. Returns if the deadline can be kept after all, raises Overloaded otherwise."""
+        """The exact prediction. Returns if the deadline can be kept after all, raises a refusal otherwise."""
         time_left_s = request.deadline - now
         before_s = _WAIT_MARGIN * (remaining_s + self._queue.seconds_before_turn(request))
         cost = self._cost.of(request.context)
-        alone_s = cost.predict_all(request.num_rows, cost.row_budget)
-        is_hopeless = alone_s > time_left_s
-        if is_hopeless and now - cost.learned_at > _DOUBT_AFTER * alone_s:
-            own_s = 0.0
-        late_s = before_s + own_s - time_left_s
-        if late_s <= 0:
+        alone_s = cost.predict_all(request.num_rows, self._queue.max_batch_rows(request))
+        if alone_s > time_left_s:
+            self._check_hopeless(request, now, before_s, alone_s)
+        elif before_s + own_s > time_left_s:
+            raise Overloaded(
+                f"the answer may take {1e3 * (before_s + own_s):.0f} ms, the deadline is in {1e3 * time_left_s:.0f} ms",
+                retry_after_s=before_s + own_s - time_left_s,
+                reason="deadline",
+            )
+
+    def _check_hopeless(self, request: QueuedRequest, now: float, before_s: float, alone_s: float) -> None:
+        """Return if this request may measure anew; its rows take `alone_s`, longer than its deadline."""
+        time_left_s = request.deadline - now
+        cost, batch_rows = self._cost.of(request.context), self._queue.max_batch_rows(request)
+        doubted_at = _doubted_at(cost, min(request.num_rows, batch_rows), alone_s, time_left_s, not before_s)
+        one_s = cost.predict(1)
+        if one_s > time_left_s:  # then more rows are asked no sooner than one, as the precheck promises
+            doubted_at = max(doubted_at, _doubted_at(cost, 1, one_s, time_left_s, not before_s))
+            one_s = 0.0
+        if now > doubted_at and before_s + one_s <= time_left_s:
             return
-        if is_hopeless:
-            detail = f"{request.num_rows} rows take about {1e3 * alone_s:.0f} ms here"
-            retry_after_s = before_s
-        else:
-            detail = f"the answer may take {1e3 * (before_s + own_s):.0f} ms"
-            retry_after_s = late_s
-        raise Overloaded(
-            f"{detail}, the deadline is in {1e3 * time_left_s:.0f} ms", retry_after_s=retry_after_s, reason="deadline"
+        detail = (
+            f"{request.num_rows} rows take about {1e3 * alone_s:.0f} ms here, "
+            f"the deadline is in {1e3 * time_left_s:.0f} ms"
         )
+        if cost.fastest(request.num_rows, batch_rows) > time_left_s:
+            raise DeadlineTooShort(f"{detail}; allow more time, or send fewer rows in one request")
+        raise Overloaded(detail, retry_after_s=max(before_s, doubted_at - now), reason="deadline")
+
+
+def _doubted_at(cost: ContextCost, batch_rows: int, alone_s: float, time_left_s: float, is_idle: bool) -> float:
+    """From when on a hopeless request may measure batches of `batch_rows` anew."""
+    if is_idle and not cost.has_run(batch_rows) and alone_s <= MAX_SEED_ERROR * time_left_s:
+        return -math.inf
+    wasted_s = min(alone_s, time_left_s + cost.predict(batch_rows))
+    return cost.measured_at(batch_rows) + _DOUBT_AFTER * wasted_s
 
 
 class OneRow(NamedTuple):
@@ -187,7 +217,7 @@ class AdmissionPrecheck(Generic[R]):
         """Return if one row would be admitted now.
 
         Raises:
-            Overloaded: the request is refused; the refusal has been reported.
+            Overloaded, DeadlineTooShort: the request is refused; the refusal has been reported.
             Draining: no request is admitted any more.
         """
         self._admission.check(OneRow(model, context, 1, priority, now, deadline), now)

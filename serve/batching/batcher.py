@@ -149,7 +149,7 @@ class Batcher:
         return await self._device.run(fn)
 
     def precheck(self, model: str, context: FittedContext, deadline: float, priority: Priority) -> None:
-        """Return if one row would be admitted now; raises Overloaded, Draining. See `AdmissionPrecheck`."""
+        """Return if one row would be admitted now; raises the refusal otherwise. See `AdmissionPrecheck`."""
         self._precheck.check(model, context, deadline, priority, self._clock())
 
     async def submit(self, request: PredictRequest, context: FittedContext, rows: Matrix) -> Prediction:
@@ -159,7 +159,7 @@ class Batcher:
             rows: float64 [rows, features], the request's table as `context` encodes it; split if it exceeds a batch.
 
         Raises:
-            Overloaded, Draining: refused; no work was done.
+            Overloaded, DeadlineTooShort, Draining: refused; no work was done.
             DeadlineExceeded: the deadline passed before the answer.
             EngineError: the device failed on these rows.
             Draining: also where `close` came before the answer.

@@ -40,6 +40,12 @@ class TooLarge(ServeError):
     code = "too_large"
 
 
+class DeadlineTooShort(ServeError):
+    """The rows of the request take longer than its deadline allows, however idle the replica is. No retry can help."""
+
+    code = "deadline_too_short"
+
+
 class Overloaded(ServeError):
     """The request was refused before any work; another try may help after `retry_after_s`. `reason` is for metrics."""
 

@@ -176,13 +176,14 @@ class Predictor:
         return served
 
     def precheck(self, model: ServedModel, deadline: float, priority: Priority) -> None:
-        """Return if a request of one row would be admitted now. Raises Draining, Overloaded."""
+        """Return if a request of one row would be admitted now. Raises Draining, Overloaded, DeadlineTooShort."""
         self._batcher.precheck(model.name, model.fitted, deadline, priority)
 
     async def predict(self, request: PredictRequest) -> Prediction:
         """Answer the rows of one request, in their order.
 
-        Raises InvalidInput, UnknownModel, TooLarge, NotReady, Overloaded, Draining, DeadlineExceeded, EngineError.
+        Raises InvalidInput, UnknownModel, TooLarge, NotReady, Overloaded, DeadlineTooShort, Draining, DeadlineExceeded,
+        EngineError.
         """
         model = self.model(request.model)
         if self._state not in (ServerState.READY, ServerState.LAME_DUCK):

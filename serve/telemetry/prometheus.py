@@ -46,7 +46,7 @@ class Metrics:
             "queue_seconds", "Admission to the start of the batch, per request.", SECONDS_BUCKETS, "model"
         )
         self.refused_requests = self._counter(
-            "refused_requests", "Requests refused as overloaded, by reason.", "model", "reason"
+            "refused_requests", "Requests refused as too late or over a limit, by reason.", "model", "reason"
         )
         self.expired_requests = self._counter(
             "expired_requests", "Admitted requests whose deadline passed, by stage.", "model", "stage"

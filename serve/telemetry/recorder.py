@@ -93,7 +93,7 @@ class Recorder:
         """A request was admitted and is queued."""
 
     def refused(self, model: str, reason: str) -> None:
-        """A request was refused as overloaded; `reason` is that of `errors.Overloaded`."""
+        """A request was refused: `reason` is that of `errors.Overloaded`, or `too_short` for DeadlineTooShort."""
 
     def cut(self, model: str, num_rows: int, num_requests: int) -> None:
         """A batch was cut from the queue and goes to the device."""

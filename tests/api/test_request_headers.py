@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from api_harness import FRAUD, RECORDS, Gate, MakePredictor, Serving, outcomes, until_queued
 
+from serve.api import create_app
 from serve.api.request_headers import MAX_TIMEOUT_MS, read_deadline_and_priority
 from serve.core import Priority
 from serve.core.errors import InvalidInput
@@ -98,6 +101,27 @@ async def test_a_request_that_would_be_late_is_answered_with_429_and_when_to_com
         assert 'tabpfn_refused_requests_total{model="fraud",reason="rows"} 1.0' in text
         gate.open()
         assert (await first).status_code == 200
+
+
+async def test_a_request_that_no_idle_server_could_answer_in_time_is_a_422_and_no_invitation_to_ask_again(
+    make_predictor: MakePredictor, serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hours = itertools.count(step=3600)
+    monkeypatch.setattr("serve.engine.checks.warmup.time", SimpleNamespace(perf_counter=lambda: float(next(hours))))
+    predictor = make_predictor()
+    early_refusal = create_app(predictor).early_refusal
+    async with serving(predictor) as client:
+        headers = {"x-request-timeout-ms": "10000"}
+        refused = await client.post(FRAUD, json={"records": RECORDS}, headers=headers)
+        assert (refused.status_code, refused.json()["code"]) == (422, "deadline_too_short")
+        assert "allow more time, or send fewer rows" in refused.json()["detail"]
+        assert "retry-after" not in refused.headers
+        early = early_refusal("POST", FRAUD, [(b"x-request-timeout-ms", b"10000"), (b"content-length", b"2")])
+        assert early is not None
+        assert early.status_code == 422
+        text = (await client.get("/metrics")).text
+        assert 'tabpfn_refused_requests_total{model="fraud",reason="too_short"} 2.0' in text
+        assert outcomes(text)["fraud", "deadline_too_short"] == 2
 
 
 async def test_a_large_request_is_split_and_answered_in_order(

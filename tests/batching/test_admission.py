@@ -6,7 +6,7 @@ import pytest
 from queue_harness import BULK, A, B, Queue, Request, cost_model, cost_s, queue_of
 
 from serve.batching import AdmissionController, AdmissionLimits, BatchWatchdog, CostModel
-from serve.core.errors import Draining, Overloaded
+from serve.core.errors import DeadlineTooShort, Draining, Overloaded
 
 MAX_ROWS = 8
 MARGIN = 1.5
@@ -16,9 +16,9 @@ MARGIN = 1.5
 class Door:
     """An admission controller and what it looks at."""
 
-    def __init__(self, cost: CostModel | None = None, **limits: float | None) -> None:
+    def __init__(self, cost: CostModel | None = None, bulk_s: float | None = None, **limits: float | None) -> None:
         self.cost = cost or cost_model(MAX_ROWS, A, B)
-        self.queue: Queue = queue_of(cost=self.cost)
+        self.queue: Queue = queue_of(cost=self.cost, max_bulk_batch_s=bulk_s)
         self.watchdog = BatchWatchdog(20)
         all_limits = {"max_requests": 100, **limits}
         self.admission: AdmissionController[Request] = AdmissionController(
@@ -38,6 +38,16 @@ class Door:
         with pytest.raises(Overloaded) as refused:
             self.ask(*args, **request)  # type: ignore[arg-type]
         return refused.value
+
+    def too_short(self, *args: float, **request: object) -> str:
+        with pytest.raises(DeadlineTooShort) as refused:
+            self.ask(*args, **request)  # type: ignore[arg-type]
+        return str(refused.value)
+
+    def run(self, *num_rows: int, seconds: float | None = None) -> None:
+        """Batches of A, each at the time that its warm-up promised unless another is given."""
+        for rows in num_rows:
+            self.cost.of(A).learn(rows, cost_s(rows) if seconds is None else seconds, 0.0)
 
 
 def test_one_more_than_the_limit_is_refused() -> None:
@@ -118,7 +128,7 @@ def test_only_contexts_that_go_first_count_before_a_refusal() -> None:
     for _ in range(10):
         door.ask(MAX_ROWS, 100.0, context=B)
     door.ask(1, cost_s(1) + 1e-9)
-    assert door.refusal(1, cost_s(1) / 2, context=B)
+    assert door.refusal(1, cost_s(1) + 1e-9, context=B)
 
 
 def test_bulk_does_not_count_for_an_interactive_request() -> None:
@@ -129,19 +139,54 @@ def test_bulk_does_not_count_for_an_interactive_request() -> None:
 
 
 def test_rows_that_take_longer_than_the_request_has_are_said_to() -> None:
+    """A 429 with Retry-After made callers ask for ever."""
     door = Door()
-    refusal = door.refusal(20, cost_s(MAX_ROWS))
-    assert "20 rows take about 50 ms here, the deadline is in 18 ms" in str(refusal)
-    assert refusal.retry_after_s == 0.0
+    door.run(MAX_ROWS)
+    told = door.too_short(20, cost_s(MAX_ROWS))
+    assert "20 rows take about 50 ms here, the deadline is in 18 ms; allow more time, or send fewer rows" in told
+    door.ask(MAX_ROWS, 1.0)
+    assert door.too_short(20, cost_s(MAX_ROWS)) == told, "whatever the load"
+
+
+def test_rows_that_took_less_before_may_be_sent_again_when_the_estimate_is_doubted() -> None:
+    """The machine is slow now, so it is not the request that is at fault."""
+    door = Door()
+    door.run(1)
+    door.run(*[1] * 10, seconds=10 * cost_s(1))
+    slow_s = door.cost.of(A).predict(1)
+    refusal = door.refusal(1, 2 * cost_s(1))
+    assert refusal.reason == "deadline"
+    assert refusal.retry_after_s == pytest.approx(10 * slow_s)
+    door.ask(1, 2 * cost_s(1), refusal.retry_after_s + 1e-9)
+
+
+def test_bulk_rows_are_judged_by_the_batches_that_they_run_in() -> None:
+    door = Door(bulk_s=cost_s(1))
+    door.run(1, MAX_ROWS)
+    time_s = 4 * cost_s(MAX_ROWS) + 1e-9
+    assert "32 rows take about 352 ms" in door.too_short(4 * MAX_ROWS, time_s, priority=BULK)
+    door.ask(4 * MAX_ROWS, time_s)
+
+
+def test_a_value_of_the_warm_up_is_asked_once_and_while_the_device_is_idle() -> None:
+    door = Door()
+    time_s = cost_s(MAX_ROWS) / 40
+    probe = door.ask(MAX_ROWS, time_s)
+    assert door.too_short(MAX_ROWS, time_s), "the device is not idle"
+    door.queue.remove(probe)
+    door.run(MAX_ROWS)
+    assert door.too_short(MAX_ROWS, time_s), "it was measured"
+    assert door.too_short(1, cost_s(1) / 60), "no warm-up is as wrong as that"
 
 
 def test_an_estimate_that_refuses_everybody_is_doubted_after_a_while() -> None:
     """Or a machine that was slow for a minute would refuse its callers for ever."""
     door = Door()
+    door.run(1)
     time_s = cost_s(1) / 2
-    assert door.refusal(1, time_s, 9 * cost_s(1))
+    assert door.too_short(1, time_s, 9 * cost_s(1))
     probe = door.ask(1, time_s, 11 * cost_s(1))
-    assert door.refusal(1, time_s, 11 * cost_s(1)), "one at a time"
+    assert door.too_short(1, time_s, 11 * cost_s(1)), "one at a time"
     [piece] = door.queue.cut(11 * cost_s(1))
     assert piece.request is probe
     for _ in range(20):

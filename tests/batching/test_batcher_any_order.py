@@ -11,7 +11,7 @@ from batcher_harness import TIMEOUT_S, A, Ask, B, Harness, HeldDevice, VirtualCl
 from hypothesis import given, settings
 
 from serve.core import Batch, Priority
-from serve.core.errors import DeadlineExceeded, Draining, EngineError, OutOfMemory, Overloaded
+from serve.core.errors import DeadlineExceeded, DeadlineTooShort, Draining, EngineError, OutOfMemory, Overloaded
 from serve.engine.fake import FakeEngine
 
 MAX_ROWS = 6
@@ -136,7 +136,7 @@ class Run:
                 assert may_fail
             elif isinstance(error, Draining):
                 assert self.drains
-            elif isinstance(error, (DeadlineExceeded, Overloaded)):
+            elif isinstance(error, (DeadlineExceeded, DeadlineTooShort, Overloaded)):
                 assert ask in self.hurried
             else:
                 await ask.answered()

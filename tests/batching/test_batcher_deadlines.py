@@ -7,7 +7,7 @@ import pytest
 from batcher_harness import TIMEOUT_S, A, B, Harness, HeldDevice, VirtualClock, serving, turns
 
 from serve.core import Priority
-from serve.core.errors import DeadlineExceeded, Overloaded
+from serve.core.errors import DeadlineExceeded, DeadlineTooShort, Overloaded
 from serve.engine.fake import FakeEngine
 
 SECONDS = {1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0}
@@ -172,7 +172,7 @@ async def test_costs_are_learned_and_compared_with_what_was_predicted() -> None:
 
 async def seconds_of_eight(harness: Harness) -> float:
     refused = await harness.request(8, timeout_s=1e-6).failed()
-    assert isinstance(refused, Overloaded)
+    assert isinstance(refused, DeadlineTooShort)
     return float(str(refused).split("about ")[1].split(" ms")[0]) / 1e3
 
 

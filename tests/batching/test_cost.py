@@ -21,7 +21,7 @@ def test_the_engines_buckets_are_those_of_the_seed() -> None:
     model = CostModel(64)
     cost = model.seed(A, {64: 1.0, 48: 0.5}, now=7.0)
     assert cost.predict(20) == 0.5
-    assert cost.learned_at == 7.0
+    assert cost.measured_at(64) == 7.0
     assert model.of(A) is cost
 
 

@@ -11,12 +11,12 @@ from predictor_harness import RECORD, OneModel, make, predict, request_of
 from serve.core import Batch, Matrix, ModelDefinition, ModelReference, Priority, QueryTable, ServerState
 from serve.core.errors import (
     DeadlineExceeded,
+    DeadlineTooShort,
     Draining,
     EngineError,
     InvalidInput,
     InvalidModel,
     NotReady,
-    Overloaded,
     StartupError,
     TooLarge,
     UnknownModel,
@@ -203,7 +203,7 @@ async def test_the_default_timeout_is_the_manifests_or_the_settings_and_suits_a_
 async def test_what_the_warm_up_measured_decides_at_once_whom_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = make(Slow(60.0, monkeypatch))
     await predictor.start()
-    with pytest.raises(Overloaded, match="1 rows take about 60000 ms here, the deadline is in 1000 ms"):
+    with pytest.raises(DeadlineTooShort, match="1 rows take about 60000 ms here, the deadline is in 1000 ms"):
         await predict(predictor, [RECORD], timeout_s=1.0)
     await predict(predictor, [RECORD])
     await predictor.close()

@@ -21,7 +21,7 @@ from serve.api.door import RawHeaders
 from serve.api.predictions import Predictions
 from serve.api.request_headers import read_request_id
 from serve.api.statuses import CALLER_ERRORS
-from serve.core.errors import Overloaded
+from serve.core.errors import DeadlineTooShort, Overloaded
 from serve.replica.predictor import Predictor
 
 _MAX_LENGTH_DIGITS = 12
@@ -37,7 +37,7 @@ class EarlyRefusal:
         self._max_body_bytes = predictor.settings.api.max_body_bytes
 
     def __call__(self, method: str, target: str, headers: RawHeaders) -> Response | None:
-        """The response, where one row would be refused as overloaded now; None for every other request."""
+        """The response, where one row could not be answered in time now; None for every other request."""
         matched = self._predictions.match(method, target, headers)
         if matched is None or not self._has_plain_body(headers):
             return None
@@ -47,7 +47,7 @@ class EarlyRefusal:
             request_id = read_request_id(headers)
             head = self._predictions.head(reference, Headers(raw=headers), arrived_at, request_id)
             self._predictor.precheck(head.model, head.deadline, head.priority)
-        except Overloaded as error:
+        except (Overloaded, DeadlineTooShort) as error:
             self._predictions.count(reference, error.code, arrived_at)
             return self._predictions.with_request_id(door.render(error, request_id), request_id)
         except CALLER_ERRORS:

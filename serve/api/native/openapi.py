@@ -24,6 +24,7 @@ from serve.api.statuses import STATUSES
 from serve.core import Priority
 from serve.core.errors import (
     DeadlineExceeded,
+    DeadlineTooShort,
     Draining,
     EngineError,
     InvalidInput,
@@ -54,8 +55,8 @@ carries `x-request-id`: the caller's own, or a new one."""
 _FALLBACK_EXAMPLE = {"amount": 129.95, "country": "DE"}
 
 _PREDICT_ERRORS = (
-    InvalidJson, UnknownModel, TooLarge, UnsupportedMediaType, InvalidInput, Overloaded, EngineError, NotReady,
-    Draining, DeadlineExceeded,
+    InvalidJson, UnknownModel, TooLarge, UnsupportedMediaType, InvalidInput, DeadlineTooShort, Overloaded, EngineError,
+    NotReady, Draining, DeadlineExceeded,
 )  # fmt: skip
 
 
@@ -160,8 +161,9 @@ _REQUEST_ID = _header(
 )
 _TIMEOUT = _header(
     TIMEOUT_HEADER,
-    "Milliseconds after which the answer is of no use. A request that would be late is refused at once (429); a "
-    "request whose time has passed is answered with 504. Without this header, the model's `default_timeout_ms` holds.",
+    "Milliseconds after which the answer is of no use. A request that would be late is refused at once (429), or "
+    "with 422 where its rows take longer than that on an idle server too; a request whose time has passed is answered "
+    "with 504. Without this header, the model's `default_timeout_ms` holds.",
     {"type": "integer", "minimum": 1, "maximum": MAX_TIMEOUT_MS},
 )
 _PRIORITY = _header(
