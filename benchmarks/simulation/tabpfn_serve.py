@@ -72,7 +72,7 @@ class TabpfnServe(Server):
     def _finish(self, done: tuple[list[Slice[Request]], int, float]) -> None:
         batch, num_rows, began_at = done
         now = self._clock.now
-        self._watchdog.end()
+        self._watchdog.end(now)
         self._is_busy = False
         self._cost.of(batch[0].request.context).learn(num_rows, now - began_at, now)
         for request, start, stop in batch:

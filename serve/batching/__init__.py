@@ -1,8 +1,8 @@
 """Joins the requests of all callers into batches for one device. Knows no HTTP, no torch, no Ray.
 
-The policy (`queue`, `fifo`, `cost`, `admission`, `limits`) is pure: time is an argument, and nothing waits. The shell
-(`batcher`, `device`, `outcomes`, `deadlines`) is asyncio and one device thread. Every admitted request gets exactly
-one outcome.
+The policy (`queue`, `fifo`, `cost`, `admission`, `limits`, `lead`, `recovery`) is pure: time is an argument, and
+nothing waits. The shell (`batcher`, `pipeline`, `device`, `outcomes`, `deadlines`) is asyncio and one device thread,
+with a second thread where the engine takes two batches. Every admitted request gets exactly one outcome.
 """
 
 from serve.batching.admission import AdmissionController, AdmissionPrecheck

@@ -3,7 +3,7 @@
 Theory of operation
 -------------------
 A request is refused when its answer is predicted to come after its deadline. The prediction adds the remaining time of
-the batch on the device, the rows that will be served first, and the request's own rows (`BatchQueue.seconds_ahead`, in
+the batches in flight, the rows that will be served first, and the request's own rows (`BatchQueue.seconds_ahead`, in
 O(1)). Before a refusal the prediction is made once more, exactly and in O(contexts): only contexts whose turn would
 really come first count. So overload does not turn into waiting of no use, and admitted requests have a real chance.
 

@@ -4,8 +4,9 @@ Theory of operation
 -------------------
 Everything but the engine runs on one event loop, so nothing here needs a lock. One task (`_run`) repeats: sleep until
 the queue has a batch, run it on the device thread, leave its answers to be settled. It cuts a batch only when the
-device is free, so at most one batch is on the device, and requests that arrive meanwhile ride in the next. A callback
-settles answers *after* the task has started the next batch: the device does not wait for 256 futures.
+device is free, so requests that arrive meanwhile ride in the next. Where the engine takes a second batch while it
+computes the first, `pipeline.py` takes the place of this loop. A callback settles answers *after* the task has started
+the next batch: the device does not wait for 256 futures.
 
 Every admitted request has exactly one outcome. One place gives back what a request holds: the `finally` of `submit`.
 The outcome is the first of: its answer, a fault of the engine, its deadline, `close`, the cancellation of its caller.
@@ -14,7 +15,7 @@ A request with an outcome cannot harm its batch: it is taken out of the queue, o
 No request waits beyond its deadline, not even for a device that hangs: one timer is always set for the earliest
 deadline of the ongoing requests, or earlier.
 
-A batch that fails is tried again in smaller parts (`device.smaller_parts`) before the next is cut, so that only the
+A batch that fails is tried again in smaller parts (`recovery.smaller_parts`) before the next is cut, so that only the
 culprit fails. Its cause is logged once a batch and leaves the server in no answer. If `_run` itself fails, that is a
 bug: it is logged as critical, every waiting request gets an EngineError, and no more are admitted (`failed`).
 """
@@ -32,15 +33,16 @@ from typing import TypeVar
 from serve.batching.admission import AdmissionController, AdmissionPrecheck
 from serve.batching.cost import ContextCost, CostModel
 from serve.batching.deadlines import DeadlineTimer
-from serve.batching.device import BatchWatchdog, Computed, Device, WrongAnswer, smaller_parts
-from serve.batching.fifo import Slice, count_rows
+from serve.batching.device import BatchWatchdog, Device
+from serve.batching.fifo import count_rows
 from serve.batching.limits import AdmissionLimits, QueueLimits
-from serve.batching.outcomes import AdmittedRequest, Outcomes, Slices
+from serve.batching.outcomes import AdmittedRequest, CutBatch, Outcomes
+from serve.batching.pipeline import Pipeline
 from serve.batching.queue import BatchQueue
 from serve.core import Engine, FittedContext, Matrix, Prediction, PredictRequest, Priority
-from serve.core.errors import DeadlineExceeded, DeviceLost, Draining, EngineError, OutOfMemory, ServeError
+from serve.core.errors import DeadlineExceeded, Draining, EngineError, ServeError
 from serve.settings import BatchingSettings
-from serve.telemetry.recorder import EngineFault, ExpiryStage, Recorder
+from serve.telemetry.recorder import ExpiryStage, Recorder
 
 _log = logging.getLogger(__name__)
 
@@ -71,10 +73,16 @@ class Batcher:
         )
         self._precheck = AdmissionPrecheck(self._admission)
         self._device = Device(engine, clock)
-        self._outcomes = Outcomes(self._queue, self._cost, recorder)
+        self._outcomes = Outcomes(self._queue, self._cost, recorder, self._lose)
         self._deadline_timer = DeadlineTimer(clock, self._expire)
-        self._on_device: Slices = ()
+        self._batches: list[CutBatch] = []
         self._wake, self._idle = asyncio.Event(), asyncio.Event()
+        self._pipeline: Pipeline | None = None
+        if engine.max_in_flight > 1:
+            self._pipeline = Pipeline(
+                self._queue, self._cost, self._watchdog, self._device, self._outcomes, recorder, clock,
+                self._expire_queued, self._wake, self._batches,
+            )  # fmt: skip
         self._idle.set()
         self._task: asyncio.Task[None] | None = None
         self._closed = self._died = False
@@ -100,8 +108,8 @@ class Batcher:
 
     @property
     def num_in_flight_requests(self) -> int:
-        """Requests in the batch on the device."""
-        return len(self._on_device)
+        """Requests in the batches in flight."""
+        return len({piece.request for batch in self._batches for piece in batch.slices})
 
     @property
     def num_ongoing_requests(self) -> int:
@@ -171,7 +179,10 @@ class Batcher:
         try:
             self._queue.add(admitted)
             self._deadline_timer.set(admitted.deadline)
-            self._wake.set()
+            if self._pipeline is None:
+                self._wake.set()
+            else:
+                self._pipeline.arrived(context)
             return await answer
         finally:
             if answer.done() and not answer.cancelled():
@@ -192,7 +203,7 @@ class Batcher:
                 await self._idle.wait()
 
     async def close(self) -> None:
-        """Fail the ongoing requests with Draining, stop the task and wait for the device thread to end its batch.
+        """Fail the ongoing requests with Draining, stop the task and wait for the device to end its batches.
 
         Callers are answered before the wait. May be called more than once.
         """
@@ -216,78 +227,59 @@ class Batcher:
 
     async def _run(self) -> None:
         try:
-            while True:
-                batch, cut_at = await self._next_batch()
-                self._on_device = batch
-                self._recorder.cut(batch[0].request.model, count_rows(batch), len(batch))
-                await self._execute(batch, cut_at)
-                self._on_device = ()
+            await (self._run_one_by_one() if self._pipeline is None else self._pipeline.run())
         except Exception:
             self._died = True
             _log.critical("the batching task died; this replica answers no more requests", exc_info=True)
             self._fail_all(EngineError, "this replica failed")
         finally:
-            self._on_device = ()
-            self._watchdog.end()
+            self._batches.clear()
+            self._watchdog.clear()
             self._fail_all(Draining, "this replica stopped before the answer")
 
-    async def _next_batch(self) -> tuple[Slices, float]:
+    async def _run_one_by_one(self) -> None:
+        while True:
+            batch, cut_at = await self._next_batch()
+            self._batches.append(batch)
+            self._recorder.cut(batch.slices[0].request.model, count_rows(batch.slices), len(batch.slices))
+            await self._execute(batch, cut_at)
+            self._batches.clear()
+
+    async def _next_batch(self) -> tuple[CutBatch, float]:
         """Sleep until there is a batch; returns it and when it was cut. No timer runs while the queue is empty."""
         while True:
             self._wake.clear()
             now = self._clock()
             self._expire_queued(now)
-            if batch := self._queue.cut(now):
-                return batch, now
+            if slices := self._queue.cut(now):
+                return CutBatch(slices), now
             cut_at = self._queue.next_cut_at()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(None if cut_at is None else cut_at - now):
                     await self._wake.wait()
 
-    async def _execute(self, batch: Slices, began_at: float) -> None:
+    async def _execute(self, batch: CutBatch, began_at: float) -> None:
         """Run a batch to its end, in smaller parts where it fails.
 
         The learned cost is the time for which the next batch had to wait: from the cut until this task has its turn
         again. Beside fast batches, cutting them and crossing threads are no small part.
         """
-        parts = [batch]
+        parts = [batch.slices]
         while parts:
             # A request with an outcome, such as one whose caller has just been cancelled, is not computed.
-            if part := [piece for piece in parts.pop() if not piece.request.answer.done()]:
-                num_rows = count_rows(part)
-                self._watchdog.begin(self._cost.of(part[0].request.context).predict(num_rows), began_at)
-                computed = await self._device.compute(part)
-                ended_at = self._clock()
-                if self._watchdog.is_hung(ended_at):
-                    _log.error("a batch of %d rows took %.1f s", num_rows, ended_at - began_at)
-                self._watchdog.end()
-                parts.extend(reversed(self._conclude(part, computed, ended_at - began_at)))
-                began_at = ended_at
-        self._outcomes.log_faults(batch)
-
-    def _conclude(self, part: Slices, computed: Computed, cost_s: float) -> list[list[Slice[AdmittedRequest]]]:
-        """Leave the answers of a part to be settled, or return the smaller parts that are tried after its failure."""
-        error = computed.error
-        if error is None:
-            asyncio.get_running_loop().call_soon(self._outcomes.settle, part, computed, cost_s)
-            return []
-        model = part[0].request.model
-        if isinstance(error, OutOfMemory):
-            self._recorder.failed(model, EngineFault.OUT_OF_MEMORY)
-            cost = self._cost.of(part[0].request.context)
-            cost.lower_budget(count_rows(part), self._clock())
-            _log.error("out of memory at %d rows of %s; at most %d from now", count_rows(part), model, cost.row_budget)
-        smaller = smaller_parts(part, error)
-        if smaller:
-            self._recorder.failed(model, EngineFault.BISECTED)
-            return smaller
-        if isinstance(error, WrongAnswer):
-            self._recorder.failed(model, EngineFault.WRONG_ANSWER)
-        self._outcomes.fail(part, error)
-        if isinstance(error, DeviceLost):
-            self._died = True
-            self._fail_all(EngineError, "this replica lost its device")
-        return []
+            part = [piece for piece in parts.pop() if not piece.request.answer.done()]
+            if not part:
+                self._outcomes.drop(batch)
+                continue
+            num_rows = count_rows(part)
+            self._watchdog.begin(self._cost.of(part[0].request.context).predict(num_rows), began_at)
+            computed = await self._device.compute(part)
+            ended_at = self._clock()
+            if self._watchdog.is_hung(ended_at):
+                _log.error("a batch of %d rows took %.1f s", num_rows, ended_at - began_at)
+            self._watchdog.end(ended_at)
+            parts.extend(reversed(self._outcomes.conclude(batch, part, computed, ended_at - began_at)))
+            began_at = ended_at
 
     def _expire(self) -> None:
         """The timer rang: every request whose deadline has passed gets its outcome, wherever it is."""
@@ -295,13 +287,17 @@ class Batcher:
         self._expire_queued(now)
         earliest = self._queue.next_expiry_at()
         earliest = math.inf if earliest is None else earliest
-        for request, _, _ in self._on_device:
+        for request in {piece.request for batch in self._batches for piece in batch.slices}:
             if not request.answer.done():
                 if request.deadline <= now:
                     self._outcomes.expire(request, ExpiryStage.IN_FLIGHT)
                 else:
                     earliest = min(earliest, request.deadline)
         self._deadline_timer.set(earliest)
+
+    def _lose(self) -> None:
+        self._died = True
+        self._fail_all(EngineError, "this replica lost its device")
 
     def _expire_queued(self, now: float) -> None:
         for request in self._queue.expire(now):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from serve.batching.cost import ContextCost
+from serve.batching.limits import QueueLimits
 from serve.core import FittedContext, Priority
 
 
@@ -130,6 +131,12 @@ class ContextQueue(Generic[R]):
         self.bulk_s = 0.0
         self.bulk_served_at = float("-inf")
         """When bulk rows of this context were last in a batch."""
+
+    def recount(self, limits: QueueLimits) -> None:
+        """Predict both FIFOs anew, after their rows or costs changed."""
+        cost, rows, bulk_rows = self.cost, self.interactive.num_rows, self.bulk.num_rows
+        self.interactive_s = cost.predict_all(rows, cost.row_budget) if rows else 0.0
+        self.bulk_s = cost.predict_all(bulk_rows, limits.max_bulk_rows(cost)) if bulk_rows else 0.0
 
     def fifo(self, priority: Priority) -> Fifo[R]:
         """The FIFO of a priority."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
+from serve.batching.cost import ContextCost
 from serve.settings import BatchingSettings
 
 BULK_COST_FACTOR = 4.0
@@ -42,6 +43,18 @@ class QueueLimits:
             max_bulk_wait_s=settings.max_bulk_wait_ms / 1e3,
             max_turn_delay_s=settings.default_timeout_ms / 1e3,
         )
+
+    def max_bulk_rows(self, cost: ContextCost, bulk_ahead_s: float = 0.0) -> int:
+        """Most rows of a batch with bulk rows, behind bulk rows that take `bulk_ahead_s`.
+
+        None where that is less than half of what a free device would get: the batches of bulk callers would be small.
+        """
+        bound_s = BULK_COST_FACTOR * cost.predict(1) if self.max_bulk_batch_s is None else self.max_bulk_batch_s
+        most = cost.rows_within(bound_s)
+        if not bulk_ahead_s:
+            return most
+        rows = cost.rows_within(bound_s - bulk_ahead_s)
+        return rows if 2 * bulk_ahead_s <= bound_s and 2 * rows >= most else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,8 +17,9 @@ import numpy as np
 from serve.batching.cost import CostModel
 from serve.batching.fifo import Slice, count_rows
 from serve.batching.queue import BatchQueue
+from serve.batching.recovery import WrongAnswer, smaller_parts
 from serve.core import FittedContext, Matrix, Prediction, PredictRequest, Priority, Timing
-from serve.core.errors import DeadlineExceeded, EngineError, ServeError
+from serve.core.errors import DeadlineExceeded, DeviceLost, EngineError, OutOfMemory, ServeError
 from serve.telemetry.recorder import ComputedBatch, EngineFault, ExpiryStage, Recorder
 
 if TYPE_CHECKING:
@@ -88,14 +89,72 @@ class AdmittedRequest:
 Slices = Sequence[Slice[AdmittedRequest]]
 
 
-class Outcomes:
-    """Gives requests their outcomes, and reports each batch to the cost model and the recorder."""
+@dataclass(slots=True, eq=False)
+class CutBatch:
+    """A batch from its cut until its last part has ended; it is one part unless it fails.
 
-    def __init__(self, queue: BatchQueue[AdmittedRequest], cost: CostModel, recorder: Recorder) -> None:
+    Attributes:
+        faults: for each part that failed for good, its number of requests and the cause.
+    """
+
+    slices: Slices
+    num_parts: int = 1
+    faults: list[tuple[int, BaseException]] = field(default_factory=list)
+
+
+class Outcomes:
+    """Gives requests their outcomes, and reports each batch to the cost model and the recorder.
+
+    Args:
+        lose: called when the device is lost; fails every ongoing request.
+    """
+
+    def __init__(
+        self, queue: BatchQueue[AdmittedRequest], cost: CostModel, recorder: Recorder, lose: Callable[[], None]
+    ) -> None:
         self._queue = queue
         self._cost = cost
         self._recorder = recorder
-        self._faults: list[tuple[int, BaseException]] = []
+        self._lose = lose
+
+    def conclude(self, batch: CutBatch, part: Slices, computed: Computed, cost_s: float) -> list[Slices]:
+        """Leave the answers of a part to be settled, or return the smaller parts that are tried after its failure.
+
+        A batch whose last part has ended without success is logged.
+        """
+        smaller = self._conclude(batch, part, computed, cost_s)
+        batch.num_parts += len(smaller) - 1
+        if not batch.num_parts:
+            self._log_faults(batch)
+        return smaller
+
+    def drop(self, batch: CutBatch) -> None:
+        """A part is not computed, because all its requests have their outcomes."""
+        batch.num_parts -= 1
+        if not batch.num_parts:
+            self._log_faults(batch)
+
+    def _conclude(self, batch: CutBatch, part: Slices, computed: Computed, cost_s: float) -> list[Slices]:
+        error = computed.error
+        if error is None:
+            asyncio.get_running_loop().call_soon(self.settle, part, computed, cost_s)
+            return []
+        model = part[0].request.model
+        if isinstance(error, OutOfMemory):
+            self._recorder.failed(model, EngineFault.OUT_OF_MEMORY)
+            cost, num_rows = self._cost.of(part[0].request.context), count_rows(part)
+            cost.lower_budget(num_rows, computed.ended_at)
+            _log.error("out of memory at %d rows of %s; at most %d from now", num_rows, model, cost.row_budget)
+        smaller = smaller_parts(part, error)
+        if smaller:
+            self._recorder.failed(model, EngineFault.BISECTED)
+            return smaller
+        if isinstance(error, WrongAnswer):
+            self._recorder.failed(model, EngineFault.WRONG_ANSWER)
+        self._fail(batch, part, error)
+        if isinstance(error, DeviceLost):
+            self._lose()
+        return []
 
     def settle(self, part: Slices, computed: Computed, cost_s: float) -> None:
         """Hand out the answers of a batch that succeeded and kept the next one waiting for `cost_s`."""
@@ -104,26 +163,29 @@ class Outcomes:
             queue_s = self._answer(part, computed, good)
             self._report(part, computed, cost_s, queue_s)
         except Exception as error:
-            self.fail(part, error)
-            self.log_faults(part)
+            self._fail_answered(part, part, error)
 
-    def fail(self, part: Slices, error: BaseException) -> None:
-        """The device failed on these rows; the remaining rows of their requests are not computed. See `log_faults`."""
-        self._faults.append((len(part), error))
+    def _fail(self, batch: CutBatch, part: Slices, error: BaseException) -> None:
+        """The device failed on these rows; the remaining rows of their requests are not computed."""
+        batch.faults.append((len(part), error))
         for request, _, _ in part:
             request.fail(EngineError, "the model could not answer; the cause is in the server's log")
             self._queue.remove(request)
 
-    def log_faults(self, batch: Slices) -> None:
+    def _fail_answered(self, part: Slices, bad: Slices, error: Exception) -> None:
+        """Fail requests of a part that the device answered."""
+        answered = CutBatch(part)
+        self._fail(answered, bad, error)
+        self._log_faults(answered)
+
+    def _log_faults(self, batch: CutBatch) -> None:
         """Write one log record for a batch with failed parts, with the first cause: one fault fails many alike."""
-        if not self._faults:
-            return
-        faults, self._faults = self._faults, []
-        _log.error(
-            "in a batch of %d requests, %d rows, the engine failed on %d requests",
-            len(batch), count_rows(batch), sum(count for count, _ in faults),
-            exc_info=faults[0][1],
-        )  # fmt: skip
+        if batch.faults:
+            _log.error(
+                "in a batch of %d requests, %d rows, the engine failed on %d requests",
+                len(batch.slices), count_rows(batch.slices), sum(count for count, _ in batch.faults),
+                exc_info=batch.faults[0][1],
+            )  # fmt: skip
 
     def expire(self, request: AdmittedRequest, stage: ExpiryStage) -> None:
         """The deadline of a request has passed."""
@@ -146,8 +208,7 @@ class Outcomes:
         good = [bool(rows.all()) for rows in np.split(is_finite, ends[:-1])]
         self._recorder.failed(part[0].request.model, EngineFault.NON_FINITE_ANSWER)
         bad = [piece for piece, is_good in zip(part, good, strict=True) if not is_good]
-        self.fail(bad, EngineError("the engine answered with NaN or infinity"))
-        self.log_faults(part)
+        self._fail_answered(part, bad, EngineError("the engine answered with NaN or infinity"))
         return good
 
     def _answer(self, part: Slices, computed: Computed, good: Sequence[bool]) -> list[float]:

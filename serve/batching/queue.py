@@ -41,8 +41,12 @@ What is always true:
 - `cut(now)` is empty exactly when `next_cut_at()` is None or later than `now`. So the shell sleeps until then or until
   the next `add`, and never polls.
 
-What would break it: a `cut` while the last batch is still on the device, since arrivals would not count as delayed; a
-request whose hash is not its identity; `arrived_at` or `deadline` from another clock than `now`.
+Where the engine takes two batches, the shell cuts one ahead while another is on the device (`busy_s`). An interactive
+request that arrives then waits for both. So bulk rows of both batches together, as far as they are not computed yet,
+stay within the bound of one batch; and requests count as delayed until no batch in flight holds bulk rows (`end_bulk`).
+
+What would break it: a `cut` without `busy_s` while a batch is on the device, since arrivals would not count as delayed;
+a request whose hash is not its identity; `arrived_at` or `deadline` from another clock than `now`.
 """
 
 from __future__ import annotations
@@ -53,8 +57,8 @@ from typing import Generic
 from serve.batching.cost import ContextCost, CostModel
 from serve.batching.deadlines import Deadlines
 from serve.batching.fifo import ContextQueue, QueuedRequest, R, Slice
-from serve.batching.limits import BULK_COST_FACTOR, QueueLimits
-from serve.core import Priority
+from serve.batching.limits import QueueLimits
+from serve.core import FittedContext, Priority
 
 
 class BatchQueue(Generic[R]):
@@ -75,7 +79,7 @@ class BatchQueue(Generic[R]):
         self._interactive_s = self._bulk_s = 0.0
         self._num_bulk_batches = 0
         self._num_delayed = 0
-        self._bulk_on_device = False
+        self._bulk_in_flight = False
 
     @property
     def num_rows(self) -> int:
@@ -100,9 +104,9 @@ class BatchQueue(Generic[R]):
         if request.priority is Priority.BULK:
             queue.bulk.add(request, 0)
         else:
-            queue.interactive.add(request, self._num_bulk_batches - self._bulk_on_device)
+            queue.interactive.add(request, self._num_bulk_batches - self._bulk_in_flight)
             self._num_interactive += 1
-            self._num_delayed += self._bulk_on_device
+            self._num_delayed += self._bulk_in_flight
         self.num_requests += 1
         self._num_rows[request.priority] += request.num_rows
         self._recount(queue)
@@ -149,15 +153,34 @@ class BatchQueue(Generic[R]):
         """No more requests will arrive: from now on every context is ready."""
         self._delay_s = 0.0
 
-    def cut(self, now: float) -> list[Slice[R]]:
-        """Take out the next batch, for a device that is free; empty if waiting may gain rows, or nothing waits."""
-        self._bulk_on_device = False
-        queue, due = self._turn(now)
+    def fills_batch(self, context: FittedContext) -> bool:
+        """Whether as many rows of this context wait as fit into a batch."""
+        queue = self._contexts.get(id(context))
+        return queue is not None and queue.num_rows >= queue.cost.row_budget
+
+    def is_full(self, now: float) -> bool:
+        """Whether the next batch holds as many interactive rows as fit, so that waiting cannot gain any."""
+        queue, _ = self._turn(now, math.inf)
+        return queue is not None and queue.interactive.num_rows >= queue.cost.row_budget
+
+    def end_bulk(self) -> None:
+        """No batch in flight holds bulk rows any more."""
+        self._bulk_in_flight = False
+
+    def cut(self, now: float, busy_s: float | None = None) -> list[Slice[R]]:
+        """Take out the next batch; empty if waiting may gain rows, or nothing waits.
+
+        A device that is not free begins with it in `busy_s`. Then it is empty too where bulk rows must not go yet.
+        """
+        if busy_s is None:
+            self._bulk_in_flight = False
+        bulk_ahead_s = busy_s if busy_s is not None and self._bulk_in_flight else 0.0
+        queue, due = self._turn(now, bulk_ahead_s)
         if queue is None:
             return []
         slices: list[Slice[R]] = []
         most, bulk_rows = queue.cost.row_budget, 0
-        limit = self._max_bulk_rows(queue.cost) if queue.bulk else 0
+        limit = self._limits.max_bulk_rows(queue.cost, bulk_ahead_s) if queue.bulk else 0
         if queue is due and not self._num_delayed:
             # Half of the batch, or what the interactive ones leave.
             most, bulk_rows = limit, max(1, limit // 2, limit - queue.interactive.num_rows)
@@ -165,7 +188,7 @@ class BatchQueue(Generic[R]):
         if num_rows > limit:  # else bulk rows fill the row bucket
             num_rows = queue.cost.efficient_batch_rows(num_rows)
         self._take(queue, Priority.INTERACTIVE, num_rows, slices)
-        if queue.bulk and not self._num_delayed and (due is None or due is queue):
+        if limit and not self._num_delayed and (due is None or due is queue):
             # Rows in the same row bucket as the interactive ones cost nothing more.
             free_rows = max(limit, queue.cost.padded(num_rows)) - num_rows
             if self._take(queue, Priority.BULK, bulk_rows or free_rows, slices):
@@ -210,7 +233,7 @@ class BatchQueue(Generic[R]):
     def max_batch_rows(self, request: QueuedRequest) -> int:
         """Most rows of a request in one batch."""
         cost = self._cost.of(request.context)
-        return self._max_bulk_rows(cost) if request.priority is Priority.BULK else cost.row_budget
+        return self._limits.max_bulk_rows(cost) if request.priority is Priority.BULK else cost.row_budget
 
     def _own_seconds(self, request: QueuedRequest) -> float:
         cost, num_waiting, waiting_s = self._others(request)
@@ -225,7 +248,7 @@ class BatchQueue(Generic[R]):
             return queue.cost, queue.bulk.num_rows, queue.bulk_s
         return queue.cost, queue.interactive.num_rows, queue.interactive_s
 
-    def _turn(self, now: float) -> tuple[ContextQueue[R] | None, ContextQueue[R] | None]:
+    def _turn(self, now: float, bulk_ahead_s: float) -> tuple[ContextQueue[R] | None, ContextQueue[R] | None]:
         """The context with the next turn, and the one whose bulk rows are due for the longest time."""
         interactive: ContextQueue[R] | None = None
         bulk = due = interactive
@@ -238,7 +261,7 @@ class BatchQueue(Generic[R]):
                 turn = self._turn_of(queue.interactive.head)
                 if interactive is None or turn < interactive_turn:
                     interactive, interactive_turn = queue, turn
-            if queue.bulk:
+            if queue.bulk and (not bulk_ahead_s or self._limits.max_bulk_rows(queue.cost, bulk_ahead_s)):
                 turn = self._turn_of(queue.bulk.head)
                 if bulk is None or turn < bulk_turn:
                     bulk, bulk_turn = queue, turn
@@ -262,10 +285,6 @@ class BatchQueue(Generic[R]):
         latest = head.deadline - queue.cost.predict(queue.num_rows)
         return min(arrived_at + self._delay_s, max(latest, arrived_at))
 
-    def _max_bulk_rows(self, cost: ContextCost) -> int:
-        bound_s = self._limits.max_bulk_batch_s
-        return cost.rows_within(BULK_COST_FACTOR * cost.predict(1) if bound_s is None else bound_s)
-
     def _take(self, queue: ContextQueue[R], priority: Priority, max_rows: int, slices: list[Slice[R]]) -> int:
         """Move rows from a FIFO into a batch; returns how many."""
         fifo = queue.fifo(priority)
@@ -286,20 +305,15 @@ class BatchQueue(Generic[R]):
         queue.bulk_served_at = now
         self._num_bulk_batches += 1
         self._num_delayed = self._num_interactive
-        self._bulk_on_device = True
+        self._bulk_in_flight = True
 
     def _recount(self, queue: ContextQueue[R]) -> None:
         """After the rows of a context changed: update its seconds, and drop it where no row is left."""
-        cost = queue.cost
-        interactive_s = bulk_s = 0.0
-        if queue.interactive:
-            interactive_s = cost.predict_all(queue.interactive.num_rows, cost.row_budget)
-        if queue.bulk:
-            bulk_s = cost.predict_all(queue.bulk.num_rows, self._max_bulk_rows(cost))
-        self._interactive_s += interactive_s - queue.interactive_s
-        self._bulk_s += bulk_s - queue.bulk_s
-        queue.interactive_s, queue.bulk_s = interactive_s, bulk_s
+        interactive_s, bulk_s = queue.interactive_s, queue.bulk_s
+        queue.recount(self._limits)
+        self._interactive_s += queue.interactive_s - interactive_s
+        self._bulk_s += queue.bulk_s - bulk_s
         if not (queue.interactive or queue.bulk):
-            del self._contexts[id(cost.context)]
+            del self._contexts[id(queue.cost.context)]
             if not self._contexts:
                 self._interactive_s = self._bulk_s = 0.0  # sums of floats drift

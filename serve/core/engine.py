@@ -62,7 +62,11 @@ class Batch:
 
 
 class Launched(Protocol):
-    """A batch that the device computes, or has computed."""
+    """A batch that the device computes, or has computed.
+
+    An engine whose `launch` returns before the host has prepared the batch may add a float attribute `prepared_s`: the
+    seconds from the call of `launch` until the device could begin. It is read after `collect`.
+    """
 
     def collect(self) -> Matrix:
         """Wait for the outputs; raises what `Engine.predict` raises. Called once, in the order of the launches."""

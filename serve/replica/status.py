@@ -35,7 +35,7 @@ class QueueStatus:
 
     Attributes:
         num_queued_rows: rows that wait for a batch, by priority.
-        num_in_flight_requests: requests in the batch on the device.
+        num_in_flight_requests: requests in the batch on the device, and in the one prepared behind it.
     """
 
     num_queued_requests: int

@@ -53,7 +53,7 @@ class Metrics:
         )
         self.queued_requests = self._gauge("queued_requests", "Admitted requests that wait for a batch.")
         self.queued_rows = self._gauge("queued_rows", "Rows of those requests, by priority.", "priority")
-        self.in_flight_requests = self._gauge("in_flight_requests", "Requests in the batch on the device.")
+        self.in_flight_requests = self._gauge("in_flight_requests", "Requests in the batches in flight.")
 
     def _add_batch_metrics(self) -> None:
         self.batch_seconds = self._histogram(

@@ -65,7 +65,7 @@ class QueueDepth(Protocol):
 
     @property
     def num_in_flight_requests(self) -> int:
-        """Requests in the batch on the device."""
+        """Requests in the batches in flight."""
 
     def num_queued_rows(self, priority: Priority) -> int:
         """Rows that wait, of requests of this priority."""

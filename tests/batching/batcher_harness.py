@@ -146,10 +146,10 @@ class VirtualClock:
 class WrongEngine(FakeEngine):
     """Answers too little, too much, too narrow or nothing."""
 
-    def __init__(self, spoil: Callable[[Matrix], object]) -> None:
-        super().__init__()
+    def __init__(self, spoil: Callable[[Matrix], object], max_in_flight: int = 1) -> None:
+        super().__init__(max_in_flight=max_in_flight)
         self.spoil: Callable[[Matrix], object] | None = spoil
 
-    def predict(self, batch: Batch) -> Matrix:
-        answer = super().predict(batch)
+    def _compute(self, batch: Batch) -> Matrix:
+        answer = super()._compute(batch)
         return answer if self.spoil is None else self.spoil(answer)  # type: ignore[return-value]

@@ -119,7 +119,7 @@ def test_a_batch_that_is_late_is_expected_to_take_as_long_again() -> None:
     watchdog = BatchWatchdog(20)
     watchdog.begin(1.0, 10.0)
     assert [watchdog.remaining_s(now) for now in (10.0, 10.75, 11.0, 11.5, 20.0)] == [1.0, 0.25, 0.0, 0.5, 9.0]
-    watchdog.end()
+    watchdog.end(20.0)
     assert watchdog.remaining_s(20.0) == 0.0
 
 
@@ -218,10 +218,12 @@ def test_a_batch_far_beyond_its_time_is_hung() -> None:
     watchdog.begin(1.0, 0.0)
     assert not watchdog.is_hung(20.0)
     assert watchdog.is_hung(20.1)
+    watchdog.clear()
     watchdog.begin(0.01, 0.0)
     assert not watchdog.is_hung(9.9), "a stall of seconds is no hang"
     assert watchdog.is_hung(10.1)
+    watchdog.clear()
     watchdog.begin(0.0, 0.0)
     assert not watchdog.is_hung(1e6), "nothing is known of how long it should take"
-    watchdog.end()
+    watchdog.end(1e6)
     assert not watchdog.is_hung(1e6)

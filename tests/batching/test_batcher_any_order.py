@@ -5,6 +5,7 @@ Faults 1, 5 and 7 of the table in notes/style.md, section 4.
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import Any
 
 import hypothesis.strategies as st
 from batcher_harness import TIMEOUT_S, A, Ask, B, Harness, HeldDevice, VirtualClock, serving, turns
@@ -59,20 +60,28 @@ class Device:
     delay_ms=st.sampled_from([0, 1]),
     fault_every=st.sampled_from([0, 2, 3]),
     out_of_memory_every=st.sampled_from([0, 2, 5]),
+    max_in_flight=st.integers(1, 2),
+    is_measured=st.booleans(),
 )
-def test_everyone_has_one_outcome(
-    steps: list[Step], delay_ms: float, fault_every: int, out_of_memory_every: int
-) -> None:
-    asyncio.run(_everyone_has_one_outcome(steps, delay_ms, fault_every, out_of_memory_every))
+def test_everyone_has_one_outcome(steps: list[Step], **options: Any) -> None:
+    asyncio.run(_everyone_has_one_outcome(steps, **options))
 
 
 async def _everyone_has_one_outcome(
-    steps: list[Step], delay_ms: float, fault_every: int, out_of_memory_every: int
+    steps: list[Step],
+    delay_ms: float,
+    fault_every: int,
+    out_of_memory_every: int,
+    max_in_flight: int,
+    is_measured: bool,
 ) -> None:
     clock = VirtualClock()
     device = Device(HeldDevice(), fault_every, out_of_memory_every)
-    engine = FakeEngine(gate=device)
+    engine = FakeEngine(gate=device, max_in_flight=max_in_flight)
     async with serving(engine, clock, max_batch_rows=MAX_ROWS, max_queue_delay_ms=delay_ms) as harness:
+        if is_measured:
+            for context in (A, B):
+                harness.batcher.add_context(context, {1: 0.5, 3: 0.5, MAX_ROWS: 1.0}, max_backlog_s=LONG_S)
         run = Run(harness, clock, device.gate)
         for verb, number in steps:
             await run.step(verb, number)
@@ -80,6 +89,8 @@ async def _everyone_has_one_outcome(
         clock.now += 1.0  # the delay is over, for the last who came, too
         device.gate.open()
         await run.end(may_fail=bool(fault_every or out_of_memory_every))
+        await harness.batcher.run_on_device(lambda: None)  # a batch whose callers have all left may still be there
+        await turns()
         assert harness.value("queued_requests") == harness.value("in_flight_requests") == 0
     assert all(size <= MAX_ROWS for size in device.sizes)
 

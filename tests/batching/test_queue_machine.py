@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from typing import NamedTuple
 
 import hypothesis.strategies as st
 from hypothesis import settings
@@ -13,6 +14,13 @@ from serve.engine.fake import FakeContext
 
 CONTEXTS = (A, B, C)
 PATIENCE_S = 2.0
+
+
+class Flight(NamedTuple):
+    """A batch on the device, or ahead."""
+
+    has_bulk: bool
+    seconds: float
 
 
 class QueueMachine(RuleBasedStateMachine):
@@ -44,7 +52,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.cut_rows: Counter[Request] = Counter()
         self.outcomes: dict[Request, str] = {}
         self.bulk_batches_behind: Counter[Request] = Counter()
-        self.bulk_on_device = False
+        self.in_flight: list[Flight] = []
 
     @rule(seconds=st.sampled_from([0.0, 0.125, 0.25, 1.0]))
     def wait(self, seconds: float) -> None:
@@ -61,7 +69,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.queue.add(request)
         self.waiting.append(request)
         self.all.append(request)
-        self.bulk_batches_behind[request] = int(self.bulk_on_device)
+        self.bulk_batches_behind[request] = int(any(flight.has_bulk for flight in self.in_flight))
 
     @precondition(lambda self: self.all)
     @rule(data=st.data())
@@ -83,14 +91,48 @@ class QueueMachine(RuleBasedStateMachine):
     @rule()
     def cut(self) -> None:
         """The device has become free."""
+        self.in_flight.clear()
         next_cut_at = self.queue.next_cut_at()
         batch: Pieces = list(self.queue.cut(self.now))
         # The one exception: with nobody left behind, the device was idle.
         assert bool(batch) == (next_cut_at is not None and next_cut_at <= self.now)
-        self.bulk_on_device = any(request.priority is BULK for request, _, _ in batch)
         if batch:
-            self._check(batch)
+            self._check(batch, 0.0)
             self._apply(batch)
+
+    @precondition(lambda self: len(self.in_flight) == 1)
+    @rule(done=st.sampled_from([0.0, 0.5, 0.9, 0.999]))
+    def cut_ahead(self, done: float) -> None:
+        """Behind a batch of which a share is done."""
+        [front] = self.in_flight
+        busy_s = (1 - done) * front.seconds
+        next_cut_at = self.queue.next_cut_at()
+        batch: Pieces = list(self.queue.cut(self.now, busy_s))
+        is_ready = next_cut_at is not None and next_cut_at <= self.now
+        assert is_ready or not batch
+        if batch:
+            self._check(batch, busy_s if front.has_bulk else 0.0)
+            self._apply(batch)
+        elif is_ready and not self.delay_s:
+            assert all(request.priority is BULK for request in self.waiting), "only bulk rows may have to wait"
+
+    @precondition(lambda self: len(self.in_flight) == 2)
+    @rule()
+    def end(self) -> None:
+        """The older of two batches ends."""
+        self.in_flight.pop(0)
+        if not self.in_flight[0].has_bulk:
+            self.queue.end_bulk()
+
+    @precondition(lambda self: self.waiting)
+    @rule()
+    def a_full_batch_is_known(self) -> None:
+        rows = Counter(r.context for r in self.waiting if r.priority is INTERACTIVE for _ in range(self._left(r)))
+        full = {context for context in CONTEXTS if rows[context] >= self.cost.of(context).row_budget}
+        if self.queue.is_full(self.now):
+            assert full
+        for context in full:
+            assert self.queue.fills_batch(context)
 
     @precondition(lambda self: self.waiting)
     @rule()
@@ -106,7 +148,10 @@ class QueueMachine(RuleBasedStateMachine):
     def run_out_of_memory(self, num_rows: int, context: FakeContext) -> None:
         self.cost.of(context).lower_budget(max(num_rows, 2), self.now)
 
-    def _check(self, batch: Pieces) -> None:
+    def _left(self, request: Request) -> int:
+        return request.num_rows - self.cut_rows[request]
+
+    def _check(self, batch: Pieces, bulk_ahead_s: float) -> None:
         [context] = {request.context for request, _, _ in batch}
         cost = self.cost.of(context)
         num_rows = self._rows(batch)
@@ -117,7 +162,9 @@ class QueueMachine(RuleBasedStateMachine):
         interactive = [piece for piece in batch if piece[0].priority is INTERACTIVE]
         if bulk:
             interactive_s = cost.predict(self._rows(interactive)) if interactive else 0.0
-            assert num_rows == 1 or cost.predict(num_rows) <= max(self.bound_s, interactive_s) + 1e-12
+            seconds = cost.predict(num_rows)
+            assert num_rows == 1 or seconds <= max(self.bound_s - bulk_ahead_s, interactive_s) + 1e-12
+            assert not bulk_ahead_s or seconds <= max(self.bound_s - bulk_ahead_s, interactive_s) + 1e-12
             left = self._left_behind(batch)
             assert not any(self.bulk_batches_behind[request] for request in left), "behind one bulk batch at most"
         else:
@@ -152,7 +199,10 @@ class QueueMachine(RuleBasedStateMachine):
             self.cut_rows[request] = stop
             if stop == request.num_rows:
                 self._leave(request, "cut")
-        if self.bulk_on_device:
+        [context] = {request.context for request, _, _ in batch}
+        has_bulk = any(request.priority is BULK for request, _, _ in batch)
+        self.in_flight.append(Flight(has_bulk, self.cost.of(context).predict(self._rows(batch))))
+        if has_bulk:
             for request in self.waiting:
                 self.bulk_batches_behind[request] += request.priority is INTERACTIVE
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from queue_harness import A, Request
 
 from serve.batching import Slice
-from serve.batching.device import WrongAnswer, smaller_parts
 from serve.batching.fifo import count_rows
+from serve.batching.recovery import WrongAnswer, smaller_parts
 from serve.core.errors import DeviceLost, OutOfMemory
 
 BATCHES = st.lists(st.integers(1, 9), min_size=1, max_size=12).map(

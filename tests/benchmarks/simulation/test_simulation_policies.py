@@ -15,7 +15,7 @@ from benchmarks.simulation.request import Outcome, Request
 from benchmarks.simulation.tabpfn_serve import TabpfnServe
 from benchmarks.simulation.triton import Triton, TritonSettings
 from benchmarks.simulation.unbatched import Unbatched
-from serve.batching.queue import BULK_COST_FACTOR
+from serve.batching.limits import BULK_COST_FACTOR
 from serve.settings import BatchingSettings
 
 FLAT = Device("flat", 0.2, 0.0, 16, 60.0, is_padded=False)
