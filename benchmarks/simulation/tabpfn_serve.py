@@ -74,7 +74,10 @@ class TabpfnServe(Server):
         now = self._clock.now
         self._watchdog.end(now)
         self._is_busy = False
-        self._cost.of(batch[0].request.context).learn(num_rows, now - began_at, now)
+        self._settle(batch, num_rows, now - began_at)
+
+    def _settle(self, batch: list[Slice[Request]], num_rows: int, cost_s: float) -> None:
+        self._cost.of(batch[0].request.context).learn(num_rows, cost_s, self._clock.now)
         for request, start, stop in batch:
             request.rows_left -= stop - start
             if not request.rows_left and request.outcome is None:

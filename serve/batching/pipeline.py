@@ -7,10 +7,7 @@ concludes what has ended, and launches what may be launched:
 
 - What a failed batch left to be tried again goes first.
 - While nothing is in flight, a batch is cut as soon as the queue has one.
-- While one batch is in flight, the next is cut ahead: at once if it is full of interactive rows, since no row can join
-  it, otherwise `Lead.seconds` before the predicted end of the batch on the device. So nearly all rows that arrive
-  during a batch ride in the next, as with one batch in flight.
-- No batch is cut ahead while a request waits whose deadline comes before that end: its rows would be computed in vain.
+- While one batch is in flight, the next is cut ahead, at a time that `lead.py` chooses.
 - While two are in flight nothing is cut, so a request waits behind one batch more than it would otherwise, at most.
 
 The batches end in the order of their launches. One that fails leaves the batch behind it alone: its smaller parts are
@@ -122,7 +119,7 @@ class Pipeline:
                     self.outcomes.drop(batch)
                     self._end_part(batch, [])
                 continue
-            cut_at = self._cut_at(now)
+            cut_at = self._lead.cut_at(self.queue, self.watchdog, now) if self._flights else self.queue.next_cut_at()
             if cut_at is None or cut_at > now:
                 return cut_at
             slices = self.queue.cut(now, self.watchdog.remaining_s(now) if self._flights else None)
@@ -132,16 +129,6 @@ class Pipeline:
             self.batches.append(CutBatch(slices))
             self._parts.append((self.batches[-1], slices))
         return None
-
-    def _cut_at(self, now: float) -> float | None:
-        ready_at = self.queue.next_cut_at()
-        if ready_at is None or not self._flights:
-            return ready_at
-        ahead_at = now if self.queue.is_full(now) else self.watchdog.ends_at - self._lead.seconds
-        expires_at = self.queue.next_expiry_at()
-        if expires_at is not None and expires_at <= now + self.watchdog.remaining_s(now):
-            ahead_at = max(ahead_at, expires_at)
-        return max(ready_at, ahead_at)
 
     def _launch(self, batch: CutBatch, part: Slices, now: float) -> None:
         front_ends_at = self.watchdog.ends_at if self._flights else math.inf

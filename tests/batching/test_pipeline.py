@@ -348,6 +348,41 @@ async def test_what_is_learned_is_the_time_for_which_a_batch_kept_the_device() -
         assert harness.batcher.cost_of(A).predict(8) == pytest.approx(predicted[-1])
 
 
+async def test_an_idle_batcher_does_not_wake_up_and_arrivals_wake_it_only_where_they_matter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reads = 0
+
+    class CountingClock(VirtualClock):
+        def __call__(self) -> float:
+            nonlocal reads
+            reads += 1
+            return super().__call__()
+
+    async with pipeline(clock=CountingClock()) as (harness, gpu, gate, _):
+        first = harness.request()
+        await gate.entered()
+        waiting = [harness.request()]
+        await turns(20)
+        wakes = []
+        wake = harness.batcher._wake.set
+        monkeypatch.setattr(harness.batcher._wake, "set", lambda: wakes.append(wake()))
+        waiting += [harness.request() for _ in range(6)]
+        await turns(20)
+        assert not wakes, "the timer of the batch ahead is set"
+        assert harness.queued_rows == 7
+        waiting.append(harness.request())
+        await gpu.has_launched(1, 8)
+        assert len(wakes) == 1, "the batch ahead is full"
+        gate.open()
+        for ask in (first, *waiting):
+            await ask.answered()
+        await turns(20)
+        before = reads
+        await turns(100)
+        assert reads == before
+
+
 async def test_many_callers_share_batches_and_each_gets_its_own() -> None:
     engine = FakeEngine(lambda _: 0.003, max_in_flight=2)
     async with serving(engine, max_batch_rows=16) as harness:
