@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -122,6 +123,23 @@ async def test_bulk_rows_alone_are_not_cut_ahead_at_once() -> None:
         gate.open()
         assert [(await ask.answered()).batch_rows for ask in (interactive, second)] == [8, 8]
         await bulk.answered()
+
+
+async def test_bulk_rows_that_have_ended_delay_nobody_who_comes_afterwards() -> None:
+    async with pipeline(max_bulk_batch_ms=1_100) as (harness, gpu, gate, _):
+        bulk = harness.request(16, priority=Priority.BULK)
+        await gate.entered()
+        full = harness.request(8)
+        await gpu.has_launched(8, 8)
+        gate.let_through()
+        await gate.entered()
+        await turns()
+        last, first = harness.request(context=B, timeout_s=60.0), harness.request(timeout_s=20.0)
+        await turns()
+        gate.open()
+        assert (await first.answered()).batch_rows == 8, "with bulk rows"
+        for ask in (bulk, full, last):
+            await ask.answered()
 
 
 async def test_nothing_is_cut_ahead_while_a_request_waits_that_would_be_computed_in_vain() -> None:
@@ -381,6 +399,27 @@ async def test_an_idle_batcher_does_not_wake_up_and_arrivals_wake_it_only_where_
         before = reads
         await turns(100)
         assert reads == before
+
+
+async def test_what_the_engine_says_of_its_preparation_is_learned() -> None:
+    @dataclass
+    class Prepared:
+        launched: Launched
+        prepared_s = 0.25
+
+        def collect(self) -> Matrix:
+            return self.launched.collect()
+
+    class Prepares(Gpu):
+        def launch(self, batch: Batch) -> Launched:
+            return Prepared(super().launch(batch))
+
+    async with pipeline(Prepares()) as (harness, _, _, clock):
+        for _ in range(60):
+            await harness.request(timeout_s=1e6).answered()
+            clock.now += 1.0
+        assert harness.batcher._pipeline is not None
+        assert harness.batcher._pipeline._lead.seconds == pytest.approx(0.25, rel=0.05)
 
 
 async def test_many_callers_share_batches_and_each_gets_its_own() -> None:
