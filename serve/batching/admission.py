@@ -152,7 +152,7 @@ class AdmissionController(Generic[R]):
         time_left_s = request.deadline - now
         before_s = _WAIT_MARGIN * (remaining_s + self._queue.seconds_before_turn(request))
         cost = self._cost.of(request.context)
-        alone_s = cost.predict_all(request.num_rows, self._queue.max_batch_rows(request))
+        alone_s = cost.predict_all(request.num_rows, self._queue.max_batch_rows(request, cost))
         if alone_s > time_left_s:
             self._check_hopeless(request, now, before_s, alone_s)
         elif before_s + own_s > time_left_s:
@@ -165,7 +165,8 @@ class AdmissionController(Generic[R]):
     def _check_hopeless(self, request: QueuedRequest, now: float, before_s: float, alone_s: float) -> None:
         """Return if this request may measure anew; its rows take `alone_s`, longer than its deadline."""
         time_left_s = request.deadline - now
-        cost, batch_rows = self._cost.of(request.context), self._queue.max_batch_rows(request)
+        cost = self._cost.of(request.context)
+        batch_rows = self._queue.max_batch_rows(request, cost)
         doubted_at = _doubted_at(cost, min(request.num_rows, batch_rows), alone_s, time_left_s, not before_s)
         one_s = cost.predict(1)
         if one_s > time_left_s:  # then more rows are asked no sooner than one, as the precheck promises

@@ -230,14 +230,13 @@ class BatchQueue(Generic[R]):
                 seconds += queue.bulk_s
         return seconds
 
-    def max_batch_rows(self, request: QueuedRequest) -> int:
-        """Most rows of a request in one batch."""
-        cost = self._cost.of(request.context)
+    def max_batch_rows(self, request: QueuedRequest, cost: ContextCost) -> int:
+        """Most rows of a request in one batch; `cost` is that of its context."""
         return self._limits.max_bulk_rows(cost) if request.priority is Priority.BULK else cost.row_budget
 
     def _own_seconds(self, request: QueuedRequest) -> float:
         cost, num_waiting, waiting_s = self._others(request)
-        return cost.predict_all(num_waiting + request.num_rows, self.max_batch_rows(request)) - waiting_s
+        return cost.predict_all(num_waiting + request.num_rows, self.max_batch_rows(request, cost)) - waiting_s
 
     def _others(self, request: QueuedRequest) -> tuple[ContextCost, int, float]:
         """The cost of its context, and the rows and seconds that wait in its FIFO."""
