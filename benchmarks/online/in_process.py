@@ -40,7 +40,7 @@ class InProcess:
         self._model = ServedModel(definition, self._context, 1.0)
         self._bodies = bodies
         self._rows = self._context.encode(QueryTable.from_records(records))
-        for num_rows in row_buckets(max_batch_rows):
+        for num_rows in row_buckets(max_batch_rows, self._engine.device):
             self.compute(num_rows)
 
     def compute(self, num_rows: int) -> float:

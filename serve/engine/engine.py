@@ -177,7 +177,7 @@ class TabPFNEngine:
     def __init__(self, settings: EngineSettings, max_batch_rows: int = 256) -> None:
         self._settings = settings
         self._max_batch_rows = max_batch_rows
-        self._buckets = row_buckets(max_batch_rows)
+        self._buckets = row_buckets(max_batch_rows, settings.device)
         self._is_cuda = settings.device.startswith("cuda")
         self._lost = False
         if self._is_cuda:

@@ -144,7 +144,7 @@ class Predictor:
         fitted = self._engine.fit(definition)
         rows = canary_rows(fitted.encode_context())
         tolerance = self.settings.engine.parity_tolerance
-        buckets = row_buckets(self.settings.batching.max_batch_rows)
+        buckets = row_buckets(self.settings.batching.max_batch_rows, self._engine.device)
         seconds = warm_up(self._engine, fitted, rows, buckets, tolerance)
         worst = check_parity(self._engine, fitted, rows[: max(seconds)], tolerance)
         _log.info("model %s: canary rows alone, batched and uncached agree within %.1e", definition.name, worst)

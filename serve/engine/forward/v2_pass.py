@@ -13,7 +13,7 @@ from serve.engine.forward.layers import MAX_CUDA_GRID
 from serve.engine.forward.v2_cells import Part
 from serve.engine.forward.v2_layers import join, read_layer
 
-_MAX_HIDDEN_BYTES = 256 * 2**20
+MAX_HIDDEN_BYTES = 256 * 2**20
 """Most bytes of one pass's widest activation, the hidden layer of the MLP; more rows take several passes."""
 
 
@@ -83,7 +83,7 @@ class CellsForward:
         num_tokens = sum(len(part.cells.target) * (part.cells.num_groups + 1) for part in self._parts)
         row_bytes = num_tokens * hidden_size * torch.float32.itemsize
         row_cells = max(len(part.cells.target) for part in self._parts) * self._layers[0].num_heads
-        return max(1, min(_MAX_HIDDEN_BYTES // row_bytes, MAX_CUDA_GRID // row_cells))
+        return max(1, min(MAX_HIDDEN_BYTES // row_bytes, MAX_CUDA_GRID // row_cells))
 
     def __call__(self, rows: Sequence[torch.Tensor]) -> torch.Tensor:
         num_rows = rows[0].shape[1]

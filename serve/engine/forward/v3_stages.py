@@ -31,7 +31,7 @@ from serve.engine.forward.layers import ComputeSpec, FeedForward, LengthScale, N
 from serve.engine.forward.rotary import QueriesAndKeys, RotaryProjection
 from serve.engine.forward.v3_cells import SharedColumns
 
-_MAX_TOKENS, _MAX_TOKENS_CPU = 1 << 18, 1 << 14
+MAX_TOKENS, _MAX_TOKENS_CPU = 1 << 18, 1 << 14
 """Most cells and readout tokens in the column stages at a time. It bounds memory, and on a CPU keeps the activations
 near its cache."""
 
@@ -109,7 +109,7 @@ class _Embedding:
             for layer, parts in zip(layers, hidden, strict=True)
         ]
         self._readout = _Readout(network.column_aggregator, shared.kinds, spec)
-        max_tokens = _MAX_TOKENS_CPU if spec.device.type == "cpu" else _MAX_TOKENS
+        max_tokens = _MAX_TOKENS_CPU if spec.device.type == "cpu" else MAX_TOKENS
         num_tokens = num_members * (self._readout.num_queries + num_columns)
         self._max_rows = max(1, max_tokens // num_tokens)
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from serve.engine.forward.attention import BITS, count_votes
 from serve.engine.forward.layers import ComputeSpec, LengthScale
 
-_MAX_SCORES = 1 << 26
+MAX_SCORES = 1 << 26
 """Most attention scores held at a time on a GPU: 256 MiB. The other attentions hold only tiles of theirs."""
 
 
@@ -42,7 +42,7 @@ class Votes:
         heads = (decoder.num_heads, decoder.head_dim)
         self._query = spec.exact_linear(decoder.q_projection, heads)
         self._scale = LengthScale(decoder.softmax_scaling_layer, *heads, keys.shape[1], spec)
-        self._max_rows = max(1, _MAX_SCORES // (keys.shape[0] * decoder.num_heads * keys.shape[1]))
+        self._max_rows = max(1, MAX_SCORES // (keys.shape[0] * decoder.num_heads * keys.shape[1]))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """float32 [B, R, T E] to logits float32 [B, R, max_num_classes]."""

@@ -29,6 +29,9 @@ from serve.core import Column, ColumnKind, Context, ModelDefinition, Task
 from serve.core.errors import InvalidModel
 from serve.engine.datetimes import DATETIME_PARTS
 from serve.engine.execution.precision import Precision
+from serve.engine.forward.v2_pass import MAX_HIDDEN_BYTES
+from serve.engine.forward.v3_stages import MAX_TOKENS
+from serve.engine.forward.votes import MAX_SCORES
 from serve.engine.memory.probes import available_bytes
 from serve.engine.row_encoder import feature_names
 
@@ -42,20 +45,26 @@ _MAX_APPENDING_FEATURES = 500
 
 @dataclass(frozen=True, slots=True)
 class MemoryNeed:
-    """Bytes that a model takes, in three parts. As text: the total and each part."""
+    """Bytes that a model takes, in parts. As text: the total and each part.
+
+    Attributes:
+        graphs: the memory in which recorded CUDA graphs compute. Nothing else can use it.
+    """
 
     weights: int
     kv_caches: int
     working_memory: int
+    graphs: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.kv_caches + self.working_memory
+        return self.weights + self.kv_caches + self.working_memory + self.graphs
 
     def __str__(self) -> str:
+        graphs = f", CUDA graphs {_in_units(self.graphs)}" if self.graphs else ""
         return (
             f"{_in_units(self.total)} (weights {_in_units(self.weights)}, KV caches {_in_units(self.kv_caches)}, "
-            f"working memory {_in_units(self.working_memory)})"
+            f"working memory {_in_units(self.working_memory)}{graphs})"
         )
 
 
@@ -128,7 +137,9 @@ def predict_bytes(
         compiled_caches += 4 * sum(_num_inducing_cells(facts, width) for width in widths)
     # the context itself passes through once, when the caches are built and in the start-up check
     working = _working_bytes(facts, widths, rows, max(rows, max_batch_rows))
-    return MemoryNeed(weights + compiled_weights, caches + compiled_caches, working)
+    is_recorded = compiled is not None and device != "cpu"
+    graphs = _graph_bytes(facts, widths, rows, max_batch_rows) if is_recorded else 0
+    return MemoryNeed(weights + compiled_weights, caches + compiled_caches, working, graphs)
 
 
 def cache_bytes(facts: CheckpointFacts, task_type: TaskType, num_rows: int, width: int, autocast: bool) -> int:
@@ -254,6 +265,25 @@ def _working_bytes(facts: CheckpointFacts, widths: Sequence[int], context_rows: 
     tokens = math.ceil(max(widths) / config.features_per_group) + 1
     rows = num_rows + _num_thinking_rows(facts)
     return 4 * int(tokens * config.emsize * (rows * factor + 2 * context_rows))
+
+
+def _graph_bytes(facts: CheckpointFacts, widths: Sequence[int], context_rows: int, num_rows: int) -> int:
+    """Bytes of the pool that all graphs share: the compiled pass over the largest bucket, all members together.
+
+    The steps of the pass are cut to the limits that this function shares with them. Not measured on a GPU yet: the
+    first run there (`scripts/gpu-run`) measures the graphs.
+    """
+    config, members = facts.config, len(widths)
+    if facts.architecture in _WITH_INDUCING_POINTS:
+        factor, num_cls = 6 + 2 * config.ff_factor, config.feat_agg_num_cls_tokens
+        tokens = min(members * num_rows * (max(widths) + num_cls), MAX_TOKENS)
+        scores = min(members * config.icl_num_heads * context_rows * num_rows, MAX_SCORES)
+        row_numbers = members * num_rows * config.embed_dim * num_cls
+        return 4 * int(factor * (tokens * config.embed_dim + row_numbers) + 2 * scores)
+    tokens = members * num_rows * (math.ceil(max(widths) / config.features_per_group) + 1)
+    hidden = config.emsize * (4 if facts.architecture == "tabpfn_v2" else 2)
+    # the hidden layer, its input in 16 bit, and three tensors as wide as the embedding
+    return 3 * min(4 * int(tokens * hidden), MAX_HIDDEN_BYTES)
 
 
 def check_fits(need: MemoryNeed, device: str) -> None:

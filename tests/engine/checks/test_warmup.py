@@ -21,6 +21,13 @@ def test_buckets_are_powers_of_two_steps_between_and_the_maximum() -> None:
     assert row_buckets(50) == (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 50)
 
 
+def test_a_gpu_has_few_buckets() -> None:
+    assert row_buckets(1, "cuda:0") == (1,)
+    assert row_buckets(8, "cuda:0") == (1, 4, 8)
+    assert row_buckets(256, "cuda:3") == (1, 4, 16, 32, 64, 96, 128, 192, 256)
+    assert len(row_buckets(1_000, "cuda:0")) == 13
+
+
 @given(st.integers(1, 5_000), st.data())
 def test_padding_adds_a_quarter_to_a_large_batch_at_most(most: int, data: st.DataObject) -> None:
     rows = data.draw(st.integers(1, most))
@@ -68,6 +75,16 @@ def test_what_happens_only_once_is_not_in_the_seconds(
     seconds = warm_up(engine, fake_context, fake_context.encode_context()[:3], (1, 2, 4), 1e-6)
     assert seconds == {4: 6.0, 2: 0.5, 1: 0.25}
     assert engine.ran == [4, 2, 2, 1, 1]
+
+
+def test_the_capture_of_a_graph_is_never_in_the_seconds(
+    fake_context: FakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Counting({4: [6.0, 0.25], 1: [0.5, 0.125]})
+    engine.device = "cuda:0"
+    monkeypatch.setattr("serve.engine.checks.warmup.time", SimpleNamespace(perf_counter=lambda: engine.now))
+    seconds = warm_up(engine, fake_context, fake_context.encode_context()[:3], (1, 4), 1e-6)
+    assert seconds == {4: 0.25, 1: 0.125}
 
 
 @pytest.mark.parametrize("fault", ["raises", "nan", "short"])

@@ -131,7 +131,7 @@ def test_rows_cut_into_passes_and_tiles_are_rows_uncut(
         monkeypatch.setattr(attention, "_TILE_BYTES", tile_bytes)
         assert distance(group.compiled(rows), uncut) <= 1e-6
     for hidden_bytes in (1, len(group.caches) * 5 * TINY["emsize"] * 4 * 4 * 5):
-        monkeypatch.setattr(v2_pass, "_MAX_HIDDEN_BYTES", hidden_bytes)
+        monkeypatch.setattr(v2_pass, "MAX_HIDDEN_BYTES", hidden_bytes)
         assert distance(group.compiled(rows), uncut) <= 1e-6
 
 

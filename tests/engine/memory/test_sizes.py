@@ -152,6 +152,19 @@ def test_every_recipe_of_tabpfn_is_bounded_from_above(tmp_path: Path) -> None:
             assert all(bound >= width for bound, width in zip(bounds, prepared_widths(fit(model)), strict=True))
 
 
+@pytest.mark.parametrize("architecture", ["tabpfn_v2", "tabpfn_v2_6", "tabpfn_v3", "tabpfn_v3_5"])
+def test_the_pool_of_graphs_counts_on_a_gpu_and_grows_with_the_largest_bucket(
+    tmp_path: Path, architecture: str
+) -> None:
+    path = write_tiny(architecture, tmp_path / f"{architecture[7:].replace('_', '.')}.safetensors", Task.REGRESSION)
+    model, precision = definition(path, Task.REGRESSION, 80), Precision(torch.bfloat16, torch.bfloat16)
+    on_gpu = [memory.predict_bytes(model, "cuda:0", "float32", rows, precision) for rows in (16, 64)]
+    assert 0 < on_gpu[0].graphs < on_gpu[1].graphs
+    assert "CUDA graphs" in str(on_gpu[0])
+    assert memory.predict_bytes(model, "cpu", "float32", 64, precision).graphs == 0
+    assert memory.predict_bytes(model, "cuda:0", "float32", 64, None).graphs == 0
+
+
 def test_a_refusal_names_every_size() -> None:
     need = MemoryNeed(10**15, 2 * 10**15, 3 * 10**12)
     with pytest.raises(InvalidModel) as refusal:
