@@ -41,8 +41,8 @@ _RANKS = ("TabPFNV3p5",)
 """Class names of the networks that rank cells."""
 _STABLE = 1e-4
 """How far scaled cells, of which most lie between -3 and 3, may differ for two orders of a sum; usual are 1e-6."""
-_MEAN_ROUNDING = 1e-6
-"""By how much the mean of a column may be off, beside the size of its values."""
+_NUM_ORDERS = 8
+"""Orders in which the mean of a column is summed, to see by how much it is off."""
 
 Bools: TypeAlias = NDArray[np.bool_]
 
@@ -181,11 +181,13 @@ class _Inputs:
         return (mean.abs() * torch.finfo(torch.float32).eps > _STABLE * std) & ~self._has_one_finite_value()
 
     def ranks_its_mean_unstably(self) -> torch.Tensor:
-        """Columns of several values, one of which is the mean within its rounding: bool [width]."""
-        finite = self._finite()
-        rounding = _MEAN_ROUNDING * finite.abs().nanmean(dim=0)
-        is_mean = (finite - finite.nanmean(dim=0)).abs() <= rounding  # false for NaN
-        return is_mean.any(dim=0) & ~self._has_one_finite_value()
+        """Columns whose mean lies on one side of a value or on the other, by the order of its sum: bool [width]."""
+        draw = torch.Generator().manual_seed(0)
+        orders = [torch.randperm(len(self.context), generator=draw) for _ in range(_NUM_ORDERS)]
+        means = torch.stack([torch_nanmean(self.context[order], axis=0, include_inf=True) for order in orders])
+        low, high = means.amin(dim=0), means.amax(dim=0)
+        is_between = (self.context >= low) & (self.context <= high)
+        return (is_between.any(dim=0) & (low < high)) & ~self._has_one_finite_value()
 
     def _finite(self) -> torch.Tensor:
         """The context with NaN for what is missing or infinite: float64."""
