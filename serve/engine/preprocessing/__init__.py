@@ -8,8 +8,8 @@ operations run as one call, and the last gather lays out [members, rows, width].
 What is always true:
 - the result equals that of tabpfn's own transforms. Where a fingerprint is added, it equals what they give for the row
   alone, because a hash turns the last bit of a value into another feature altogether;
-- a row's result does not depend on the other rows, to the bit. Operations are elementwise, or, in projections, go row
-  by row in one fixed shape (`joins.py`). Whether any value of a call is infinite may vary; it only decides whether
+- a row's result does not depend on the other rows, to the bit. Operations are elementwise. Projections add the products
+  of each row in one fixed order (`joins.py`). Whether any value of a call is infinite may vary; it only decides whether
   masks are skipped that would change nothing;
 - infinities are removed first and put back last, where tabpfn does so: before and after the float64 steps, and again
   around the float32 steps, where a value beyond float32's range has become infinite;

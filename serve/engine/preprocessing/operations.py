@@ -117,8 +117,10 @@ class SoftClip:
         self._lower, self._upper = lower[:, None], upper[:, None]
 
     def __call__(self, x: Array) -> Array:
-        x = np.maximum(self._lower - _log(1 + np.abs(x)), x)
-        clipped: Array = np.minimum(_log(1 + np.abs(x)) + self._upper, x)
+        growth = _log(1 + np.abs(x))
+        # tabpfn takes the logarithm again of what it raised here, which lies below the upper bound whatever it is
+        raised = np.maximum(self._lower - growth, x)
+        clipped: Array = np.minimum(growth + self._upper, raised)
         return clipped
 
 

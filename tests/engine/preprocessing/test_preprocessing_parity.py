@@ -96,6 +96,26 @@ def test_alone_as_in_company(fitted: Fitted, name: str) -> None:
             np.testing.assert_array_equal(bits(whole[:, row : row + 1]), bits(alone.numpy()))
 
 
+@settings(max_examples=25)
+@given(
+    name=st.sampled_from(PRESETS),
+    num_rows=st.integers(1, 300),
+    seed=st.integers(0, 2**32 - 1),
+    missing=st.sampled_from([0.0, 0.1, 0.9]),
+    scale=st.sampled_from([0.1, 1.0, 100.0]),
+)
+def test_any_batch_is_its_rows_alone(
+    fitted: Fitted, name: str, num_rows: int, seed: int, missing: float, scale: float
+) -> None:
+    """To the bit, whatever the number of rows: from some numbers on other routines do the work."""
+    preprocessing = compile_preprocessing(fitted(name), CPU)
+    rows = table(num_rows, seed, missing=missing) * scale
+    together = [output.numpy() for output in preprocessing(rows)]
+    for row in np.random.default_rng(seed).permutation(num_rows)[:20]:
+        for whole, alone in zip(together, preprocessing(rows[row : row + 1]), strict=True):
+            np.testing.assert_array_equal(bits(whole[:, row : row + 1]), bits(alone.numpy()))
+
+
 def test_alone_as_in_company_in_torch(fitted: Fitted) -> None:
     preprocessing = compile_preprocessing(fitted("v2_5", in_torch=True), CPU)
     rows = odd_rows()

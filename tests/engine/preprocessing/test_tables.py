@@ -39,6 +39,18 @@ def test_quantile_is_scikit_learns_to_the_bit(name: str, num_quantiles: int) -> 
     np.testing.assert_array_equal(got[0], fitted.transform(rows[:, None])[:, 0])
 
 
+@pytest.mark.parametrize("num_quantiles", [2, 7, 31, 32, 60])
+def test_quantiles_of_many_rows_are_those_of_each_row(num_quantiles: int) -> None:
+    """Many rows are searched for together. The columns differ in their number of different knots."""
+    fitted = QuantileTransformer(n_quantiles=num_quantiles).fit(np.stack(list(COLUMNS.values()), axis=1))
+    quantile = Quantile(fitted.quantiles_.T, np.tile(fitted.references_, (len(COLUMNS), 1)))
+    rows = np.stack([probes(column) for column in COLUMNS.values()])
+    alone = np.concatenate([quantile(row) for row in np.split(rows, rows.shape[1], axis=1)], axis=1)
+    np.testing.assert_array_equal(quantile(rows), alone)
+    for stop in (31, 32, 33):
+        np.testing.assert_array_equal(quantile(rows[:, :stop]), alone[:, :stop])
+
+
 @pytest.mark.parametrize("ratio", [None, 0.5])
 @pytest.mark.parametrize("name", ["plain", "repeated", "ends", "constant"])
 def test_torch_quantile_is_tabpfns_to_the_bit(name: str, ratio: float | None) -> None:
