@@ -133,7 +133,7 @@ class EngineSide:
         say: Say = lambda _: None,
     ) -> None:
         self._engine, self._settings = engine, settings
-        say(f"{definition.name}: fitting the engine, {settings.backend}, {settings.inference_precision}")
+        say(f"{definition.name}: fitting the engine, {settings.backend}, {settings.chosen_precision}")
         started = time.perf_counter()
         self._fitted = engine.fit(definition)
         self.fit_s = time.perf_counter() - started
@@ -146,7 +146,7 @@ class EngineSide:
         """What every cell of this side states."""
         return {
             "device": self._settings.device,
-            "precision": self._settings.inference_precision,
+            "precision": self._settings.chosen_precision,
             "backend": self._fitted.backend,
             "threads": self._settings.num_threads,
         }

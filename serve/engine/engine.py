@@ -61,10 +61,10 @@ class TabPFNContext:
         self._device = torch.device(settings.device)
         wants_compiled = settings.backend == "compiled"
         # a compiled ensemble is built from float32 caches and casts them itself
-        tabpfn_precision = "float32" if wants_compiled else settings.inference_precision
+        tabpfn_precision = "float32" if wants_compiled else settings.chosen_precision
         num_parameters = count_parameters(Path(definition.checkpoint_path))
         self._precision = resolve_precision(
-            settings.inference_precision, settings.kv_cache_precision, self._device, num_parameters
+            settings.chosen_precision, settings.kv_cache_precision, self._device, num_parameters
         )
         self._fit = _choose_fit(definition, settings, tabpfn_precision)
         need = predict_bytes(
@@ -94,7 +94,7 @@ class TabPFNContext:
             _log.warning("model %s: members with these steps are prepared by tabpfn: %s", self.definition.name, steps)
         canaries = canary_rows(self._rows)
         if self.definition.context.task is Task.REGRESSION:
-            self.canary_slack = compiled.slack(canaries, SLACK_SHARE * self._settings.parity_tolerance)
+            self.canary_slack = compiled.slack(canaries, SLACK_SHARE * self._settings.allowed_difference)
         # each row alone: in a batch the fingerprints that tabpfn computes may change (docs/decisions)
         alone = [tabpfn_estimators.predict_outputs(self._estimator, canaries[i : i + 1]) for i in range(len(canaries))]
         compare_answers(
@@ -102,7 +102,7 @@ class TabPFNContext:
             compiled(canaries),
             "by tabpfn",
             np.concatenate(alone),
-            self._settings.parity_tolerance,
+            self._settings.allowed_difference,
             is_probability=self.definition.context.task is Task.CLASSIFICATION,
             slack=self.canary_slack,
         )

@@ -143,7 +143,7 @@ class Predictor:
         """On the device thread: the fitted and checked context, and the measured seconds of each row bucket."""
         fitted = self._engine.fit(definition)
         rows = canary_rows(fitted.encode_context())
-        tolerance = self.settings.engine.parity_tolerance
+        tolerance = self.settings.engine.allowed_difference
         buckets = row_buckets(self.settings.batching.max_batch_rows, self._engine.device)
         seconds = warm_up(self._engine, fitted, rows, buckets, tolerance)
         worst = check_parity(self._engine, fitted, rows[: max(seconds)], tolerance)

@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from serve.core import DEVICE_PATTERN
 from serve.settings.model_source import ModelSource
+from serve.settings.number_formats import Precision, tolerance_of
 
 _MOST_ONGOING_REQUESTS = 4_096
 
@@ -49,7 +50,6 @@ AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
 Models = Annotated[
     tuple[Annotated[ModelSource, AfterValidator(ModelSource.with_absolute_path)], ...], BeforeValidator(_read_json)
 ]
-Precision = Literal["float32", "bfloat16", "float16", "auto"]
 
 
 class _Group(BaseModel):
@@ -83,13 +83,13 @@ class EngineSettings(_Group):
         "at every load; tabpfn answers for an architecture that has none. `tabpfn` always answers with tabpfn's own "
         "prediction.",
     )
-    inference_precision: Precision = Field(
-        "float32",
-        description="Number format of the computation. `float32` gives the same answers on every CPU. `bfloat16` and "
-        "`float16` read half as many bytes of weights and KV cache, and change answers by about 1e-2 and 1e-3. `auto` "
-        "takes bfloat16 where the device multiplies it; on a CPU only for large checkpoints, and the demo's is small. "
-        "Elsewhere `auto` takes float16 on a GPU and float32 on a CPU. With `backend: tabpfn`, tabpfn interprets "
-        "`auto`.",
+    inference_precision: Precision | None = Field(
+        None,
+        description="Number format of the computation. Empty is `float32` on a CPU and `auto` on a GPU. `float32` "
+        "gives the same answers on every CPU. `bfloat16` and `float16` read half as many bytes of weights and KV "
+        "cache, and change answers by about 1e-2 and 1e-3. `auto` takes bfloat16 where the device multiplies it; on a "
+        "CPU only for large checkpoints, and the demo's is small. Elsewhere `auto` takes float16 on a GPU, such as a "
+        "T4, and float32 on a CPU. With `backend: tabpfn`, tabpfn interprets `auto`.",
     )
     kv_cache_precision: Precision = Field(
         "auto",
@@ -105,13 +105,27 @@ class EngineSettings(_Group):
         "is built again. A folder that cannot be written is named in the log, and the model serves without a file. The "
         "files hold values of the context: protect them like the data. Empty keeps none.",
     )
-    parity_tolerance: float = Field(
-        1e-5,
+    parity_tolerance: float | None = Field(
+        None,
         gt=0,
         description="Largest allowed difference between three answers to the same canary rows: one row at a time, in a "
-        "batch, and by tabpfn. They are compared at every start, and a larger difference ends it. About 2e-2 suits "
-        "16-bit formats. In float32 a larger difference is a fault to report, not to tolerate.",
+        "batch, and by tabpfn. They are compared at every start, and a larger difference ends it. Empty follows the "
+        "number formats above: 1e-5 for `float32`, 5e-3 for `float16`, 2e-2 for `bfloat16` and `auto`; the largest of "
+        "them counts. In float32 a larger difference is a fault to report, not to tolerate.",
     )
+
+    @property
+    def chosen_precision(self) -> Precision:
+        """`inference_precision`, or the one that applies to the device where it is empty."""
+        return self.inference_precision or ("float32" if self.device == "cpu" else "auto")
+
+    @property
+    def allowed_difference(self) -> float:
+        """`parity_tolerance`, or the one of the least exact number format where it is empty."""
+        if self.parity_tolerance is not None:
+            return self.parity_tolerance
+        follows = self.backend == "tabpfn" or self.kv_cache_precision == "auto"
+        return tolerance_of(self.chosen_precision, self.chosen_precision if follows else self.kv_cache_precision)
 
 
 class BatchingSettings(_Group):

@@ -29,7 +29,8 @@ class InvalidSettings(ValueError):
 
 def choices_of(field: FieldInfo) -> tuple[str, ...]:
     """The values that a setting may have, where they are few and named; else none."""
-    return typing.get_args(field.annotation) if typing.get_origin(field.annotation) is typing.Literal else ()
+    variants = (field.annotation, *typing.get_args(field.annotation))  # of `Literal[...] | None` too
+    return next((typing.get_args(kind) for kind in variants if typing.get_origin(kind) is typing.Literal), ())
 
 
 def default_of(field: FieldInfo) -> str:

@@ -14,6 +14,7 @@ from deployment.cost import _NUM_ENDPOINTS
 from deployment.policies.template import containers, resources
 from deployment.settings import GRACE_S, METRIC_NAMESPACE, STAGES, Stage, read_stage, stage_names
 from serve.replica.lifecycle import GRACE_S as SERVER_GRACE_S
+from serve.settings import EngineSettings
 from serve.telemetry.cloudwatch import CloudWatchRecorder
 from serve.telemetry.emf import Gauges, documents
 from serve.telemetry.recorder import ComputedBatch
@@ -76,6 +77,19 @@ def test_every_variable_is_a_setting_of_the_server(synthesised: Templates) -> No
             for container in containers(templates.get(stack, {})):
                 given = {name for name in container.environment if name.startswith("TABPFN_SERVE_")}
                 assert given <= server_variables()
+
+
+@pytest.mark.parametrize(("stack", "precision"), [("gpu-service", "auto"), ("cpu-service", "float32")])
+def test_gpus_compute_in_16_bit_and_cpus_in_float32(committed: Templates, stack: str, precision: str) -> None:
+    group = "TABPFN_SERVE_ENGINE_"
+    for templates in committed.values():
+        for container in containers(templates.get(stack, {})):
+            given = {
+                name.removeprefix(group).lower(): value
+                for name, value in container.environment.items()
+                if name.startswith(group)
+            }
+            assert EngineSettings.model_validate(given).chosen_precision == precision
 
 
 def test_every_metric_that_is_watched_is_one_that_the_server_emits(synthesised: Templates) -> None:

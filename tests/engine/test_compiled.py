@@ -128,7 +128,7 @@ def test_half_precision_is_near(checkpoint: Path, engine: TabPFNEngine, classifi
 
 
 def test_half_precision_fails_a_float32_tolerance(checkpoint: Path) -> None:
-    strict = TabPFNEngine(EngineSettings(inference_precision="bfloat16"))
+    strict = TabPFNEngine(EngineSettings(inference_precision="bfloat16", parity_tolerance=1e-5))
     with pytest.raises(StartupError, match="parity check failed"):
         strict.fit(definition(checkpoint))
 

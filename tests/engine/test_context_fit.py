@@ -17,7 +17,7 @@ from serve.engine.engine import TabPFNEngine
 from serve.settings import EngineSettings
 
 FIT_MODES = ("low_memory", "fit_preprocessors", "fit_with_cache")
-TOLERANCE = EngineSettings().parity_tolerance
+TOLERANCE = EngineSettings().allowed_difference
 
 
 def correlated(checkpoint: Path, task: Task, seed: int) -> ModelDefinition:

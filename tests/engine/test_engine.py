@@ -196,7 +196,7 @@ def test_a_gpu_that_is_not_there_is_a_failed_start() -> None:
 
 @pytest.mark.gpu
 def test_the_gpu_answers_like_the_cpu(checkpoint: Path, classifier: TabPFNContext, engine: TabPFNEngine) -> None:
-    cuda = TabPFNEngine(EngineSettings(device="cuda:0"))
+    cuda = TabPFNEngine(EngineSettings(device="cuda:0", inference_precision="float32"))
     fitted = cuda.fit(definition(checkpoint))
     rows = fitted.encode_context()[:64]
     np.testing.assert_allclose(

@@ -24,7 +24,7 @@ from serve.engine.engine import TabPFNEngine
 from serve.engine.tensor_file import bytes_of, write_tensors
 from serve.settings import EngineSettings
 
-TOLERANCE = EngineSettings().parity_tolerance
+TOLERANCE = EngineSettings().allowed_difference
 
 
 class Folders:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import threading
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from predictor_harness import RECORD, OneModel, make, predict, request_of
@@ -142,8 +143,10 @@ async def test_a_failed_check_is_a_failed_start(engine: FakeEngine, message: str
     await predictor.close()
 
 
-async def test_a_looser_tolerance_is_the_operators_choice() -> None:
-    predictor = make(WrongAlone(), parity_tolerance=0.1)
+@pytest.mark.parametrize("chosen", [{"parity_tolerance": 0.1}, {"inference_precision": "bfloat16"}])
+async def test_a_looser_tolerance_is_the_operators_choice(chosen: dict[str, Any]) -> None:
+    """By itself, or with a number format that needs one."""
+    predictor = make(WrongAlone(), **chosen)
     await predictor.start()
     assert predictor.is_ready
     await predictor.close()

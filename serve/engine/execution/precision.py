@@ -23,7 +23,7 @@ class Precision:
 
 
 def resolve_precision(weights: str, kv_cache: str, device: torch.device, num_parameters: int) -> Precision:
-    """The formats that the settings `inference_precision` and `kv_cache_precision` mean on a device.
+    """The formats that the settings `chosen_precision` and `kv_cache_precision` mean on a device.
 
     "auto" on a GPU is bfloat16 where the hardware multiplies it (compute capability 8.0, Ampere, and later), else
     float16, because a T4 or V100 only emulates bfloat16. On a CPU "auto" is bfloat16 if the processor multiplies it, by

@@ -1,9 +1,15 @@
 """Settings name number formats; "auto" depends on the device and the network's size alone."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from models import definition
+from pretend_cuda import pretend_cuda
 
+from serve.engine.engine import TabPFNEngine
 from serve.engine.execution.precision import LARGE_PARAMETERS, Precision, resolve_precision
+from serve.settings import EngineSettings
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 NAMES = ["float32", "bfloat16", "float16"]
@@ -39,3 +45,14 @@ def test_auto_asks_what_the_gpu_multiplies(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert resolve_precision("auto", "auto", GPU, 1) == Precision(dtype, dtype)
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), torch.float16), ((9, 0), torch.bfloat16)])
+def test_a_gpu_starts_in_16_bit_without_a_setting(
+    checkpoint: Path, capability: tuple[int, int], dtype: torch.dtype
+) -> None:
+    """The compiled answers are compared with tabpfn's in float32 at every start, within the tolerance of the format."""
+    with pretend_cuda(capability):
+        context = TabPFNEngine(EngineSettings(device="cuda:0"), 8).fit(definition(checkpoint, num_rows=60))
+    assert context.backend == "compiled"
+    assert context._precision == Precision(dtype, dtype)
