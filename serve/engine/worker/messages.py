@@ -17,11 +17,14 @@ from serve.engine.row_encoder import Coding
 
 _Length: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 Shape: TypeAlias = tuple[_Length, _Length]
-"""Rows and columns of the matrix in the frame's body."""
+"""Rows and columns of a matrix."""
+
+MAX_IN_FLIGHT = 2
+"""Most batches that any engine may have in flight."""
 
 
 class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
-    """Base of every message. A message with a matrix has a field `shape`."""
+    """Base of every message. A message with a matrix in its frame's body has a field `shape`."""
 
 
 # --- calls, from the replica
@@ -40,15 +43,26 @@ class Fit(Message, frozen=True):
     model: ModelDefinition
 
 
-class Predict(Message, frozen=True):
-    """Answer the encoded rows in the body by the fitted context of number `context`. Answered by `Answered`."""
+class SharedSlot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A matrix in a slot of `shared_rows.SharedRows`."""
 
-    context: int
+    number: Annotated[int, msgspec.Meta(ge=0, lt=MAX_IN_FLIGHT)]
     shape: Shape
 
 
+class Predict(Message, frozen=True):
+    """Answer encoded rows by the fitted context of number `context`. Answered by `Answered`.
+
+    The rows are in the body, or in the slot `shared`; the body is then empty.
+    """
+
+    context: int
+    shape: Shape
+    shared: SharedSlot | None = None
+
+
 class Reference(Message, frozen=True):
-    """As `Predict`, by `Engine.reference`."""
+    """Answer the encoded rows in the body by `Engine.reference`, as `Predict`."""
 
     context: int
     shape: Shape
@@ -61,7 +75,9 @@ Call: TypeAlias = Start | Fit | Predict | Reference
 
 
 class Started(Message, frozen=True):
-    """The engine is ready for `Fit`."""
+    """The engine is ready for `Fit`. So many `Predict` may be sent before the first of them is answered."""
+
+    max_in_flight: Annotated[int, msgspec.Meta(ge=1, le=MAX_IN_FLIGHT)]
 
 
 class ColumnCoding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

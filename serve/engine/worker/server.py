@@ -1,4 +1,7 @@
-"""The worker: one engine that answers calls from a socket. `python -m serve.engine.worker.server FD LOG_LEVEL`."""
+"""The worker: one engine that answers calls from a socket.
+
+`python -m serve.engine.worker.server FD LOG_LEVEL ROWS_FD`, with the connection and the file of the shared rows.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,9 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from functools import partial
+from queue import SimpleQueue
+from typing import TypeAlias
 
 from serve.core import Batch, Engine, FittedContext, Matrix
 from serve.core.errors import DeviceLost, EngineError, ServeError
@@ -31,6 +37,7 @@ from serve.engine.worker.messages import (
     describe_coding,
     describe_error,
 )
+from serve.engine.worker.shared_rows import SharedRows
 from serve.settings import EngineSettings
 
 _log = logging.getLogger(__name__)
@@ -47,20 +54,23 @@ _LOST_EXIT_CODE = 70
 """How the process ends whose device is lost: EX_SOFTWARE of sysexits.h."""
 
 MakeEngine = Callable[[EngineSettings, int], Engine]
+Answer: TypeAlias = tuple[Message, Matrix | None]
 
 
 def run(make_engine: MakeEngine) -> None:
     """Answer calls until the replica's end of the connection closes."""
     os.nice(_NICENESS)  # before there are threads, which inherit it
-    fd, level = int(sys.argv[1]), sys.argv[2]
+    fd, level, rows_fd = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, signal.SIG_IGN)
     os.set_inheritable(fd, False)  # a process that the engine starts must not hold the connection open
     connection = socket.socket(fileno=fd)
+    shared = SharedRows(rows_fd)
+    os.close(rows_fd)
     watch = _end_with(connection)
     with contextlib.suppress(EOFError, ConnectionError):
-        _Service(make_engine).serve(connection)
+        _Service(connection, shared, make_engine).serve()
     watch.join()  # one thread ends the process: two would run what Python does at exit at the same time
 
 
@@ -82,43 +92,90 @@ def _end_with(connection: socket.socket) -> threading.Thread:
 
 
 class _Service:
-    """Answers every call by its result or its error."""
+    """Answers every call by its result or its error, in the order of the calls.
 
-    def __init__(self, make_engine: MakeEngine) -> None:
+    Where the engine allows a second batch in flight, a thread of its own collects and answers the batches, so that this
+    one can prepare the next. No other call comes while a batch is in flight, so only one thread sends at a time.
+    """
+
+    def __init__(self, connection: socket.socket, shared: SharedRows, make_engine: MakeEngine) -> None:
+        self._connection = connection
+        self._shared = shared
         self._make_engine = make_engine
         self._engine: Engine | None = None
         self._contexts: list[FittedContext] = []
+        self._is_pipelined = False
+        self._launched: SimpleQueue[Callable[[], Answer] | Failure] = SimpleQueue()
 
-    def serve(self, connection: socket.socket) -> None:
+    def serve(self) -> None:
         while True:
             call, rows = wire.receive(
-                connection, wire.CALL, max_header_bytes=wire.MAX_HEADER_BYTES, max_body_bytes=sys.maxsize
+                self._connection, wire.CALL, max_header_bytes=wire.MAX_HEADER_BYTES, max_body_bytes=sys.maxsize
             )
-            try:
-                frame = wire.encode(*self._answer(call, rows))
-            except DeviceLost:
-                _log.critical("this process ends, because its device is lost", exc_info=True)
-                os._exit(_LOST_EXIT_CODE)  # without what Python and CUDA do at exit, which may hang now
-            except BaseException as error:
-                frame = wire.encode(_failure(error))
-            connection.sendall(frame)
+            if isinstance(call, Predict) and self._is_pipelined:
+                self._launched.put(self._launch(call, rows))
+            else:
+                self._send(partial(self._answer, call, rows))
 
-    def _answer(self, call: Call, rows: Matrix) -> tuple[Message, Matrix | None]:
+    def _answer(self, call: Call, rows: Matrix) -> Answer:
         if isinstance(call, Start):
-            settings = EngineSettings.model_validate_json(call.settings)
-            self._engine = self._make_engine(settings, call.max_batch_rows)
-            return Started(), None
+            return self._start(call), None
         assert self._engine is not None, "this is a bug: the first call is Start"
         match call:
             case Fit():
                 self._contexts.append(self._engine.fit(call.model))
                 return describe_context(len(self._contexts) - 1, self._contexts[-1])
             case Predict():
-                outputs = self._engine.predict(Batch(self._contexts[call.context], rows))
+                outputs = self._engine.predict(self._batch(call, rows))
             case Reference():
                 outputs = self._engine.reference(Batch(self._contexts[call.context], rows))
-        backend = self._contexts[call.context].backend
-        return Answered((outputs.shape[0], outputs.shape[1]), backend), outputs
+        return _answered(self._contexts[call.context], outputs)
+
+    def _start(self, call: Start) -> Started:
+        settings = EngineSettings.model_validate_json(call.settings)
+        self._engine = self._make_engine(settings, call.max_batch_rows)
+        self._is_pipelined = self._engine.max_in_flight > 1
+        if self._is_pipelined:
+            threading.Thread(target=self._collect, name="collect", daemon=True).start()
+        return Started(self._engine.max_in_flight)
+
+    def _batch(self, call: Predict, rows: Matrix) -> Batch:
+        if call.shared is not None:
+            rows = self._shared.slot(call.shared.number, call.shared.shape)
+        return Batch(self._contexts[call.context], rows)
+
+    def _launch(self, call: Predict, rows: Matrix) -> Callable[[], Answer] | Failure:
+        """What waits for the answer to a launched batch; or why the batch could not be launched."""
+        assert self._engine is not None, "this is a bug: the first call is Start"
+        try:
+            launched = self._engine.launch(self._batch(call, rows))
+        except BaseException as error:
+            return _failure(error)
+        return lambda: _answered(self._contexts[call.context], launched.collect())
+
+    def _collect(self) -> None:
+        """Answer the launched batches one by one, until the replica hangs up."""
+        with contextlib.suppress(ConnectionError):
+            while True:
+                self._send_answer_of(self._launched.get())
+
+    def _send_answer_of(self, launched: Callable[[], Answer] | Failure) -> None:
+        if isinstance(launched, Failure):
+            self._connection.sendall(wire.encode(launched))
+        else:
+            self._send(launched)
+
+    def _send(self, answer: Callable[[], Answer]) -> None:
+        """Send an answer; if it raises an error, that."""
+        try:
+            frame = wire.encode(*answer())
+        except BaseException as error:
+            frame = wire.encode(_failure(error))
+        self._connection.sendall(frame)
+
+
+def _answered(context: FittedContext, outputs: Matrix) -> Answer:
+    return Answered((outputs.shape[0], outputs.shape[1]), context.backend), outputs
 
 
 def describe_context(number: int, context: FittedContext) -> tuple[Fitted, Matrix]:
@@ -132,7 +189,13 @@ def describe_context(number: int, context: FittedContext) -> tuple[Fitted, Matri
 
 
 def _failure(error: BaseException) -> Failure:
-    """An error of the server as itself, its cause in this process's log; any other as an EngineError of its text."""
+    """An error of the server as itself, its cause in this process's log; any other as an EngineError of its text.
+
+    A lost device ends this process.
+    """
+    if isinstance(error, DeviceLost):
+        _log.critical("this process ends, because its device is lost", exc_info=error)
+        os._exit(_LOST_EXIT_CODE)  # without what Python and CUDA do at exit, which may hang now
     if isinstance(error, ServeError):
         if error.__cause__ is not None:
             _log.info("the cause of the error that follows", exc_info=error.__cause__)

@@ -1,8 +1,8 @@
 """A worker of `WorkerEngine` with FakeEngine in it. The first cell of a batch may name a fault.
 
-With the argument `slow-end` its last call of the system takes half a second, so that a second thread which ends the
-process too is seen. With the argument `parent` this program is the replica of such a worker: it prints the worker's
-process id, and then makes a call that hangs.
+With the argument `two` it has two batches in flight. With the argument `slow-end` its last call of the system takes
+half a second, so that a second thread which ends the process too is seen. With the argument `parent` this program is
+the replica of such a worker: it prints the worker's process id, and then makes a call that hangs.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import os
 import signal
 import sys
 import threading
+from functools import partial
 
 import numpy as np
 
-from serve.core import Batch, Column, ColumnKind, Context, ModelDefinition, Task
+from serve.core import Batch, Column, ColumnKind, Context, Launched, ModelDefinition, Task
 from serve.core.errors import DeviceLost, OutOfMemory, StartupError
 from serve.engine.fake import FakeEngine
 from serve.engine.worker.client import WorkerEngine
@@ -23,12 +24,22 @@ from serve.engine.worker.server import run
 from serve.settings import EngineSettings
 
 NO_MEMORY, UNEXPECTED, EXITS, KILLED, HANGS, LOST, NOT_RECORDED = (-float(number) for number in range(1, 8))
+WAITS, KILLED_LATE, LOST_LATE, RELEASES = (-float(number) for number in range(8, 12))
+"""The first three end, by an answer or with the process, once a batch of the last kind was launched behind them."""
+UNLAUNCHED, KILLED_EARLY, LOST_EARLY = (-float(number) for number in range(12, 15))
+"""Faults of the launch."""
 REFUSED_ROWS = 13
 WORKER = (__file__,)
+TWO_IN_FLIGHT = (*WORKER, "two")
+
+_released = threading.Event()
 
 
 def fail(batch: Batch) -> None:
     """The fault that the batch names, if any."""
+    if batch.rows[0, 0] in (WAITS, KILLED_LATE, LOST_LATE):
+        assert _released.wait(30), "no batch was launched behind it"
+        _released.clear()
     match batch.rows[0, 0]:
         case -1.0:
             raise OutOfMemory("no memory for 3 rows")
@@ -36,20 +47,36 @@ def fail(batch: Batch) -> None:
             raise LookupError("something of a package's")
         case -3.0:
             os._exit(7)
-        case -4.0:
+        case -4.0 | -9.0:
             os.kill(os.getpid(), signal.SIGKILL)
         case -5.0:
             threading.Event().wait()
-        case -6.0:
+        case -6.0 | -10.0:
             raise DeviceLost("cuda:0 is lost")
         case -7.0:
             object.__setattr__(batch.context, "backend", "compiled, not recorded")
 
 
-def make_engine(_: EngineSettings, max_batch_rows: int) -> FakeEngine:
+class LaunchingEngine(FakeEngine):
+    """FakeEngine whose launches may be named, too."""
+
+    def launch(self, batch: Batch) -> Launched:
+        match batch.rows[0, 0]:
+            case -11.0:
+                _released.set()
+            case -12.0:
+                raise OutOfMemory("no memory to prepare it")
+            case -13.0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            case -14.0:
+                raise DeviceLost("cuda:0 is lost")
+        return super().launch(batch)
+
+
+def make_engine(max_in_flight: int, _: EngineSettings, max_batch_rows: int) -> FakeEngine:
     if max_batch_rows == REFUSED_ROWS:
         raise StartupError("not with thirteen")
-    return FakeEngine(gate=fail)
+    return LaunchingEngine(gate=fail, max_in_flight=max_in_flight)
 
 
 def numbers() -> ModelDefinition:
@@ -86,4 +113,8 @@ if __name__ == "__main__":
     if sys.argv[1] == "slow-end":
         del sys.argv[1]
         end_slowly()
-    be_a_parent() if sys.argv[1] == "parent" else run(make_engine)
+    max_in_flight = 1
+    if sys.argv[1] == "two":
+        del sys.argv[1]
+        max_in_flight = 2
+    be_a_parent() if sys.argv[1] == "parent" else run(partial(make_engine, max_in_flight))

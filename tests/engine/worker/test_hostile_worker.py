@@ -69,6 +69,7 @@ def test_a_fit_fails_and_the_worker_is_killed(answer: str) -> None:
     assert engine.lost
     with pytest.raises(DeviceLost):
         engine.fit(numbers())
+    engine.close()
 
 
 @pytest.mark.parametrize("answer", ["more outputs than were asked for", "body that ends early"])
@@ -78,6 +79,21 @@ def test_a_batch_fails_and_the_worker_is_killed(answer: str) -> None:
     with unharmed(answer):
         engine.predict(Batch(context, np.zeros((3, 2))))
     assert engine.lost
+    engine.close()
+
+
+def test_a_wrong_answer_fails_both_batches_in_flight() -> None:
+    answer = "wrong answer behind two calls"
+    assert answer in TO_PREDICT
+    engine = start(answer)
+    context = engine.fit(numbers())
+    first, second = (engine.launch(Batch(context, np.zeros((3, 2)))) for _ in range(2))
+    with unharmed(answer):
+        first.collect()
+    with pytest.raises(DeviceLost, match="signal 9"):
+        second.collect()
+    with pytest.raises(DeviceLost, match="signal 9"):
+        engine.launch(Batch(context, np.zeros((3, 2))))
     engine.close()
 
 

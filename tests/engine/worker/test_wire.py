@@ -7,6 +7,7 @@ import math
 import socket
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -26,6 +27,7 @@ from serve.engine.worker.messages import (
     Message,
     Predict,
     Reference,
+    SharedSlot,
     Start,
     Started,
 )
@@ -33,6 +35,7 @@ from serve.engine.worker.messages import (
 LIMIT = 2**20
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 ANY_FLOAT = st.floats(width=64)
+LENGTHS = st.integers(0, 2**40)
 SCALARS = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | ANY_FLOAT | TEXT
 MATRICES = hnp.arrays(np.float64, hnp.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=6), elements=ANY_FLOAT)
 
@@ -80,6 +83,7 @@ def frames(draw: st.DrawFn) -> tuple[Any, Message, Matrix | None]:
     )
     with_matrix = st.sampled_from([
         (wire.CALL, Predict(number, shape)),
+        (wire.CALL, Predict(number, shape, SharedSlot(draw(st.integers(0, 1)), draw(st.tuples(LENGTHS, LENGTHS))))),
         (wire.CALL, Reference(number, shape)),
         (wire.ANSWERED, Answered(shape)),
         (wire.FITTED, Fitted(number, tuple(draw(st.lists(TEXT))), draw(TEXT), draw(st.lists(codings())), shape)),
@@ -87,7 +91,7 @@ def frames(draw: st.DrawFn) -> tuple[Any, Message, Matrix | None]:
     without = st.one_of(
         st.tuples(st.just(wire.CALL), st.builds(Start, TEXT, st.integers(1, 2**31))),
         st.tuples(st.just(wire.CALL), st.builds(Fit, definitions())),
-        st.tuples(st.just(wire.STARTED), st.just(Started())),
+        st.tuples(st.just(wire.STARTED), st.builds(Started, st.integers(1, 2))),
         st.tuples(st.sampled_from([wire.STARTED, wire.FITTED, wire.ANSWERED]), failures),
     )
     if draw(st.booleans()):
@@ -111,7 +115,7 @@ def same(one: Any, other: Any) -> bool:
     if dataclasses.is_dataclass(one) and type(one) is type(other):
         names = [field.name for field in dataclasses.fields(one)]
         return all(same(getattr(one, name), getattr(other, name)) for name in names)
-    if isinstance(one, Message | ColumnCoding) and type(one) is type(other):
+    if isinstance(one, msgspec.Struct) and type(one) is type(other):
         return all(same(getattr(one, name), getattr(other, name)) for name in one.__struct_fields__)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other) and all(map(same, one, other))
