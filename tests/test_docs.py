@@ -98,7 +98,7 @@ def test_the_example_makes_a_model_that_answers(examples: list[str], tmp_path: P
     assert fitted.classes == ("no", "yes")
     assert answer.sum() == pytest.approx(1)
     # the context holds three times as many "yes" as the stated prior
-    assert fitted.answer(fitted.encode_context())[:, 1].mean() < 0.2
+    assert engine.predict(Batch(fitted, fitted.encode_context()))[:, 1].mean() < 0.2
 
 
 def test_the_conversion_keeps_a_checkpoint(examples: list[str], tmp_path: Path) -> None:

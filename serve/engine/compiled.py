@@ -4,6 +4,11 @@ tabpfn prepares and runs its members one after another, in Python, anew for ever
 decided is laid out once. Members of one network and equal width form a group and run together, their KV caches side by
 side. A call is then one preparation on the host, one copy to the device, one forward pass per group, and one copy back.
 
+On a GPU a call has three stages, so that the GPU computes while the host works on the batches before and behind.
+`launch` prepares the rows in pinned memory, and enters on one stream: the copy in, the recorded forward pass, the copy
+out into pinned memory, and an event. `collect` waits for the event. The recording's own buffers serve every batch,
+because a stream runs in order. torch does not use pinned memory again before the copy that it is for has been done.
+
 What must hold: the answers equal tabpfn's within rounding, for any number of rows. This code depends on tabpfn's
 internals, so canary rows check it whenever a model is loaded (engine.py), not only in tests.
 """
@@ -18,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from serve.core import Matrix
+from serve.core import Launched, Matrix
 from serve.engine.execution.precision import LARGE_PARAMETERS, Precision
 from serve.engine.execution.recorded import Compute, RecordedCompute, TracedCompute
 from serve.engine.execution.split_rows import DividedCompute, torch_threads
@@ -70,7 +75,8 @@ class CompiledEnsemble:
                 [place for index in caches for place in executor.cache_groups[index]] for caches in caches_of_groups
             ]
 
-        self._preprocessing = compile_preprocessing(members, device, group_members)
+        self._device = device
+        self._preprocessing = compile_preprocessing(members, group_members)
         groups = self._preprocessing.groups
         task_type = "multiclass" if self._is_classifier else "regression"
         self._passes = _build_passes(
@@ -97,10 +103,26 @@ class CompiledEnsemble:
 
     def __call__(self, rows: Matrix) -> Matrix:
         """Clean rows float64 [rows, features] to outputs float64 [rows, outputs], equal to tabpfn's prediction."""
+        return self.launch(rows).collect()
+
+    def launch(self, rows: Matrix) -> Launched:
+        """As a call, whose answer is collected later; on a GPU without a wait for it."""
         with torch.inference_mode(), self._threads(len(rows)):
-            computed = self._compute(self._preprocessing(rows))
-            outputs = computed if self._is_on_gpu else self._outputs(computed)
-        matrix = np.asarray(outputs.cpu().numpy(), dtype=np.float64)
+            whole = self._preprocessing.new_tensor(len(rows), is_pinned=self._is_on_gpu)
+            parts = self._preprocessing(rows, whole)
+            if not self._is_on_gpu:
+                return _Launched(self, self._outputs(self._compute(parts)), None)
+            arriving = self._compute([whole]).to("cpu", non_blocking=True)
+            # who waits for it sleeps, and leaves the processor to the preparation of the next batch
+            arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            arrived.record()
+        return _Launched(self, arriving, arrived)
+
+    def _collect(self, outputs: torch.Tensor, arrived: torch.cuda.Event | None) -> Matrix:
+        if arrived is not None:
+            torch.cuda.set_device(self._device)  # a thread that calls CUDA first would else take up memory of GPU 0
+            arrived.synchronize()
+        matrix = np.array(outputs.numpy(), dtype=np.float64)
         return round_probabilities(self._estimator, matrix) if self._is_classifier else matrix
 
     def slack(self, rows: Matrix, share: float) -> Matrix:
@@ -111,7 +133,8 @@ class CompiledEnsemble:
         if isinstance(self._outputs, ClassifierOutputs):
             return np.zeros((len(rows), self._estimator.n_classes_))
         with torch.inference_mode():
-            moved = self._outputs.slack(self._run_forwards(self._preprocessing(rows)), share)
+            prepared = [part.to(self._device) for part in self._preprocessing(rows)]
+            moved = self._outputs.slack(self._run_forwards(prepared), share)
         return np.asarray(moved.cpu().numpy(), dtype=np.float64)
 
     def _threads(self, num_rows: int) -> AbstractContextManager[None]:
@@ -119,13 +142,26 @@ class CompiledEnsemble:
             return torch_threads(self._compute.num_torch_threads(num_rows))
         return nullcontext()
 
-    def _answer(self, prepared: Sequence[torch.Tensor]) -> torch.Tensor:
-        return self._outputs(self._run_forwards(prepared))
+    def _answer(self, whole: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The outputs for one tensor with the rows of all groups: one copy brings it to a GPU."""
+        return self._outputs(self._run_forwards(self._preprocessing.split(whole[0])))
 
     def _run_forwards(self, prepared: Sequence[torch.Tensor]) -> torch.Tensor:
         """Logits [members, rows, ...] in the order of the members."""
         logits = [one.forward(*(prepared[number] for number in one.groups)) for one in self._passes]
         return torch.cat(logits).index_select(0, self._in_member_order)
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """Outputs on the host. Those of a GPU are in pinned memory, and there after the event `arrived`."""
+
+    ensemble: CompiledEnsemble
+    outputs: torch.Tensor
+    arrived: torch.cuda.Event | None
+
+    def collect(self) -> Matrix:
+        return self.ensemble._collect(self.outputs, self.arrived)
 
 
 def _record(compute: Compute, executor: Any, device: torch.device) -> Compute:

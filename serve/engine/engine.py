@@ -7,13 +7,14 @@ tabpfn's cached prediction answers. What is always true:
 - a batch is a float64 matrix whose rows were encoded alone. It is padded with copies of its first row up to a row
   bucket, so that a row always meets the same few shapes; the answers to the padding are cut off;
 - the compiled answers were compared with tabpfn's cached ones, on rows of the context, before the first request;
-- one thread calls `fit`, `predict` and `reference`, because the estimator's predict is not thread-safe.
+- one thread calls `fit`, `launch` and `reference`, because the estimator's predict is not thread-safe.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from serve.core import (
     Column,
     Finished,
     FittedContext,
+    Launched,
     Matrix,
     ModelDefinition,
     QueryTable,
@@ -130,17 +132,18 @@ class TabPFNContext:
     def encode(self, table: QueryTable) -> Matrix:
         return self.encoder.encode(table)
 
-    def answer(self, rows: Matrix) -> Matrix:
-        """Answers to encoded rows from the KV cache, corrected to the true class priors: float64 [rows, outputs]."""
+    def launch(self, rows: Matrix) -> Launched:
+        """Begin the answers to encoded rows from the KV cache: float64 [rows, outputs], to be corrected."""
         if self._compiled is not None:
-            return self._correct(self._compiled(rows))
-        return self._correct(tabpfn_estimators.predict_each_alone(self._estimator, rows))
+            return self._compiled.launch(rows)
+        return Finished(tabpfn_estimators.predict_each_alone(self._estimator, rows))
 
     def answer_uncached(self, rows: Matrix) -> Matrix:
-        """The same answers by tabpfn without a KV cache; see `Fit.predict_uncached`."""
-        return self._correct(self._fit.predict_uncached(rows))
+        """The same answers by tabpfn without a KV cache, corrected; see `Fit.predict_uncached`."""
+        return self.correct(self._fit.predict_uncached(rows))
 
-    def _correct(self, outputs: Matrix) -> Matrix:
+    def correct(self, outputs: Matrix) -> Matrix:
+        """Answers corrected to the true class priors, where they are stated."""
         if self._class_weights is None:
             return outputs
         weighted = outputs * self._class_weights
@@ -166,6 +169,22 @@ def _choose_fit(definition: ModelDefinition, settings: EngineSettings, precision
             "set engine.worker_process to true"
         )
     return EstimatorFit(definition, settings.device, precision)
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A padded batch on the device; its answer has `num_rows` rows."""
+
+    engine: TabPFNEngine
+    context: TabPFNContext
+    launched: Launched
+    num_rows: int
+
+    def collect(self) -> Matrix:
+        try:
+            return self.context.correct(self.launched.collect())[: self.num_rows]
+        except Exception as error:
+            raise self.engine._describe_fault(error, self.num_rows) from error
 
 
 class TabPFNEngine:
@@ -197,7 +216,7 @@ class TabPFNEngine:
 
     @property
     def max_in_flight(self) -> int:
-        return 1
+        return 2 if self._is_cuda else 1
 
     def fit(self, model: ModelDefinition) -> TabPFNContext:
         """Fit the model's context. Takes seconds to minutes.
@@ -221,19 +240,19 @@ class TabPFNEngine:
                 f"{place}: tabpfn could not fit its context with {model.checkpoint_path}: {error}"
             ) from error
 
-    def launch(self, batch: Batch) -> Finished:
-        return Finished(self.predict(batch))
-
-    def predict(self, batch: Batch) -> Matrix:
-        """Outputs float64 [rows, outputs]. Raises OutOfMemory, DeviceLost, EngineError."""
+    def launch(self, batch: Batch) -> Launched:
+        """Begin the outputs float64 [rows, outputs]. It and `collect` raise OutOfMemory, DeviceLost, EngineError."""
         context, num_rows = _own(batch.context), len(batch.rows)
         self._enter_device()
         padding = bucket_of(num_rows, self._buckets) - num_rows
         rows = np.concatenate([batch.rows, np.repeat(batch.rows[:1], padding, axis=0)])
         try:
-            return context.answer(rows)[:num_rows]
+            return _Launched(self, context, context.launch(rows), num_rows)
         except Exception as error:
             raise self._describe_fault(error, num_rows) from error
+
+    def predict(self, batch: Batch) -> Matrix:
+        return self.launch(batch).collect()
 
     def reference(self, batch: Batch) -> Matrix:
         """The same answers by tabpfn without a KV cache; slow."""

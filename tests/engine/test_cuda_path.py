@@ -76,9 +76,9 @@ class Call:
     launches: Sequence[Launch]
 
     @property
-    def steps(self) -> list[str]:
-        """Copies and waits, in order."""
-        return [note.what for note in self.notes]
+    def steps(self) -> list[tuple[str, bool]]:
+        """Copies and waits, in order, and whether the host waited for them."""
+        return [(note.what, note.waits) for note in self.notes]
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,8 @@ def served(case: tuple[str, Task, Format], folder: Path) -> Served:
 @pytest.mark.parametrize("which", ["one_row", "many_rows"])
 def test_a_call_is_one_copy_in_one_graph_and_one_copy_out(served: Served, which: str) -> None:
     seen: Call = getattr(served, which)
-    assert seen.steps == ["copy in", "copy out"], [note for note in seen.notes if note.waits]
+    only_wait = ("event.synchronize", True)
+    assert seen.steps == [("copy in", False), ("copy out", False), only_wait], [n for n in seen.notes if n.waits]
     assert [launch.name for launch in seen.launches].count("graph") == 1
 
 
@@ -205,7 +206,7 @@ def test_a_forward_pass_that_waits_is_found_and_served_without_a_graph(
         engine, context = start(model_of(folder, "tabpfn_v3_5", Task.CLASSIFICATION), FLOAT32)
         seen = call(device, engine, context, rows[:MAX_ROWS])
     assert context.backend == "compiled, not recorded"
-    assert len(seen.steps) == 3
+    assert len(seen.steps) == 4
     assert "graph" not in [launch.name for launch in seen.launches]
     np.testing.assert_allclose(seen.answer, on_cpu[:MAX_ROWS], rtol=0, atol=FLOAT32.tolerance)
 

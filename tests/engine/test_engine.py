@@ -183,7 +183,7 @@ def test_a_lack_of_memory_is_told_apart(
     def run_out(_: object) -> None:
         raise lack
 
-    monkeypatch.setattr(classifier, "answer", run_out)
+    monkeypatch.setattr(classifier, "launch", run_out)
     with pytest.raises(OutOfMemory, match="no memory for 3 rows on cpu"):
         engine.predict(Batch(classifier, np.repeat(classifier.encode_context()[:1], 3, axis=0)))
 
@@ -202,3 +202,20 @@ def test_the_gpu_answers_like_the_cpu(checkpoint: Path, classifier: TabPFNContex
     np.testing.assert_allclose(
         cuda.predict(Batch(fitted, rows)), engine.predict(Batch(classifier, rows)), rtol=0, atol=1e-4
     )
+
+
+@pytest.mark.gpu
+def test_the_gpu_is_waited_for_only_where_a_batch_is_collected(
+    checkpoint: Path, classifier: TabPFNContext, engine: TabPFNEngine
+) -> None:
+    cuda = TabPFNEngine(EngineSettings(device="cuda:0", inference_precision="float32"))
+    fitted = cuda.fit(definition(checkpoint))
+    batches = [fitted.encode_context()[start : start + 32] for start in (0, 32)]
+    cuda.predict(Batch(fitted, batches[0]))  # records the graph
+    torch.cuda.set_sync_debug_mode("error")  # torch then raises an error where it waits
+    try:
+        launched = [cuda.launch(Batch(fitted, rows)) for rows in batches]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for one, rows in zip(launched, batches, strict=True):
+        np.testing.assert_allclose(one.collect(), engine.predict(Batch(classifier, rows)), rtol=0, atol=1e-4)

@@ -50,7 +50,7 @@ class _Recording:
 
 
 class RecordedCompute:
-    """`compute` on the current GPU, recorded once for each combination of input shapes.
+    """`compute` on the current GPU, recorded once for each combination of input shapes. Inputs may be on the host.
 
     A shape whose recording fails is computed plainly, unless memory ran out or the device is lost.
 
@@ -70,10 +70,14 @@ class RecordedCompute:
         if shapes not in self._recordings:
             self._recordings[shapes] = self._record(inputs)
         recording = self._recordings[shapes]
-        return self._compute(inputs) if recording is None else recording.replay(inputs)
+        if recording is None:
+            gpu = _current_gpu()
+            return self._compute([given.to(gpu, non_blocking=True) for given in inputs])
+        return recording.replay(inputs)
 
     def _record(self, inputs: Sequence[torch.Tensor]) -> _Recording | None:
-        static = tuple(given.clone() for given in inputs)
+        gpu = _current_gpu()
+        static = tuple(given.to(gpu, copy=True) for given in inputs)
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
@@ -97,13 +101,18 @@ class RecordedCompute:
         graph = torch.cuda.CUDAGraph()
         # Where a capture fails, torch does not return to the stream of before; the outer context does.
         # The stream is named, because torch's own stays on the first GPU that the process captured on.
+        # "thread_local": a thread that waits for the batch before would end the capture otherwise.
         with (
             torch.cuda.stream(torch.cuda.current_stream()),
-            torch.cuda.graph(graph, pool=self._pool, stream=stream),
+            torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"),
         ):
             output = self._compute(static)
         self._pool = graph.pool()
         return _Recording(graph, static, output)
+
+
+def _current_gpu() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 class TracedCompute:

@@ -18,13 +18,14 @@ What is always true:
 
 Preprocessing runs on the host, in numpy, whatever the device of the network. A request has few rows, for which a numpy
 call takes about a microsecond and a kernel launch five; the hash is computed on the host in any case; and float64 is
-slow on most GPUs. One copy then brings all groups to the device. With `ENABLE_GPU_PREPROCESSING` on a GPU tabpfn
-computes the float32 steps there, so its last bits, and a fingerprint behind them, are that GPU's; here they are the
-host's.
+slow on most GPUs. The groups lie in one tensor, so one copy brings them to a GPU (`compiled.py`). With
+`ENABLE_GPU_PREPROCESSING` on a GPU tabpfn computes the float32 steps there, so its last bits, and a fingerprint behind
+them, are that GPU's; here they are the host's.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -42,13 +43,12 @@ Groups: TypeAlias = Sequence[Sequence[int]]
 
 
 def compile_preprocessing(
-    members: Sequence[Any], device: torch.device, groups: Groups | Callable[[Sequence[int]], Groups] | None = None
+    members: Sequence[Any], groups: Groups | Callable[[Sequence[int]], Groups] | None = None
 ) -> Preprocessing:
     """Translate the fitted members of an estimator.
 
     Args:
         members: `estimator.executor_.ensemble_members`.
-        device: the device of the prepared rows.
         groups: for each group of members that run in one forward pass, their positions; the members of a group have
             equal widths. Or a function that makes the groups from the members' widths. None groups all members of one
             width, in the order of first appearance.
@@ -73,7 +73,7 @@ def compile_preprocessing(
     for group in groups:
         if len({widths[position] for position in group}) > 1:
             raise ValueError(f"members {list(group)} differ in width: {[widths[position] for position in group]}")
-    return Preprocessing(graphs, parts, widths, groups, device, tuple(uncompiled))
+    return Preprocessing(graphs, parts, widths, groups, tuple(uncompiled))
 
 
 class Preprocessing:
@@ -92,13 +92,11 @@ class Preprocessing:
         parts: Sequence[list[TorchColumn] | TabPFNMember],
         widths: Sequence[int],
         groups: Sequence[Sequence[int]],
-        device: torch.device,
         uncompiled: tuple[str, ...],
     ) -> None:
         self.groups = tuple(tuple(group) for group in groups)
         self.widths = tuple(widths)
         self.uncompiled = uncompiled
-        self._device = device
         wanted = [column.column for part in parts if isinstance(part, list) for column in part]
         self._single = graphs.single.plan(wanted)
         handed = list(graphs.handed)
@@ -112,27 +110,34 @@ class Preprocessing:
         self._layouts = [_Layout(group, parts, self._single.place, origin_place) for group in self.groups]
         self.columns = tuple(layout.number_columns(self.widths[layout.group[0]]) for layout in self._layouts)
 
-    def __call__(self, rows: Matrix) -> list[torch.Tensor]:
-        """For each group, the prepared rows: float32 [members, rows, width] on the device.
+    def new_tensor(self, num_rows: int, *, is_pinned: bool) -> torch.Tensor:
+        """Memory for prepared rows: float32 [1, rows, values of a row], in which one group follows the other.
+
+        A GPU copies from pinned memory while the host goes on.
+        """
+        num_values = sum(len(group) * self.widths[group[0]] for group in self.groups)
+        return torch.empty((1, num_rows, num_values), dtype=torch.float32, pin_memory=is_pinned)
+
+    def split(self, whole: torch.Tensor) -> list[torch.Tensor]:
+        """For each group, its part of a tensor that `new_tensor` made: [members, rows, width]."""
+        shapes = [(len(group), whole.shape[1], self.widths[group[0]]) for group in self.groups]
+        parts = torch.split(whole.view(-1), [math.prod(shape) for shape in shapes])
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def __call__(self, rows: Matrix, whole: torch.Tensor | None = None) -> list[torch.Tensor]:
+        """For each group, the prepared rows: float32 [members, rows, width], parts of one tensor on the host.
 
         Args:
             rows: clean rows, float64 [rows, features], as for the members' `transform_X_test`.
+            whole: the tensor to write into, made by `new_tensor`; None makes one.
         """
-        sizes = [len(group) * len(rows) * self.widths[group[0]] for group in self.groups]
-        whole = torch.empty(sum(sizes), dtype=torch.float32)
-        outputs = [
-            part.view(len(group), len(rows), self.widths[group[0]])
-            for group, part in zip(self.groups, torch.split(whole, sizes), strict=True)
-        ]
+        outputs = self.split(self.new_tensor(len(rows), is_pinned=False) if whole is None else whole)
         # numpy's warnings about NaN and values beyond float32, which tabpfn also silences or does not cause
         with np.errstate(all="ignore"):
             infinite, values = self._compute(rows)
             for layout, output in zip(self._layouts, outputs, strict=True):
                 layout.write(output.numpy(), values, infinite, rows)
-        if self._device.type == "cpu":
-            return outputs
-        copied = torch.split(whole.to(self._device), sizes)
-        return [part.view(output.shape) for part, output in zip(copied, outputs, strict=True)]
+        return outputs
 
     def _compute(self, rows: Matrix) -> tuple[Array | None, Array]:
         """The infinities among the inputs of the float32 part, or None, and all its columns [columns, rows]."""

@@ -14,8 +14,6 @@ from tabpfn.preprocessing.torch import steps as torch_steps
 
 from serve.engine.preprocessing import compile_preprocessing
 
-CPU = torch.device("cpu")
-
 
 class DoublingStep(steps.ShuffleFeaturesStep):
     """A step that a later release might bring: looks like a known one, does something else."""
@@ -29,7 +27,7 @@ def test_unknown_step_runs_by_tabpfn(checkpoint: Path) -> None:
     members = fit(checkpoint, preset("demo"), table(100, seed=0))
     shuffle, modalities = members[1].cpu_preprocessor.steps[-1]
     shuffle.__class__ = DoublingStep
-    preprocessing = compile_preprocessing(members, CPU)
+    preprocessing = compile_preprocessing(members)
     assert preprocessing.uncompiled == ("DoublingStep",)
     assert preprocessing.groups == ((0, 1, 2, 3),)
     rows = odd_rows()
@@ -42,7 +40,7 @@ def test_uncompiled_fingerprint_does_not_depend_on_company(checkpoint: Path) -> 
     transforms = [PreprocessorConfig("quantile_norm", categorical_name="onehot", global_transformer_name="svd")]
     config = {"PREPROCESS_TRANSFORMS": transforms, "FINGERPRINT_FEATURE": True}
     members = fit(checkpoint, config, table(100, seed=0), num_members=2)
-    preprocessing = compile_preprocessing(members, CPU)
+    preprocessing = compile_preprocessing(members)
     assert preprocessing.uncompiled == ("AdaptiveQuantileTransformer",)
     rows = odd_rows()[:4]
     for member, got in zip(members, member_rows(preprocessing, rows), strict=True):
@@ -51,21 +49,21 @@ def test_uncompiled_fingerprint_does_not_depend_on_company(checkpoint: Path) -> 
 
 def test_groups(checkpoint: Path) -> None:
     members = fit(checkpoint, preset("v2"), table(100, seed=0))
-    by_width = compile_preprocessing(members, CPU)
+    by_width = compile_preprocessing(members)
     assert by_width.groups == ((0, 1), (2, 3))
-    chosen = compile_preprocessing(members, CPU, [[3], [1, 0]])
+    chosen = compile_preprocessing(members, [[3], [1, 0]])
     rows = odd_rows()
     narrow, wide = chosen(rows)
     assert wide.shape == (2, len(rows), by_width.widths[0])
     assert torch.equal(narrow.nan_to_num(), by_width(rows)[1][1:].nan_to_num())
     assert torch.equal(wide.nan_to_num(), by_width(rows)[0].flip(0).nan_to_num())
     with pytest.raises(ValueError, match="differ in width"):
-        compile_preprocessing(members, CPU, [[0, 2]])
+        compile_preprocessing(members, [[0, 2]])
 
 
 @pytest.mark.parametrize("name", ["demo", "v2", "mix"])
 def test_columns_of_one_number_are_equal(checkpoint: Path, name: str) -> None:
-    preprocessing = compile_preprocessing(fit(checkpoint, preset(name), table(100, seed=0)), CPU)
+    preprocessing = compile_preprocessing(fit(checkpoint, preset(name), table(100, seed=0)))
     rows = odd_rows()
     rows[0] = np.inf
     num_shared = 0
@@ -84,14 +82,14 @@ def test_columns_of_one_number_are_equal(checkpoint: Path, name: str) -> None:
 def test_columns_of_tabpfn_are_their_own(checkpoint: Path) -> None:
     members = fit(checkpoint, preset("demo"), table(100, seed=0))
     members[1].cpu_preprocessor.steps[-1][0].__class__ = DoublingStep
-    (columns,) = compile_preprocessing(members, CPU).columns
+    (columns,) = compile_preprocessing(members).columns
     others = columns[[0, 2, 3]].flatten().tolist()
     assert len(set(others)) < len(others)
     assert len(set(columns[1].tolist()) - set(others)) == columns.shape[1]
 
 
 def test_answers_share_nothing(checkpoint: Path) -> None:
-    preprocessing = compile_preprocessing(fit(checkpoint, preset("demo"), table(100, seed=0)), CPU)
+    preprocessing = compile_preprocessing(fit(checkpoint, preset("demo"), table(100, seed=0)))
     rows = odd_rows()
     kept, before = rows.copy(), [output.clone() for output in preprocessing(rows)]
     first = preprocessing(rows)
@@ -103,19 +101,20 @@ def test_answers_share_nothing(checkpoint: Path) -> None:
 
 
 def test_no_rows(checkpoint: Path) -> None:
-    preprocessing = compile_preprocessing(fit(checkpoint, preset("v2"), table(100, seed=0)), CPU)
+    preprocessing = compile_preprocessing(fit(checkpoint, preset("v2"), table(100, seed=0)))
     outputs = preprocessing(np.empty((0, 8)))
     assert [output.shape[1] for output in outputs] == [0] * len(preprocessing.groups)
 
 
-@pytest.mark.gpu
-def test_on_cuda(checkpoint: Path) -> None:
-    members = fit(checkpoint, preset("v2"), table(100, seed=0))
-    device = torch.device("cuda:0")
-    on_device = compile_preprocessing(members, device)(odd_rows())
-    for there, here in zip(on_device, compile_preprocessing(members, CPU)(odd_rows()), strict=True):
-        assert there.device == device
-        assert torch.equal(there.cpu().nan_to_num(), here.nan_to_num())
+def test_rows_are_written_into_the_tensor_that_is_given(checkpoint: Path) -> None:
+    preprocessing = compile_preprocessing(fit(checkpoint, preset("v2"), table(100, seed=0)))
+    rows = odd_rows()
+    whole = preprocessing.new_tensor(len(rows), is_pinned=False)
+    outputs = preprocessing(rows, whole)
+    assert sum(output.numel() for output in outputs) == whole.numel()
+    for output, part, alone in zip(outputs, preprocessing.split(whole), preprocessing(rows), strict=True):
+        assert output.data_ptr() == part.data_ptr()
+        torch.testing.assert_close(part, alone, rtol=0, atol=0, equal_nan=True)
 
 
 # What the translators read off tabpfn's fitted objects. If a release renames one of these or brings a new part,

@@ -9,7 +9,6 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-import torch
 from ensembles import (
     PRESETS,
     assert_close,
@@ -30,7 +29,6 @@ from serve.engine import cleaning, tabpfn_estimators
 from serve.engine.preprocessing import Preprocessing, compile_preprocessing
 from serve.engine.row_encoder import RowEncoder
 
-CPU = torch.device("cpu")
 Fitted = Callable[..., list[Any]]
 
 
@@ -51,7 +49,7 @@ def fitted(checkpoint: Path) -> Fitted:
 
 def check(members: list[Any], rows: np.ndarray) -> Preprocessing:
     """Every member compiled and equal; where it has a fingerprint, to tabpfn's answer for the row alone."""
-    preprocessing = compile_preprocessing(members, CPU)
+    preprocessing = compile_preprocessing(members)
     assert preprocessing.uncompiled == ()
     for member, got in zip(members, member_rows(preprocessing, rows), strict=True):
         hashed = member.config.add_fingerprint_feature
@@ -83,7 +81,7 @@ def test_infinite(fitted: Fitted, name: str, in_torch: bool) -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_alone_as_in_company(fitted: Fitted, name: str) -> None:
     """To the bit, fingerprints included: neither the number of rows nor a neighbour with infinities reaches a row."""
-    preprocessing = compile_preprocessing(fitted(name), CPU)
+    preprocessing = compile_preprocessing(fitted(name))
     rows = np.resize(odd_rows(), (256, 8))
     rows[5] = rows[99] = np.inf
     together = [output.numpy() for output in preprocessing(rows)]
@@ -108,7 +106,7 @@ def test_any_batch_is_its_rows_alone(
     fitted: Fitted, name: str, num_rows: int, seed: int, missing: float, scale: float
 ) -> None:
     """To the bit, whatever the number of rows: from some numbers on other routines do the work."""
-    preprocessing = compile_preprocessing(fitted(name), CPU)
+    preprocessing = compile_preprocessing(fitted(name))
     rows = table(num_rows, seed, missing=missing) * scale
     together = [output.numpy() for output in preprocessing(rows)]
     for row in np.random.default_rng(seed).permutation(num_rows)[:20]:
@@ -117,7 +115,7 @@ def test_any_batch_is_its_rows_alone(
 
 
 def test_alone_as_in_company_in_torch(fitted: Fitted) -> None:
-    preprocessing = compile_preprocessing(fitted("v2_5", in_torch=True), CPU)
+    preprocessing = compile_preprocessing(fitted("v2_5", in_torch=True))
     rows = odd_rows()
     together = [output.numpy() for output in preprocessing(rows)]
     for row in range(len(rows)):
@@ -130,7 +128,7 @@ def test_fingerprint_tells_zeros_apart_as_tabpfn_does(fitted: Fitted) -> None:
     rows = odd_rows()[4:6]
     assert np.signbit(rows[0]).all()
     assert not np.signbit(rows[1]).any()
-    for member, got in zip(members, member_rows(compile_preprocessing(members, CPU), rows), strict=True):
+    for member, got in zip(members, member_rows(compile_preprocessing(members), rows), strict=True):
         place = [feature.name for feature in member.feature_schema.features].index("fingerprint_0")
         assert got[0, place] != got[1, place]
         np.testing.assert_array_equal(got[:, place], tabpfn_rows_alone(member, rows)[:, place])

@@ -354,7 +354,7 @@ def _tensors(out: Any) -> list[torch.Tensor]:
 
 
 def _set(host: torch.Tensor, numbers: torch.Tensor) -> None:
-    with torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
+    with torch.inference_mode(), torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
         host.copy_(numbers)
 
 
