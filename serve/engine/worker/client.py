@@ -29,6 +29,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -96,11 +97,18 @@ class ContextHandle:
 
 @dataclass(eq=False, slots=True)
 class _Sent:
-    """A batch in flight: its answer is the next one, once those sent before it have been received."""
+    """A batch in flight: its answer is the next one, once those sent before it have been received.
+
+    Attributes:
+        prepared_s: see `Launched`.
+    """
 
     engine: WorkerEngine
     context: ContextHandle
     max_body_bytes: int
+    launched_at: float
+    sent_at: float
+    prepared_s: float | None = None
 
     def collect(self) -> Matrix:
         return self.engine._collect(self)
@@ -161,6 +169,7 @@ class WorkerEngine:
 
     def launch(self, batch: Batch) -> _Sent:
         """Send the rows. Raises DeviceLost; every other error of the batch is raised by `collect`."""
+        launched_at = time.perf_counter()
         assert len(self._in_flight) < self._max_in_flight, "this is a bug: too many batches are in flight"
         context, rows = _own(batch.context), batch.rows
         shape = (rows.shape[0], rows.shape[1])
@@ -171,7 +180,8 @@ class WorkerEngine:
         else:
             frame = wire.encode(Predict(context.number, shape), rows)
         self._send(frame)
-        sent = _Sent(self, context, 8 * len(rows) * context.num_outputs)
+        bytes_due = 8 * len(rows) * context.num_outputs
+        sent = _Sent(self, context, bytes_due, launched_at, time.perf_counter())
         self._in_flight.append(sent)
         self._num_launched += 1
         return sent
@@ -201,6 +211,9 @@ class WorkerEngine:
         finally:
             self._in_flight.popleft()
         sent.context.backend = answered.backend or sent.context.backend
+        # no more than has passed, whatever a hostile worker says
+        prepared_s = min(answered.prepared_s, time.perf_counter() - sent.sent_at)
+        sent.prepared_s = sent.sent_at - sent.launched_at + prepared_s
         return outputs
 
     def _call(self, frame: bytes, decoder: wire.Decoder[M | Failure], max_body_bytes: int) -> tuple[M, Matrix]:

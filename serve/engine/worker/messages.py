@@ -107,10 +107,16 @@ class Fitted(Message, frozen=True):
 
 
 class Answered(Message, frozen=True):
-    """The body holds the outputs, one row for each row of the call. `backend` is the context's now; None as before."""
+    """The body holds the outputs, one row for each row of the call.
+
+    Attributes:
+        backend: the context's now; None as before.
+        prepared_s: seconds from the call's arrival until the device had the batch, where a second one may be in flight.
+    """
 
     shape: Shape
     backend: str | None = None
+    prepared_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
 
 
 class Failed(Message, frozen=True):

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -147,11 +148,13 @@ class _Service:
     def _launch(self, call: Predict, rows: Matrix) -> Callable[[], Answer] | Failure:
         """What waits for the answer to a launched batch; or why the batch could not be launched."""
         assert self._engine is not None, "this is a bug: the first call is Start"
+        started_at = time.perf_counter()
         try:
             launched = self._engine.launch(self._batch(call, rows))
         except BaseException as error:
             return _failure(error)
-        return lambda: _answered(self._contexts[call.context], launched.collect())
+        prepared_s = time.perf_counter() - started_at
+        return lambda: _answered(self._contexts[call.context], launched.collect(), prepared_s)
 
     def _collect(self) -> None:
         """Answer the launched batches one by one, until the replica hangs up."""
@@ -174,8 +177,8 @@ class _Service:
         self._connection.sendall(frame)
 
 
-def _answered(context: FittedContext, outputs: Matrix) -> Answer:
-    return Answered((outputs.shape[0], outputs.shape[1]), context.backend), outputs
+def _answered(context: FittedContext, outputs: Matrix, prepared_s: float = 0.0) -> Answer:
+    return Answered((outputs.shape[0], outputs.shape[1]), context.backend, prepared_s), outputs
 
 
 def describe_context(number: int, context: FittedContext) -> tuple[Fitted, Matrix]:

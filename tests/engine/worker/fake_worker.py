@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from functools import partial
 
 import numpy as np
@@ -28,6 +29,8 @@ WAITS, KILLED_LATE, LOST_LATE, RELEASES = (-float(number) for number in range(8,
 """The first three end, by an answer or with the process, once a batch of the last kind was launched behind them."""
 UNLAUNCHED, KILLED_EARLY, LOST_EARLY = (-float(number) for number in range(12, 15))
 """Faults of the launch."""
+PREPARED_SLOWLY, PREPARATION_S = -15.0, 0.05
+"""A batch whose launch takes that long."""
 REFUSED_ROWS = 13
 WORKER = (__file__,)
 TWO_IN_FLIGHT = (*WORKER, "two")
@@ -70,6 +73,8 @@ class LaunchingEngine(FakeEngine):
                 os.kill(os.getpid(), signal.SIGKILL)
             case -14.0:
                 raise DeviceLost("cuda:0 is lost")
+            case -15.0:
+                time.sleep(PREPARATION_S)
         return super().launch(batch)
 
 

@@ -6,6 +6,7 @@ first call, `Start`, or else for the call after those that it answers properly.
 
 from __future__ import annotations
 
+import math
 import pickle
 import socket
 import struct
@@ -79,6 +80,9 @@ TO_FIT: Mapping[str, bytes] = {
 }
 TO_PREDICT: Mapping[str, bytes] = {
     "more outputs than were asked for": wire.encode(Answered((4, 2)), ROWS),
+    "endless preparation": wire.encode(Answered((3, 2), None, math.inf), ROWS[:3]),
+    "preparation of no length": wire.encode(Answered((3, 2), None, math.nan), ROWS[:3]),
+    "preparation that ended before it began": wire.encode(Answered((3, 2), None, -1.0), ROWS[:3]),
     "wrong answer behind two calls": wire.encode(Answered((4, 2)), ROWS),
     "body that ends early": frame(header_of(Answered((3, 2))), b"\x00" * 40, body_bytes=48),
     "error of an unknown class": wire.encode(Failed("SystemExit", "of the worker's choice")),

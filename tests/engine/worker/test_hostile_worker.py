@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import tracemalloc
 from collections.abc import Iterator
@@ -72,7 +73,15 @@ def test_a_fit_fails_and_the_worker_is_killed(answer: str) -> None:
     engine.close()
 
 
-@pytest.mark.parametrize("answer", ["more outputs than were asked for", "body that ends early"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "more outputs than were asked for",
+        "body that ends early",
+        "preparation of no length",
+        "preparation that ended before it began",
+    ],
+)
 def test_a_batch_fails_and_the_worker_is_killed(answer: str) -> None:
     engine = start(answer)
     context = engine.fit(numbers())
@@ -94,6 +103,15 @@ def test_a_wrong_answer_fails_both_batches_in_flight() -> None:
         second.collect()
     with pytest.raises(DeviceLost, match="signal 9"):
         engine.launch(Batch(context, np.zeros((3, 2))))
+    engine.close()
+
+
+def test_the_preparation_took_no_longer_than_the_call() -> None:
+    assert "endless preparation" in TO_PREDICT
+    engine = start("endless preparation")
+    launched = engine.launch(Batch(engine.fit(numbers()), np.zeros((3, 2))))
+    launched.collect()
+    assert 0 < launched.prepared_s < math.inf
     engine.close()
 
 

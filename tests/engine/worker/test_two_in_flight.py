@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -13,6 +15,8 @@ from fake_worker import (
     LOST_EARLY,
     LOST_LATE,
     NO_MEMORY,
+    PREPARATION_S,
+    PREPARED_SLOWLY,
     RELEASES,
     TWO_IN_FLIGHT,
     UNEXPECTED,
@@ -31,13 +35,15 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from serve.core import Batch, Launched, Matrix
+from serve.batching import Batcher
+from serve.core import Batch, Launched, Matrix, ModelReference, PredictRequest, Priority, QueryTable
 from serve.core.errors import DeviceLost, EngineError, OutOfMemory
 from serve.engine.fake import fake_answer
 from serve.engine.worker import client
 from serve.engine.worker.client import ContextHandle, WorkerEngine
 from serve.engine.worker.shared_rows import MIN_BYTES, SharedRows
-from serve.settings import EngineSettings
+from serve.settings import BatchingSettings, EngineSettings
+from serve.telemetry.prometheus import PrometheusRecorder
 
 SHARED_ROWS = MIN_BYTES // 16
 """Rows of two numbers, from which on they cross by shared memory."""
@@ -128,6 +134,12 @@ def test_a_worker_that_ends_fails_both(
         with pytest.raises(DeviceLost, match=how):
             launched.collect()
     assert worker.lost
+
+
+def test_it_tells_how_long_the_worker_prepared_a_batch(worker: WorkerEngine, context: ContextHandle) -> None:
+    launched = worker.launch(batch_of(context, PREPARED_SLOWLY))
+    launched.collect()
+    assert launched.prepared_s >= PREPARATION_S
 
 
 def test_the_protocol_is_asserted(worker: WorkerEngine, context: ContextHandle) -> None:
@@ -230,3 +242,21 @@ class AnyOrder(RuleBasedStateMachine):
 
 def test_any_order(worker: WorkerEngine) -> None:
     run_state_machine_as_test(lambda: AnyOrder(worker))
+
+
+async def test_the_batchers_callers_get_their_own_answers(worker: WorkerEngine, metrics: PrometheusRecorder) -> None:
+    batcher = Batcher(worker, BatchingSettings(max_batch_rows=8), metrics)
+    await batcher.start()
+    context = await batcher.run_on_device(lambda: worker.fit(numbers()))
+    draw = np.random.default_rng(0)
+
+    async def ask(num_rows: int) -> None:
+        rows = draw.random((num_rows, 2))
+        now = time.monotonic()
+        table = QueryTable.from_rows(["a", "b"], rows.tolist())
+        request = PredictRequest(ModelReference("m"), table, now, now + 60, Priority.INTERACTIVE)
+        prediction = await batcher.submit(request, context, rows)
+        np.testing.assert_array_equal(prediction.outputs, fake_answer(Batch(context, rows)))
+
+    await asyncio.gather(*(ask(int(num_rows)) for num_rows in draw.integers(1, 20, size=200)))
+    await batcher.close()

@@ -85,7 +85,7 @@ def frames(draw: st.DrawFn) -> tuple[Any, Message, Matrix | None]:
         (wire.CALL, Predict(number, shape)),
         (wire.CALL, Predict(number, shape, SharedSlot(draw(st.integers(0, 1)), draw(st.tuples(LENGTHS, LENGTHS))))),
         (wire.CALL, Reference(number, shape)),
-        (wire.ANSWERED, Answered(shape)),
+        (wire.ANSWERED, Answered(shape, draw(st.none() | TEXT), draw(st.floats(0)))),
         (wire.FITTED, Fitted(number, tuple(draw(st.lists(TEXT))), draw(TEXT), draw(st.lists(codings())), shape)),
     ])  # fmt: skip
     without = st.one_of(
