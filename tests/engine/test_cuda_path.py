@@ -243,7 +243,7 @@ def test_another_gpu_is_entered_by_every_thread_that_uses_it(model: ModelDefinit
     """A graph holds the work of its thread's current device. The engine is made in one thread, and used in another."""
     rows, on_cpu = answer_on_cpu((folder, "tabpfn_v3_5", Task.CLASSIFICATION))
     with pretend_cuda() as device:
-        engine = TabPFNEngine(EngineSettings(device="cuda:1"), MAX_ROWS)
+        engine = TabPFNEngine(EngineSettings(device="cuda:1", inference_precision="float32"), MAX_ROWS)
 
         def use(fit: bool) -> Matrix | TabPFNContext:
             with device:
