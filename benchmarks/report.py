@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import figures
 from benchmarks.command_line import command_parser, read_run
+from benchmarks.offline.kernels_plot import draw_kernels
 from benchmarks.offline.plot import draw_engine
 from benchmarks.online.load_plot import draw_load
 from benchmarks.online.mixed_plot import draw_mixed
@@ -27,6 +28,7 @@ from benchmarks.simulation.plot import draw_simulation
 
 PLOTS: Mapping[str, Callable[[Mapping[str, Any]], Figure]] = {
     "offline-engine": draw_engine,
+    "offline-kernels": draw_kernels,
     "online-load": draw_load,
     "online-search": draw_search,
     "online-mixed": draw_mixed,

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from tabpfn.architectures import ARCHITECTURES as TABPFN_ARCHITECTURES
+from tabpfn.architectures.shared.bar_distribution import FullSupportBarDistribution
 from tabpfn.checkpoint import save_as_safetensors
 from tabpfn.constants import ModelVersion
 from tabpfn.inference_config import InferenceConfig
@@ -26,6 +27,8 @@ from serve.core import Column, ColumnKind, Context, EnsembleOptions, ModelDefini
 UNNORMED_GAIN = 4
 """For the weights of v3's queries and cells. v3 norms neither queries nor keys, and with attention scores near zero all
 rows get the same answer."""
+NUM_BARS, BORDER = 5_000, 4.0
+"""A regressor's answer is a share for each of so many bars of the scaled target, which lie between -4 and 4."""
 NUM_LEVELS = 6
 MISSING_SHARE = 0.05
 
@@ -80,12 +83,29 @@ def draw_network(architecture: Architecture, seed: int, config: Mapping[str, Any
     return network
 
 
-def write_checkpoint(arch: str, folder: Path, seed: int = 0, config: Mapping[str, Any] | None = None) -> Path:
-    """Write a random network of `ARCHITECTURES[arch]` as safetensors that `TabPFNClassifier(model_path=...)` loads."""
+def write_checkpoint(
+    arch: str,
+    folder: Path,
+    seed: int = 0,
+    config: Mapping[str, Any] | None = None,
+    task: Task = Task.CLASSIFICATION,
+) -> Path:
+    """Write a random network of `ARCHITECTURES[arch]` as safetensors that tabpfn loads by `model_path`.
+
+    A network of v3.5 answers both tasks. The others have one head, which `task` chooses.
+    """
     architecture = ARCHITECTURES[arch]
+    config, bars = dict(architecture.config if config is None else config), {}
+    if task is Task.REGRESSION and architecture.version is not ModelVersion.V3_5:
+        config = {**config, "max_num_classes": 0, "num_buckets": NUM_BARS}
+        borders = torch.linspace(-BORDER, BORDER, NUM_BARS + 1)
+        bars = FullSupportBarDistribution(borders).state_dict()
     path = folder / f"random-{architecture.version.value}.safetensors"
     checkpoint = {
-        "state_dict": draw_network(architecture, seed, config).state_dict(),
+        "state_dict": {
+            **draw_network(architecture, seed, config).state_dict(),
+            **{f"criterion.{name}": value for name, value in bars.items()},
+        },
         "config": asdict(_parse(architecture, config)),
         "architecture_name": architecture.name,
         "inference_config": asdict(inference_config(architecture.version)),
@@ -103,9 +123,15 @@ def _parse(architecture: Architecture, config: Mapping[str, Any] | None) -> Any:
 
 
 def synthetic_model(
-    name: str, checkpoint: Path, context_rows: int, features: int, members: int, seed: int = 0
+    name: str,
+    checkpoint: Path,
+    context_rows: int,
+    features: int,
+    members: int,
+    seed: int = 0,
+    task: Task = Task.CLASSIFICATION,
 ) -> ModelDefinition:
-    """A model of two classes on a synthetic context.
+    """A model of two classes, or of a number, on a synthetic context.
 
     One column in ten is a category of six levels, and at least one column if there are three or more. The others are
     numbers of very different scales. One cell in twenty is missing.
@@ -120,11 +146,12 @@ def synthetic_model(
         score = score + rng.normal() * (standard - standard.mean())
         columns.append(column)
         cells[column.name] = _cells(column, standard, rng)
-    target = np.where(score > np.quantile(score, 0.7), "1", "0").tolist()
+    is_class = task is Task.CLASSIFICATION
+    target: list[Any] = (np.where(score > np.quantile(score, 0.7), "1", "0") if is_class else score).tolist()
     return ModelDefinition(
         name=name,
         version="1",
-        context=Context(Task.CLASSIFICATION, tuple(columns), cells, target),
+        context=Context(task, tuple(columns), cells, target),
         checkpoint_path=str(checkpoint),
         checkpoint_name=checkpoint.stem,
         licence="Apache-2.0",

@@ -59,7 +59,7 @@ def test_what_only_launches_is_not_noted_and_its_kernels_and_bytes_are_counted()
         device.launches.clear()
         torch.relu(x @ weight).view(8)[1:3].expand(5, 2)
         assert device.launches == [
-            Launch("aten.mm.default", 4 * (6 + 12), 4 * 8),
+            Launch("aten.mm.default", 4 * (6 + 12), 4 * 8, flops=2 * 2 * 3 * 4),
             Launch("aten.relu.default", 4 * 8, 4 * 8),
         ]
         assert device.notes == []
@@ -123,6 +123,26 @@ def test_a_capture_sees_the_current_gpu_alone() -> None:
         torch.cuda.set_device(1)
         graph, _ = record(torch.neg, x)
         assert len(graph.launches) == 1  # type: ignore[attr-defined]
+
+
+def test_a_graph_tells_what_it_holds_from_what_it_computed() -> None:
+    with pretend_cuda() as device:
+        x, weight = torch.ones(2, 3, device=GPU), torch.ones(3, 3, device=GPU)
+        graph, _ = record(lambda x: torch.addmm(x @ weight, x, weight).relu_(), x)
+        graph.replay()
+        first, second, third = graph.launches  # type: ignore[attr-defined]
+        assert (first.held, second.held, third.held) == (4 * (6 + 9), 4 * (6 + 9), 0)
+        assert second.read == 4 * (6 + 6 + 9)
+        replay = device.launches[-1]
+        assert (replay.held, replay.flops) == (2 * 4 * (6 + 9), 2 * 2 * 2 * 3 * 3)
+
+
+def test_the_multiplications_of_attention_are_counted() -> None:
+    with pretend_cuda() as device:
+        query, key = torch.ones(2, 4, 5, 8, device=GPU), torch.ones(2, 4, 7, 8, device=GPU)
+        value = torch.ones(2, 4, 7, 16, device=GPU)
+        torch.nn.functional.scaled_dot_product_attention(query, key, value)
+        assert device.launches[-1].flops == 2 * (2 * 4 * 5 * 7) * (8 + 16)
 
 
 # --- copies without a wait

@@ -46,6 +46,7 @@ def scaled_dot_product_attention(
         out = run()
     kernel = choose_kernel(query, device.capability)
     device.attentions.append(kernel)
-    device.launch(f"attention by {kernel}", numbers, [out], query.gpu)
+    flops = 2 * (query.numel() + out.numel()) * key.shape[-2]
+    device.launch(f"attention by {kernel}", numbers, [out], query.gpu, flops)
     device.record(query.gpu, run, [out])
     return PretendTensor(out, query.gpu)

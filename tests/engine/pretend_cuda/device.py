@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pretend_cuda.operators import Operator, aten, describe, leaves, replace_leaves
+from pretend_cuda.operators import Operator, aten, count_flops, describe, leaves, replace_leaves
 from pretend_cuda.streams import NOT_PERMITTED, CUDAGraph, Stream
 from pretend_cuda.tensors import PretendTensor, numbers_of
 
@@ -26,6 +26,9 @@ class Launch:
         read, written: bytes; an expanded axis counts once.
         num_kernels: 0 for a copy from or to the host, all of the graph's for a replay.
         is_captured: it goes into a graph in place of the device.
+        flops: of matrix products and attention, two for a multiplication and its sum.
+        held: the part of `read` that the graph did not compute itself: weights, cached keys and values, inputs; 0
+            outside a graph.
     """
 
     name: str
@@ -33,6 +36,8 @@ class Launch:
     written: int
     num_kernels: int = 1
     is_captured: bool = False
+    flops: int = 0
+    held: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +200,9 @@ class PretendDevice(TorchDispatchMode):
             out = operator.compute(*args_, **kwargs_)
         if operator.launches:
             outs = _tensors(out)
-            self.launch(operator.name, [x.numbers for x in here], outs or [x.numbers for x in here[:1]], gpu)
+            written = outs or [x.numbers for x in here[:1]]
+            flops = count_flops(args_, written[0]) if operator.is_product else 0
+            self.launch(operator.name, [x.numbers for x in here], written, gpu, flops)
             self.record(gpu, lambda: operator.compute(*args_, **kwargs_), outs)
         known = {id(x.numbers): x for x in here}
         # a view is an inference tensor where its base is, whatever the mode
@@ -210,17 +217,25 @@ class PretendDevice(TorchDispatchMode):
 
         return replace_leaves(out, wrap)
 
-    def launch(self, name: str, read: Sequence[torch.Tensor], written: Sequence[torch.Tensor], gpu: int) -> None:
+    def launch(
+        self, name: str, read: Sequence[torch.Tensor], written: Sequence[torch.Tensor], gpu: int, flops: int = 0
+    ) -> None:
         """Note a kernel. Raises the fault that it meets."""
         num_read, num_written = (sum(map(_num_bytes, tensors)) for tensors in (read, written))
-        self._add(Launch(name, num_read, num_written, is_captured=self._is_captured(gpu)))
+        is_captured, held = self._is_captured(gpu), 0
+        if is_captured:
+            assert self.capture is not None
+            held = sum(_num_bytes(x) for x in read if x.untyped_storage().data_ptr() not in self.capture.written)
+            self.capture.written.update(x.untyped_storage().data_ptr() for x in written)
+        self._add(Launch(name, num_read, num_written, 1, is_captured, flops, held))
 
     def launch_graph(self, launches: Sequence[Launch]) -> None:
         """Note the replay of a graph. Raises the fault that it meets."""
-        read, written, num_kernels = (
-            sum(getattr(launch, name) for launch in launches) for name in ("read", "written", "num_kernels")
+        read, written, num_kernels, flops, held = (
+            sum(getattr(launch, name) for launch in launches)
+            for name in ("read", "written", "num_kernels", "flops", "held")
         )
-        self._add(Launch("graph", read, written, num_kernels))
+        self._add(Launch("graph", read, written, num_kernels, flops=flops, held=held))
 
     def record(self, gpu: int, run: Callable[[], Any], outs: Sequence[torch.Tensor]) -> None:
         """Record an operation that was just run, where its stream is captured."""

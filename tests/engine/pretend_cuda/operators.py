@@ -24,6 +24,8 @@ _WITHOUT_KERNEL = {
 }  # fmt: skip
 """Operators that are no views, and launch nothing all the same."""
 
+_PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm", "aten::baddbmm_")
+
 _BY_INDEX = ("aten.index.", "aten.index_put", "aten._index_put", "aten._unsafe_index")
 
 
@@ -38,6 +40,7 @@ class Operator:
         launches: it has a kernel.
         waits: the host waits for its answer.
         by_index: it takes tensors that index another, which may be on the host.
+        is_product: it multiplies matrices.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Operator:
     launches: bool
     waits: bool
     by_index: bool
+    is_product: bool
 
 
 @cache
@@ -64,7 +68,14 @@ def describe(func: Any) -> Operator:
         launches=(answers or writes) and not is_view and func not in _WITHOUT_KERNEL,
         waits=func in _WAITING,
         by_index=str(func).startswith(_BY_INDEX),
+        is_product=schema.name in _PRODUCTS,
     )
+
+
+def count_flops(args: Any, out: torch.Tensor) -> int:
+    """Of a product: its matrices are the last two tensors of its positional arguments."""
+    first, _ = [x for x in args if isinstance(x, torch.Tensor)][-2:]
+    return 2 * out.numel() * first.shape[-1]
 
 
 def _widen(product: Callable[..., torch.Tensor], is_added: bool) -> Callable[..., torch.Tensor]:

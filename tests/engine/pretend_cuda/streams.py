@@ -95,7 +95,11 @@ class Event:
 
 
 class CUDAGraph:
-    """What one stream was given while it was captured; a replay computes it again into the same memory."""
+    """What one stream was given while it was captured; a replay computes it again into the same memory.
+
+    Attributes:
+        written: addresses of the memory that its kernels wrote; `steps` keep it, so that no address is used twice.
+    """
 
     on: PretendDevice  # set by `pretend_cuda`
 
@@ -104,6 +108,7 @@ class CUDAGraph:
         self.stream: Stream | None = None
         self.launches: list[Launch] = []
         self.steps: list[Callable[[], None]] = []
+        self.written: set[int] = set()
         self.is_invalid = False
         self._pool: Any = None
 
