@@ -44,16 +44,30 @@ def test_one_row_stays_within_its_budget(arch: str) -> None:
     assert all(50 < num <= BUDGETS[arch] for num in found.values()), found
 
 
+def test_a_few_columns_more_in_one_context_hardly_count(tmp_path: Path) -> None:
+    """v3 has them."""
+    checkpoint = write_checkpoint("v3", tmp_path, 1, NARROW["v3"])
+    near_rows, far_rows = counted_rows(30)
+    near, far, counted = (
+        count_launches(fit(synthetic_model("v3", checkpoint, rows, 30, 8, 1)), "bfloat16", [1])[1]
+        for rows in (near_rows, far_rows, 960)
+    )
+    extended = extend(near, near_rows, far, far_rows, 960)
+    for name in ("read", "flops", "held"):
+        found, expected = (sum(getattr(launch, name) for launch in each) for each in (extended, counted))
+        assert found == pytest.approx(expected, rel=1e-3)
+
+
 @pytest.mark.parametrize("arch", ["v2", "v3_5"])
 def test_a_large_context_follows_from_two_small_ones(arch: str, tmp_path: Path) -> None:
     checkpoint = write_checkpoint(arch, tmp_path, 1, NARROW[arch])
     near_rows, far_rows = counted_rows(30)
     near, far, counted = (
         count_launches(fit(synthetic_model(arch, checkpoint, rows, 30, 2, 1)), "bfloat16", [1])[1]
-        for rows in (near_rows, far_rows, 500)
+        for rows in (near_rows, far_rows, 640)
     )
     assert sum(launch.held for launch in near) < sum(launch.held for launch in counted)
-    assert extend(near, near_rows, far, far_rows, 500) == counted
+    assert extend(near, near_rows, far, far_rows, 640) == counted
 
 
 def test_contexts_of_different_kernels_tell_nothing_of_a_third(tmp_path: Path) -> None:
