@@ -18,6 +18,7 @@ from benchmarks import figures
 from benchmarks.command_line import command_parser, read_run
 from benchmarks.offline.kernels_plot import draw_kernels
 from benchmarks.offline.plot import draw_engine
+from benchmarks.online.gpu_like_plot import draw_gpu_like
 from benchmarks.online.load_plot import draw_load
 from benchmarks.online.mixed_plot import draw_mixed
 from benchmarks.online.mlperf_plot import draw_mlperf
@@ -33,6 +34,7 @@ PLOTS: Mapping[str, Callable[[Mapping[str, Any]], Figure]] = {
     "online-search": draw_search,
     "online-mixed": draw_mixed,
     "online-overhead": draw_overhead,
+    "online-gpu-like": draw_gpu_like,
     "online-mlperf": draw_mlperf,
     "online-peers": draw_peers,
     "simulation": draw_simulation,

@@ -10,9 +10,11 @@ Every command goes the same way: draw the due times (`arrivals`), send each requ
 | `search` | the highest rate whose p99 keeps a bound (`probe`, `bisection`, `confirm`, `evidence`) |
 | `mixed` | interactive callers beside bulk callers, and overload |
 | `overhead` | the server beside the bare engine |
+| `gpu_like` | the server and peers in front of a simulated GPU (`gpu_like_device`, `..._engine`, `..._server`) |
 | `mlperf` | the verdict of MLPerf's LoadGen |
 
-What is always true: the load is open (a slow server does not slow it down); latency counts from the due time; answers
-are compared with those given alone; a generator that lags makes its rate void; failures are part of the result. A
-server is known by its documented JSON alone, except in `in_process`, which runs the engine without a server.
+What is always true: the load is open (a slow server does not slow it down), but in `overhead` and `gpu_like`, which say
+what a system can do; latency counts from the due time; answers are compared with those given alone; a generator that
+lags makes its rate void; failures are part of the result. A server is known by its documented JSON alone, except in
+`in_process`, which runs the engine without a server, and in `gpu_like`, which gives the server another worker.
 """

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import signal
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from benchmarks.online.probe import ProbeSettings
 from benchmarks.online.search import add_probe_options
 from benchmarks.peers import environments
 from benchmarks.peers.contender import Contender
+from benchmarks.peers.process import stop_at_sigterm
 from benchmarks.peers.rounds import Plan, run_rounds, summarise_systems
 from benchmarks.peers.systems import SYSTEMS
 
@@ -166,17 +166,11 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _end_once(*_: object) -> None:
-    """At SIGTERM the systems are stopped on the way out; a second signal must not cut that short."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit(143)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit status is 1 where a system failed."""
     parser = make_parser()
     given = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _end_once)
+    stop_at_sigterm()
     run = run_command(parser, given, KIND, lambda: run_peers(given))
     print(table(run["systems"]))
     return 1 if any(found["failure"] for found in run["systems"].values()) else 0

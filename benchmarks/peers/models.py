@@ -4,6 +4,8 @@
 cache. `tabpfn-float32` is the cached one in float32: the reference. `compiled` is TabPFNEngine behind the same call.
 All answer the same question: probabilities, corrected to the true share of fraud. `tabpfn_estimators.TabPFNClassifier`
 is the class of the tabpfn package; the module only keeps it from the internet.
+
+`gpu-like` is TabPFNEngine with a simulated device and made-up answers, for `benchmarks.online.gpu_like` alone.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.peers.servers.options import ENGINE_VARIABLE, MAX_BATCH_ROWS, THREADS_VARIABLE
+from benchmarks.peers.servers.options import ENGINE_VARIABLE, GPU_LIKE, MAX_BATCH_ROWS, THREADS_VARIABLE
 from serve.core import Batch, ModelDefinition, QueryTable
 from serve.engine import tabpfn_estimators
 from serve.engine.engine import TabPFNEngine
@@ -30,7 +32,7 @@ Records = Sequence[Mapping[str, Any]]
 Probabilities = list[list[float]]
 Predict = Callable[[Records], Probabilities]
 PredictAll = Callable[[Sequence[Records]], list[Probabilities]]
-Kind = Literal["tabpfn-uncached", "tabpfn", "tabpfn-float32", "compiled"]
+Kind = Literal["tabpfn-uncached", "tabpfn", "tabpfn-float32", "compiled", "gpu-like"]
 
 _WARM_UP_ROWS = (64, 8, 1)
 
@@ -48,7 +50,10 @@ def load_batched() -> PredictAll:
 def load(kind: str, num_threads: int) -> Predict:
     """Fit the demo model and answer a few rows, so that no caller waits for a warm-up."""
     definition = FolderStore(StoreSettings()).load("fraud")
-    predict = _compiled(definition, num_threads) if kind == "compiled" else _tabpfn(definition, kind, num_threads)
+    if kind in ("compiled", GPU_LIKE):
+        predict = _by_engine(definition, _engine(kind, num_threads))
+    else:
+        predict = _tabpfn(definition, kind, num_threads)
     for rows in _WARM_UP_ROWS if kind != "tabpfn-uncached" else (1,):
         predict([definition.example or {}] * rows)
     return predict
@@ -91,8 +96,16 @@ def _tabpfn(definition: ModelDefinition, kind: str, num_threads: int) -> Predict
     return predict
 
 
-def _compiled(definition: ModelDefinition, num_threads: int) -> Predict:
-    engine = TabPFNEngine(EngineSettings(num_threads=num_threads), max_batch_rows=MAX_BATCH_ROWS)
+def _engine(kind: str, num_threads: int) -> TabPFNEngine:
+    settings = EngineSettings(num_threads=num_threads)
+    if kind == GPU_LIKE:
+        from benchmarks.online.gpu_like_engine import GpuLikeEngine
+
+        return GpuLikeEngine(settings, max_batch_rows=MAX_BATCH_ROWS)
+    return TabPFNEngine(settings, max_batch_rows=MAX_BATCH_ROWS)
+
+
+def _by_engine(definition: ModelDefinition, engine: TabPFNEngine) -> Predict:
     context = engine.fit(definition)
 
     def predict(records: Records) -> Probabilities:

@@ -13,6 +13,7 @@ import secrets
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -176,6 +177,16 @@ class Process:
                 process.kill()
         psutil.wait_procs(left, timeout=_KILL_WAIT_S)
         self._main.wait()
+
+
+def stop_at_sigterm() -> None:
+    """At SIGTERM the systems are stopped on the way out; a second signal must not cut that short."""
+
+    def end_once(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.exit(143)
+
+    signal.signal(signal.SIGTERM, end_once)
 
 
 def free_port() -> int:

@@ -8,6 +8,9 @@ import os
 ENGINE_VARIABLE, THREADS_VARIABLE = "PEER_ENGINE", "PEER_THREADS"
 """Environment variables: the engine and the threads of the process that holds the model."""
 
+GPU_LIKE = "gpu-like"
+"""The kind of engine that `benchmarks.online.gpu_like` gives to a peer."""
+
 MAX_BATCH_ROWS = 256
 """The default of tabpfn-serve, for every peer that has such a setting."""
 
