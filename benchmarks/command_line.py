@@ -6,9 +6,11 @@ import argparse
 import importlib.util
 import json
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
+
+from benchmarks.machine import write_json
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -53,6 +55,16 @@ def check_outputs(parser: argparse.ArgumentParser, *paths: Path | None) -> None:
             parser.error(f"{path} is a folder: name a file in it")
     if paths[-1] is not None and importlib.util.find_spec("matplotlib") is None:
         parser.error("--plot needs matplotlib: install the extra `dev`, or leave --plot out and draw the JSON later")
+
+
+def write_outputs(run: Mapping[str, Any], to_json: Path | None, to_plot: Path | None) -> None:
+    """What `--json` and `--plot` ask for, at the end of a run."""
+    if to_json:
+        write_json(run, to_json)
+    if to_plot:
+        from benchmarks.report import plot  # matplotlib, which nothing else here needs
+
+        plot(run, to_plot)
 
 
 def positive(text: str) -> int:

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.command_line import add_outputs, check_outputs, command_parser, positive
+from benchmarks.command_line import add_outputs, check_outputs, command_parser, positive, write_outputs
 from benchmarks.machine import write_json
 from benchmarks.offline.architectures import ARCHITECTURES
 from benchmarks.offline.grid import DEMO, EngineOptions, run_engine
@@ -101,10 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ServeError, ValueError) as error:
         print(f"python -m benchmarks.offline.engine: {error}", file=sys.stderr)
         return 2
-    if to_plot:
-        from benchmarks.report import plot
-
-        plot(run, to_plot)
+    write_outputs(run, None, to_plot)  # the JSON was written after every cell
     print(table(run))
     return 0
 

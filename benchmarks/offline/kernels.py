@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.command_line import add_outputs, check_outputs, command_parser, positive
-from benchmarks.machine import envelope, write_json
+from benchmarks.command_line import add_outputs, check_outputs, command_parser, positive, write_outputs
+from benchmarks.machine import envelope
 from benchmarks.offline import gpus
 from benchmarks.offline.architectures import ARCHITECTURES, large_contexts_on_cpu, synthetic_model, write_checkpoint
 from benchmarks.offline.grid import DEMO, Configs, EngineOptions, Run, demo_case
@@ -189,12 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ServeError, ValueError) as error:
         print(f"{made.prog}: {error}", file=sys.stderr)
         return 2
-    if to_json:
-        write_json(run, to_json)
-    if to_plot:
-        from benchmarks.report import plot
-
-        plot(run, to_plot)
+    write_outputs(run, to_json, to_plot)
     print(table(run))
     return 0
 

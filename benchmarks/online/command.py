@@ -14,8 +14,7 @@ from typing import Any
 
 import uvloop
 
-from benchmarks.command_line import add_outputs, check_outputs, read_run
-from benchmarks.machine import write_json
+from benchmarks.command_line import add_outputs, check_outputs, read_run, write_outputs
 from benchmarks.online.arrivals import ARRIVALS
 from benchmarks.online.errors import BenchmarkError, UnusableInput
 from benchmarks.online.target import parse_url
@@ -166,12 +165,7 @@ def run_command(
         parser.exit(2, f"{parser.prog}: {error}\n")
     except KeyboardInterrupt:
         parser.exit(130, f"{parser.prog}: interrupted\n")
-    if given.json:
-        write_json(run, given.json)
-    if given.plot:
-        from benchmarks.report import plot  # matplotlib, which nothing else here needs
-
-        plot(run, given.plot)
+    write_outputs(run, given.json, given.plot)
     return run
 
 

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.command_line import add_outputs, check_outputs, command_parser, positive
+from benchmarks.command_line import add_outputs, check_outputs, command_parser, positive, write_outputs
 from benchmarks.simulation.experiments import EXPERIMENTS
 from benchmarks.simulation.run import SimulationOptions, run_simulation, write_json
 
@@ -70,11 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, to_json, to_plot = parse(arguments)
     run = run_simulation(options)
     if to_json:
-        write_json(run, to_json)
-    if to_plot:
-        from benchmarks.report import plot
-
-        plot(run, to_plot)
+        write_json(run, to_json)  # its own, with one line for each result
+    write_outputs(run, None, to_plot)
     print(table(run))
     return 0
 

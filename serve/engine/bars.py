@@ -30,17 +30,13 @@ class BarTranslation:
         for position, own in enumerate(borders):
             by_borders.setdefault(own.double().cpu().numpy().tobytes(), []).append(position)
         groups = [(borders[positions[0]].double(), positions) for positions in by_borders.values()]
-        self._maps = [_BarMap(own, common, positions) for own, positions in groups if not _are_equal(own, common)]
+        self._maps = [_BarMap(own, common, positions) for own, positions in groups if not torch.equal(own, common)]
 
     def __call__(self, probabilities: torch.Tensor) -> torch.Tensor:
         """float32 [members, rows, bars] to the same shape, in place."""
         for one in self._maps:
             one.translate(probabilities)
         return probabilities
-
-
-def _are_equal(first: torch.Tensor, second: torch.Tensor) -> bool:
-    return first.shape == second.shape and torch.equal(first, second)
 
 
 class _BarMap:

@@ -125,13 +125,13 @@ class CompiledEnsemble:
         matrix = np.array(outputs.numpy(), dtype=np.float64)
         return round_probabilities(self._estimator, matrix) if self._is_classifier else matrix
 
-    def slack(self, rows: Matrix, share: float) -> Matrix:
+    def slack(self, rows: Matrix, share: float) -> Matrix | None:
         """How far the answers move where so small a share of a distribution moves: float64 [rows, outputs].
 
-        Zeros for a classifier.
+        None for a classifier.
         """
         if isinstance(self._outputs, ClassifierOutputs):
-            return np.zeros((len(rows), self._estimator.n_classes_))
+            return None
         with torch.inference_mode():
             prepared = [part.to(self._device) for part in self._preprocessing(rows)]
             moved = self._outputs.slack(self._run_forwards(prepared), share)

@@ -95,8 +95,7 @@ class TabPFNContext:
             steps = ", ".join(compiled.uncompiled_steps)
             _log.warning("model %s: members with these steps are prepared by tabpfn: %s", self.definition.name, steps)
         canaries = canary_rows(self._rows)
-        if self.definition.context.task is Task.REGRESSION:
-            self.canary_slack = compiled.slack(canaries, SLACK_SHARE * self._settings.allowed_difference)
+        self.canary_slack = compiled.slack(canaries, SLACK_SHARE * self._settings.allowed_difference)
         # each row alone: in a batch the fingerprints that tabpfn computes may change (docs/decisions)
         alone = [tabpfn_estimators.predict_outputs(self._estimator, canaries[i : i + 1]) for i in range(len(canaries))]
         compare_answers(

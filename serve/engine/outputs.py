@@ -6,12 +6,13 @@ tabpfn 9.2. No operation asks the device for a value, so a GPU's graph holds it 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from tabpfn.base import resolved_softmax_temperature
 from tabpfn.constants import PROBABILITY_EPSILON_ROUND_ZERO, SKLEARN_16_DECIMAL_PRECISION
+from tabpfn.downsample_correction import temper_and_correct_logits
 
 from serve.core import QUANTILES, Matrix
 from serve.engine.bars import BarStatistics, BarTranslation
@@ -110,8 +111,5 @@ class RegressorOutputs:
         translated = self._translation(reachable.softmax(dim=-1))
         average = (translated.log() if self._average_first else translated).sum(dim=0) / len(logits)
         logs = (average.softmax(dim=-1) if self._average_first else average).log()
-        if self._ensemble_temperature != 1.0:
-            logs = logs / self._ensemble_temperature
-        if self._log_weights is not None:
-            logs = logs + self._log_weights
-        return logs
+        logs = temper_and_correct_logits(logs, temperature=self._ensemble_temperature, log_weights=self._log_weights)
+        return cast(torch.Tensor, logs)

@@ -176,7 +176,8 @@ class _Inputs:
 
         That bit depends on how many columns of how many members are summed at once.
         """
-        finite, mean = self._finite(), self._finite().nanmean(dim=0)
+        finite = self._finite()
+        mean = finite.nanmean(dim=0)
         std = (finite - mean).square().nanmean(dim=0).sqrt()
         return (mean.abs() * torch.finfo(torch.float32).eps > _STABLE * std) & ~self._has_one_finite_value()
 

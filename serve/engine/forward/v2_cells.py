@@ -6,13 +6,14 @@ depend on that row alone. Everything is float32.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional
+
+from serve.engine.forward.missing import mark_missing
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,9 +40,7 @@ class Cells:
         _, num_rows, width = rows.shape
         # tabpfn pads short groups with zero columns; here one zero column serves them all.
         cells = functional.pad(rows, (0, self.zero - width + 1)).gather(2, self.source.expand(-1, num_rows, -1))
-        finite = cells.abs() < math.inf  # `isfinite` takes four kernels
-        # Flags as in _generate_nan_and_inf_indicator: -2 for NaN, 2 for +inf, 4 for -inf.
-        flags = torch.nan_to_num(cells, nan=-2.0, posinf=2.0, neginf=4.0).masked_fill_(finite, 0.0)
+        finite, flags = mark_missing(cells)
         values = torch.where(finite, cells, self.fill)
         values = ((values - self.mean) / self.deviation).clip(-100, 100)
         values = (values * self.factor).masked_fill_(self.unused, 0.0)

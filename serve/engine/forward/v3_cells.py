@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
 
 from serve.engine.forward.layers import ComputeSpec
+from serve.engine.forward.missing import mark_missing
 
 _ROUNDING = 1e-5
 """By how much the states of two equal cells may differ, relative to the largest value; 1e-6 was measured."""
@@ -93,7 +93,6 @@ class Scaling:
 
     def __call__(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """float32 [columns, R] to imputed values, standardised values, and indicators, each of the same shape."""
-        finite = values.abs() < math.inf  # `isfinite` takes four kernels
-        indicators = torch.nan_to_num(values, nan=-2.0, posinf=2.0, neginf=4.0).masked_fill_(finite, 0.0)
+        finite, indicators = mark_missing(values)
         values = torch.where(finite, values, self._mean)
         return values, ((values - self._mean) / self._std).clamp(-100, 100), indicators

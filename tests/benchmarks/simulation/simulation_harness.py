@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from hypothesis import strategies as st
+
 from benchmarks.simulation.clock import VirtualClock
 from benchmarks.simulation.device import Device
 from benchmarks.simulation.request import Context, Outcome, Request
@@ -26,6 +28,19 @@ def request(
     timeout_s: float = math.inf,
 ) -> Request:
     return Request(context, num_rows, priority, at, at + timeout_s)
+
+
+ARRIVALS = st.lists(
+    st.builds(
+        request,
+        at=st.integers(0, 40).map(lambda hundredths: hundredths / 100),
+        num_rows=st.one_of(st.integers(1, 12), st.integers(13, 45)),
+        context=st.sampled_from(CONTEXTS),
+        priority=st.sampled_from([INTERACTIVE, INTERACTIVE, BULK]),
+        timeout_s=st.sampled_from([0.02, 0.1, 1.0, 60.0]),
+    ),
+    max_size=25,
+)
 
 
 def run(build: Build, device: Device, requests: Sequence[Request]) -> Server:

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulation_harness import BULK, CONTEXTS, INTERACTIVE, outcomes, request, run
+from simulation_harness import ARRIVALS, CONTEXTS, outcomes, run
 
 from benchmarks.simulation.cell import Load, simulate
 from benchmarks.simulation.contenders import Contender
@@ -23,17 +23,7 @@ ONE, TWO = (partial(Pipelined, host_s=HOST_S, max_in_flight=number) for number i
 
 @settings(max_examples=60, deadline=None)
 @given(
-    arrivals=st.lists(
-        st.builds(
-            request,
-            at=st.integers(0, 40).map(lambda hundredths: hundredths / 100),
-            num_rows=st.one_of(st.integers(1, 12), st.integers(13, 45)),
-            context=st.sampled_from(CONTEXTS),
-            priority=st.sampled_from([INTERACTIVE, INTERACTIVE, BULK]),
-            timeout_s=st.sampled_from([0.02, 0.1, 1.0, 60.0]),
-        ),
-        max_size=25,
-    ),
+    arrivals=ARRIVALS,
     host_s=st.sampled_from([0.0, 0.001, 0.05]),
 )
 def test_every_request_has_one_outcome_and_the_device_one_batch_at_a_time(arrivals: list, host_s: float) -> None:

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
-from simulation_harness import BULK, CONTEXTS, INTERACTIVE, A, B, Build, latencies, median, outcomes, request, run
+from simulation_harness import (
+    ARRIVALS,
+    BULK,
+    A,
+    B,
+    Build,
+    latencies,
+    median,
+    outcomes,
+    request,
+    run,
+)
 
 from benchmarks.simulation.bentoml import BentoML, BentoSettings, Optimizer
 from benchmarks.simulation.contenders import WITH_DEFAULTS, candidates
@@ -34,18 +44,6 @@ def triton(**chosen: object) -> Build:
 
 
 # --- true of every policy ---------------------------------------------------------------------------------------------
-
-ARRIVALS = st.lists(
-    st.builds(
-        request,
-        at=st.integers(0, 40).map(lambda hundredths: hundredths / 100),
-        num_rows=st.one_of(st.integers(1, 12), st.integers(13, 45)),
-        context=st.sampled_from(CONTEXTS),
-        priority=st.sampled_from([INTERACTIVE, INTERACTIVE, BULK]),
-        timeout_s=st.sampled_from([0.02, 0.1, 1.0, 60.0]),
-    ),
-    max_size=25,
-)
 
 
 @pytest.mark.parametrize("contender", EVERYONE, ids=[each.name for each in EVERYONE])
