@@ -8,8 +8,9 @@ device is free, so requests that arrive meanwhile ride in the next. Where the en
 computes the first, `pipeline.py` takes the place of this loop. A callback settles answers *after* the task has started
 the next batch: the device does not wait for 256 futures.
 
-Every admitted request has exactly one outcome. One place gives back what a request holds: the `finally` of `submit`.
-The outcome is the first of: its answer, a fault of the engine, its deadline, `close`, the cancellation of its caller.
+Every admitted request has exactly one outcome, passed to a callback: a task for each request would cost more than all
+of the policy. `outcomes.Outcomes` alone ends requests and gives back what they hold. The outcome is the first of: its
+answer, a fault of the engine, its deadline, `close`, the withdrawal by its caller.
 A request with an outcome cannot harm its batch: it is taken out of the queue, or its computed rows are dropped.
 
 No request waits beyond its deadline, not even for a device that hangs: one timer is always set for the earliest
@@ -28,6 +29,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TypeVar
 
 from serve.batching.admission import AdmissionController, AdmissionPrecheck
@@ -36,7 +38,7 @@ from serve.batching.deadlines import DeadlineTimer
 from serve.batching.device import BatchWatchdog, Device
 from serve.batching.fifo import count_rows
 from serve.batching.limits import AdmissionLimits, QueueLimits
-from serve.batching.outcomes import AdmittedRequest, CutBatch, Outcomes
+from serve.batching.outcomes import AdmittedRequest, CutBatch, Outcome, Outcomes
 from serve.batching.pipeline import Pipeline
 from serve.batching.queue import BatchQueue
 from serve.core import Engine, FittedContext, Matrix, Prediction, PredictRequest, Priority
@@ -73,7 +75,7 @@ class Batcher:
         )
         self._precheck = AdmissionPrecheck(self._admission)
         self._device = Device(engine, clock)
-        self._outcomes = Outcomes(self._queue, self._cost, recorder, self._lose)
+        self._outcomes = Outcomes(self._queue, self._cost, recorder, self._release, self._lose)
         self._deadline_timer = DeadlineTimer(clock, self._expire)
         self._batches: list[CutBatch] = []
         self._wake, self._idle = asyncio.Event(), asyncio.Event()
@@ -172,26 +174,47 @@ class Batcher:
             EngineError: the device failed on these rows.
             Draining: also where `close` came before the answer.
         """
-        assert self._task is not None, "start before submit"
-        admitted = self._admit(request, context, rows)
-        answer = admitted.answer
-        self._idle.clear()
+        answer: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
+        admitted = self.admit(request, context, rows, partial(_settle, answer))
         try:
-            self._queue.add(admitted)
-            self._deadline_timer.set(admitted.deadline)
-            if self._pipeline is None:
-                self._wake.set()
-            else:
-                self._pipeline.arrived(context)
             return await answer
         finally:
             if answer.done() and not answer.cancelled():
                 answer.exception()  # counts as retrieved even where a cancellation came first
-            self._queue.remove(admitted)
-            self._admission.release(admitted)
-            if not self._admission.ongoing:
-                self._deadline_timer.cancel()
-                self._idle.set()
+            self.withdraw(admitted)
+
+    def admit(
+        self, request: PredictRequest, context: FittedContext, rows: Matrix, on_outcome: Callable[[Outcome], None]
+    ) -> AdmittedRequest:
+        """As `submit`, with a callback: `on_outcome` is called once, later, unless the request is withdrawn before.
+
+        Raises the refusals of `submit`, and DeadlineExceeded for a deadline that has passed already.
+        """
+        assert self._task is not None, "start before submit"
+        now = self._clock()
+        if request.deadline <= now:
+            raise DeadlineExceeded("the deadline passed before the request was read")
+        admitted = AdmittedRequest(request, context, rows, now, on_outcome)
+        self._admission.acquire(admitted, now)
+        self._recorder.admitted(admitted.model, admitted.num_rows)
+        self._idle.clear()
+        self._queue.add(admitted)
+        self._deadline_timer.set(admitted.deadline)
+        if self._pipeline is None:
+            self._wake.set()
+        else:
+            self._pipeline.arrived(context)
+        return admitted
+
+    def withdraw(self, admitted: AdmittedRequest) -> None:
+        """The caller has left. Nothing where the request has its outcome."""
+        self._outcomes.withdraw(admitted)
+
+    def _release(self, admitted: AdmittedRequest) -> None:
+        self._admission.release(admitted)
+        if not self._admission.ongoing:
+            self._deadline_timer.cancel()
+            self._idle.set()
 
     async def drain(self, timeout_s: float) -> None:
         """Admit no more requests and wait until none is ongoing, at most `timeout_s`. May be called more than once."""
@@ -215,15 +238,6 @@ class Batcher:
             self._task.cancel()
             await asyncio.wait([self._task])
         await asyncio.to_thread(self._device.shutdown)
-
-    def _admit(self, request: PredictRequest, context: FittedContext, rows: Matrix) -> AdmittedRequest:
-        now = self._clock()
-        if request.deadline <= now:
-            raise DeadlineExceeded("the deadline passed before the request was read")
-        admitted = AdmittedRequest(request, context, rows, now, asyncio.get_running_loop().create_future())
-        self._admission.acquire(admitted, now)
-        self._recorder.admitted(admitted.model, admitted.num_rows)
-        return admitted
 
     async def _run(self) -> None:
         try:
@@ -267,7 +281,7 @@ class Batcher:
         parts = [batch.slices]
         while parts:
             # A request with an outcome, such as one whose caller has just been cancelled, is not computed.
-            part = [piece for piece in parts.pop() if not piece.request.answer.done()]
+            part = [piece for piece in parts.pop() if not piece.request.is_done]
             if not part:
                 self._outcomes.drop(batch)
                 continue
@@ -288,7 +302,7 @@ class Batcher:
         earliest = self._queue.next_expiry_at()
         earliest = math.inf if earliest is None else earliest
         for request in {piece.request for batch in self._batches for piece in batch.slices}:
-            if not request.answer.done():
+            if not request.is_done:
                 if request.deadline <= now:
                     self._outcomes.expire(request, ExpiryStage.IN_FLIGHT)
                 else:
@@ -308,5 +322,14 @@ class Batcher:
         self._admission.close()
         self._queue.clear()
         self._deadline_timer.cancel()
-        for request in self._admission.ongoing:
-            request.fail(error, detail)
+        for request in list(self._admission.ongoing):
+            self._outcomes.finish(request, error(detail))
+
+
+def _settle(answer: asyncio.Future[Prediction], outcome: Outcome) -> None:
+    if answer.done():  # cancelled, and its task has not run yet
+        return
+    if isinstance(outcome, ServeError):
+        answer.set_exception(outcome)
+    else:
+        answer.set_result(outcome)

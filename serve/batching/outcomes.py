@@ -1,7 +1,8 @@
 """Admitted requests and their outcomes. On the event loop, after the next batch has begun on the device.
 
 A request gets its outcome from the first of: its answer, a fault of the engine, its deadline, a shutdown, the
-disconnect of its caller. Every later one finds it done and leaves it alone.
+disconnect of its caller. Every later one finds it done and leaves it alone. `Outcomes.finish` is the only place that
+ends a request: it gives back what the request held, then calls its `on_outcome`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+Outcome: TypeAlias = Prediction | ServeError
+"""How a request ended. Each request gets an error of its own, because callers add tracebacks to it."""
+
 
 @dataclass(slots=True, eq=False)
 class AdmittedRequest:
@@ -35,14 +39,16 @@ class AdmittedRequest:
     Attributes:
         rows: float64 [rows, features] as encoded by `context`.
         arrived_at: when it was admitted, on the clock of the batcher.
-        answer: its outcome.
+        on_outcome: called once, on the event loop, unless the caller withdraws the request before. It must be quick.
     """
 
     request: PredictRequest
     context: FittedContext
     rows: Matrix
     arrived_at: float
-    answer: asyncio.Future[Prediction]
+    on_outcome: Callable[[Outcome], None]
+    is_done: bool = field(default=False, init=False)
+    """It has its outcome, or was withdrawn."""
     num_rows: int = field(init=False)
     deadline: float = field(init=False)
     priority: Priority = field(init=False)
@@ -62,11 +68,13 @@ class AdmittedRequest:
         """Name of the model, for metrics and log lines."""
         return self.request.model.name
 
-    def take(self, start: int, outputs: Matrix, batch_rows: int, started_at: float, batch_s: float) -> None:
+    def take(
+        self, start: int, outputs: Matrix, batch_rows: int, started_at: float, batch_s: float
+    ) -> Prediction | None:
         """Take the outputs of the rows from `start` on, of a batch that began at `started_at`.
 
-        The last rows of the request complete its answer. `outputs` must be the request's own copy: the answer outlives
-        the batch, and the engine may use the memory of a batch again.
+        Returns the whole answer with the last rows of the request, None before. `outputs` must be the request's own
+        copy: the answer outlives the batch, and the engine may use the memory of a batch again.
         """
         if not self.num_answered:
             self._queue_ms = 1e3 * (started_at - self.arrived_at)
@@ -77,13 +85,9 @@ class AdmittedRequest:
                 self._outputs = np.empty((self.num_rows, outputs.shape[1]))
             self._outputs[start : start + len(outputs)] = outputs
             outputs = self._outputs
-        if self.num_answered == self.num_rows:
-            self.answer.set_result(Prediction(outputs, batch_rows, Timing(self._queue_ms, self._compute_ms)))
-
-    def fail(self, error: type[ServeError], detail: str) -> None:
-        """Set its outcome, if it has none yet. Each request gets a new error, because callers add tracebacks to it."""
-        if not self.answer.done():
-            self.answer.set_exception(error(detail))
+        if self.num_answered < self.num_rows:
+            return None
+        return Prediction(outputs, batch_rows, Timing(self._queue_ms, self._compute_ms))
 
 
 Slices = Sequence[Slice[AdmittedRequest]]
@@ -106,16 +110,41 @@ class Outcomes:
     """Gives requests their outcomes, and reports each batch to the cost model and the recorder.
 
     Args:
+        release: gives back what a request held in admission.
         lose: called when the device is lost; fails every ongoing request.
     """
 
     def __init__(
-        self, queue: BatchQueue[AdmittedRequest], cost: CostModel, recorder: Recorder, lose: Callable[[], None]
+        self,
+        queue: BatchQueue[AdmittedRequest],
+        cost: CostModel,
+        recorder: Recorder,
+        release: Callable[[AdmittedRequest], None],
+        lose: Callable[[], None],
     ) -> None:
         self._queue = queue
         self._cost = cost
         self._recorder = recorder
+        self._release = release
         self._lose = lose
+
+    def finish(self, request: AdmittedRequest, outcome: Outcome) -> None:
+        """Give a request its outcome; nothing where it has one. None of its rows may wait in the queue any more."""
+        if request.is_done:
+            return
+        request.is_done = True
+        self._release(request)
+        try:
+            request.on_outcome(outcome)
+        except Exception:  # the other requests of the batch still get their outcomes
+            _log.exception("request %s: its outcome could not be passed on", request.request.request_id)
+
+    def withdraw(self, request: AdmittedRequest) -> None:
+        """The caller has left: its rows are not computed if they still wait. Nothing where it has its outcome."""
+        if not request.is_done:
+            request.is_done = True
+            self._queue.remove(request)
+            self._release(request)
 
     def conclude(self, batch: CutBatch, part: Slices, computed: Computed, cost_s: float) -> list[Slices]:
         """Leave the answers of a part to be settled, or return the smaller parts that are tried after its failure.
@@ -169,8 +198,8 @@ class Outcomes:
         """The device failed on these rows; the remaining rows of their requests are not computed."""
         batch.faults.append((len(part), error))
         for request, _, _ in part:
-            request.fail(EngineError, "the model could not answer; the cause is in the server's log")
             self._queue.remove(request)
+            self.finish(request, EngineError("the model could not answer; the cause is in the server's log"))
 
     def _fail_answered(self, part: Slices, bad: Slices, error: Exception) -> None:
         """Fail requests of a part that the device answered."""
@@ -189,11 +218,12 @@ class Outcomes:
 
     def expire(self, request: AdmittedRequest, stage: ExpiryStage) -> None:
         """The deadline of a request has passed."""
-        if not request.answer.done():
+        if not request.is_done:
             self._recorder.expired(request.model, stage)
             asked = request.request
             limit_ms = 1e3 * (asked.deadline - asked.arrived_at)
-            request.fail(DeadlineExceeded, f"no answer within the {limit_ms:.0f} ms that the request had")
+            self._queue.remove(request)
+            self.finish(request, DeadlineExceeded(f"no answer within the {limit_ms:.0f} ms that the request had"))
 
     def _fail_non_finite(self, part: Slices, computed: Computed) -> Sequence[bool]:
         """Fail the requests with an answer that is not a finite number; for each slice, whether all of its are.
@@ -219,10 +249,12 @@ class Outcomes:
         row, batch_rows = 0, len(outputs)
         for (request, start, stop), is_good in zip(part, good, strict=True):
             following = row + stop - start
-            if is_good and not request.answer.done():
+            if is_good and not request.is_done:
                 if not request.num_answered:
                     queue_s.append(started_at - request.arrived_at)
-                request.take(start, outputs[row:following].copy(), batch_rows, started_at, batch_s)
+                answer = request.take(start, outputs[row:following].copy(), batch_rows, started_at, batch_s)
+                if answer is not None:
+                    self.finish(request, answer)
             row = following
         return queue_s
 

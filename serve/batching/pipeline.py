@@ -113,7 +113,7 @@ class Pipeline:
             if self._parts:
                 batch, part = self._parts.pop()
                 # A request with an outcome, such as one whose caller has left, is not computed.
-                if part := [piece for piece in part if not piece.request.answer.done()]:
+                if part := [piece for piece in part if not piece.request.is_done]:
                     self._launch(batch, part, now)
                 else:
                     self.outcomes.drop(batch)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from serve.batching import Batcher
+from serve.batching.outcomes import AdmittedRequest, Outcome
 from serve.core import Batch, Matrix, ModelReference, Prediction, PredictRequest, Priority, QueryTable
 from serve.engine.fake import FakeContext, FakeEngine, fake_answer
 from serve.settings import BatchingSettings
@@ -72,10 +73,18 @@ class Harness:
         priority: Priority = Priority.INTERACTIVE,
     ) -> Prediction:
         """The batcher's `submit` of a request with these rows."""
+        return await self.batcher.submit(self._request(rows, context, timeout_s, priority), context, rows)
+
+    def admit(self, num_rows: int = 1, on_outcome: Callable[[Outcome], None] = lambda _: None) -> AdmittedRequest:
+        """The batcher's `admit` of a request of its own rows."""
+        rows = self.rows(num_rows)
+        request = self._request(rows, A, DEFAULT_TIMEOUT_S, Priority.INTERACTIVE)
+        return self.batcher.admit(request, A, rows, on_outcome)
+
+    def _request(self, rows: Matrix, context: FakeContext, timeout_s: float, priority: Priority) -> PredictRequest:
         table = QueryTable.from_rows([column.name for column in context.columns], rows.tolist())
         now = self.clock()
-        request = PredictRequest(ModelReference("m"), table, now, now + timeout_s, priority)
-        return await self.batcher.submit(request, context, rows)
+        return PredictRequest(ModelReference("m"), table, now, now + timeout_s, priority)
 
     def value(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(f"tabpfn_{name}", labels) or 0.0

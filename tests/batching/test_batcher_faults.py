@@ -164,13 +164,33 @@ async def test_cancelled_in_the_queue_is_not_computed() -> None:
         assert [(await ask.answered()).batch_rows for ask in (keeper, asks[0], asks[2])] == [1, 2, 2]
 
 
-async def test_cancelled_at_the_moment_of_the_cut_is_not_computed() -> None:
-    """fault 1: the batcher has its turn before the cancelled task has its own."""
+async def test_withdrawn_before_the_cut_is_not_computed() -> None:
+    """fault 1: the batcher was woken, and has its turn after the caller left."""
     computed: list[int] = []
     async with serving(FakeEngine(gate=lambda batch: computed.append(len(batch.rows)))) as harness:
-        ask = harness.request(2)
-        await asyncio.sleep(0)
-        ask.task.cancel()
-        await asyncio.wait([ask.task])
+        left = harness.admit(2)
+        harness.batcher.withdraw(left)
         await harness.request().answered()
     assert computed == [1]
+
+
+async def test_withdrawn_twice_or_after_its_outcome_changes_nothing() -> None:
+    outcomes: list[object] = []
+    async with serving(FakeEngine()) as harness:
+        answered, left = harness.admit(on_outcome=outcomes.append), harness.admit(on_outcome=outcomes.append)
+        for _ in range(2):
+            harness.batcher.withdraw(left)
+        await harness.request().answered()
+        harness.batcher.withdraw(answered)
+        assert harness.batcher.num_ongoing_requests == 0
+    assert [type(outcome) for outcome in outcomes] == [Prediction]
+
+
+async def test_an_outcome_that_cannot_be_passed_on_harms_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("the caller's own fault")
+
+    async with serving(FakeEngine()) as harness:
+        harness.admit(on_outcome=fail)
+        await harness.request().answered()
+    assert "its outcome could not be passed on" in caplog.text
