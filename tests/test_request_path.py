@@ -91,7 +91,7 @@ async def files_entered(calls: Calls, settings: ServerSettings) -> list[str]:
 
 async def test_a_request_enters_few_files_and_the_architecture_names_them(calls: Calls) -> None:
     server = await files_entered(calls, ServerSettings())
-    assert {"edges/early_refusal_protocol.py", "batching/device.py", "engine/worker/client.py"} <= set(server)
+    assert {"edges/fast_path_protocol.py", "batching/device.py", "engine/worker/client.py"} <= set(server)
     assert len(server) <= MAX_FILES, "\n".join(server)
 
     everything = await files_entered(calls, ServerSettings(engine=EngineSettings(worker_process=False)))

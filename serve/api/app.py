@@ -21,7 +21,7 @@ from starlette.types import Scope
 
 from serve.api.door import Door
 from serve.api.errors import from_http
-from serve.api.middleware.early_refusal import EarlyRefusal
+from serve.api.fast_path import FastPath
 from serve.api.middleware.request_body import BodyLimit
 from serve.api.middleware.request_id import RequestId
 from serve.api.native.door import NativeDoor
@@ -40,7 +40,7 @@ DOORS: tuple[Callable[[Predictor], Door], ...] = (NativeDoor,)
 
 
 class App(Starlette):
-    """The ASGI app, and `early_refusal`, which a server that can asks by the headers of each request."""
+    """The ASGI app, and `fast_path`, which a server that can asks by the headers of each request."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class App(Starlette):
         )
         routed = RequestId(limited, self._render, answers_request_id=answers_request_id)
         predictions = Predictions(predictor, doors, routed, answers_request_id=answers_request_id)
-        self.early_refusal = EarlyRefusal(predictor, predictions)
+        self.fast_path = FastPath(predictor, predictions, doors)
         self.middleware_stack = predictions  # instead of Starlette's own, which it builds at the first request
 
     async def _render_routed(self, request: Request, error: Exception) -> Response:

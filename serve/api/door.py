@@ -56,6 +56,9 @@ class Door(RouteGroup):
     prefixes: ClassVar[tuple[str, ...]]
     """The starts of the paths whose errors this door renders, also those of the router and of the body limit."""
 
+    decisive_headers: ClassVar[frozenset[bytes]]
+    """Every header that `match` and `check_headers` read, in lower case. Equal ones are decided once (`fast_path`)."""
+
     @abstractmethod
     def match(self, method: str, path: str, headers: RawHeaders) -> ModelReference | None:
         """The model of a request for predictions at this door; None for every other request. Must be quick."""

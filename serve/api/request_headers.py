@@ -5,7 +5,8 @@ Every function reads the raw, lower-case headers of ASGI.
 
 from __future__ import annotations
 
-import uuid
+import itertools
+import os
 from collections.abc import Iterable
 
 from serve.api.errors import InvalidHeader
@@ -23,6 +24,10 @@ MAX_TIMEOUT_MS = 86_400_000
 REQUEST_ID = REQUEST_ID_HEADER.encode()
 _TIMEOUT = TIMEOUT_HEADER.encode()
 _PRIORITY = PRIORITY_HEADER.encode()
+DEADLINE_AND_PRIORITY = (_TIMEOUT, _PRIORITY)
+
+_PROCESS = os.urandom(8).hex()
+_numbers = itertools.count()
 
 
 def read_request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
@@ -37,8 +42,8 @@ def read_request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
 
 
 def new_request_id() -> str:
-    """32 hexadecimal digits."""
-    return uuid.uuid4().hex
+    """32 hexadecimal digits: 16 random ones of this process, then a number. Random ones for each cost 4 us."""
+    return f"{_PROCESS}{next(_numbers):016x}"
 
 
 def read_deadline_and_priority(headers: Iterable[tuple[bytes, bytes]]) -> tuple[float | None, Priority]:

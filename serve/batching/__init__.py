@@ -11,16 +11,19 @@ from serve.batching.cost import CostModel
 from serve.batching.device import BatchWatchdog
 from serve.batching.fifo import QueuedRequest, Slice
 from serve.batching.limits import AdmissionLimits, QueueLimits
+from serve.batching.outcomes import AdmittedRequest, Outcome
 from serve.batching.queue import BatchQueue
 
 __all__ = [
     "AdmissionController",
     "AdmissionLimits",
     "AdmissionPrecheck",
+    "AdmittedRequest",
     "BatchQueue",
     "BatchWatchdog",
     "Batcher",
     "CostModel",
+    "Outcome",
     "QueueLimits",
     "QueuedRequest",
     "Slice",

@@ -38,7 +38,7 @@ from serve.batching.deadlines import DeadlineTimer
 from serve.batching.device import BatchWatchdog, Device
 from serve.batching.fifo import count_rows
 from serve.batching.limits import AdmissionLimits, QueueLimits
-from serve.batching.outcomes import AdmittedRequest, CutBatch, Outcome, Outcomes
+from serve.batching.outcomes import AdmittedRequest, CutBatch, Outcome, Outcomes, settle_future
 from serve.batching.pipeline import Pipeline
 from serve.batching.queue import BatchQueue
 from serve.core import Engine, FittedContext, Matrix, Prediction, PredictRequest, Priority
@@ -79,28 +79,25 @@ class Batcher:
         self._deadline_timer = DeadlineTimer(clock, self._expire)
         self._batches: list[CutBatch] = []
         self._wake, self._idle = asyncio.Event(), asyncio.Event()
+        self._idle.set()
         self._pipeline: Pipeline | None = None
         if engine.max_in_flight > 1:
             self._pipeline = Pipeline(
                 self._queue, self._cost, self._watchdog, self._device, self._outcomes, recorder, clock,
                 self._expire_queued, self._wake, self._batches,
             )  # fmt: skip
-        self._idle.set()
         self._task: asyncio.Task[None] | None = None
         self._closed = self._died = False
         recorder.watch_queue(self)
 
     @property
     def failed(self) -> bool:
-        """No request is answered: the batching task died of a bug, the device is lost, or its batch hangs.
-
-        The replica should then be replaced. A batch that hung and comes back ends this state.
-        """
+        """No request is answered: `died`, or the batch on the device hangs, which may end. Replace the replica."""
         return self._died or self.is_hung
 
     @property
     def died(self) -> bool:
-        """`failed`, and for good."""
+        """The batching task died of a bug, or the device is lost."""
         return self._died
 
     @property
@@ -150,9 +147,9 @@ class Batcher:
         self._task = asyncio.create_task(self._run(), name="batcher")
 
     async def run_on_device(self, fn: Callable[[], T]) -> T:
-        """Run blocking work on the device thread, after the work that is there; its exceptions are raised here.
+        """Run blocking work on the device thread, after the work that is there, even if the caller is cancelled.
 
-        Cancelling the caller does not stop work that has begun. Raises Draining once closed.
+        Raises the exceptions of `fn`, and Draining once closed.
         """
         if self._closed:
             raise Draining("this replica is shutting down")
@@ -169,13 +166,13 @@ class Batcher:
             rows: float64 [rows, features], the request's table as `context` encodes it; split if it exceeds a batch.
 
         Raises:
-            Overloaded, DeadlineTooShort, Draining: refused; no work was done.
+            Overloaded, DeadlineTooShort: refused; no work was done.
+            Draining: likewise, or `close` came before the answer.
             DeadlineExceeded: the deadline passed before the answer.
             EngineError: the device failed on these rows.
-            Draining: also where `close` came before the answer.
         """
         answer: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
-        admitted = self.admit(request, context, rows, partial(_settle, answer))
+        admitted = self.admit(request, context, rows, partial(settle_future, answer))
         try:
             return await answer
         finally:
@@ -197,17 +194,15 @@ class Batcher:
         admitted = AdmittedRequest(request, context, rows, now, on_outcome)
         self._admission.acquire(admitted, now)
         self._recorder.admitted(admitted.model, admitted.num_rows)
-        self._idle.clear()
         self._queue.add(admitted)
+        self._idle.clear()
         self._deadline_timer.set(admitted.deadline)
-        if self._pipeline is None:
+        if self._pipeline is None or self._pipeline.needs_turn(context):
             self._wake.set()
-        else:
-            self._pipeline.arrived(context)
         return admitted
 
     def withdraw(self, admitted: AdmittedRequest) -> None:
-        """The caller has left. Nothing where the request has its outcome."""
+        """The caller has left; nothing where the request has its outcome."""
         self._outcomes.withdraw(admitted)
 
     def _release(self, admitted: AdmittedRequest) -> None:
@@ -236,7 +231,7 @@ class Batcher:
         self._fail_all(Draining, "this replica shut down before the answer")
         if self._task is not None:
             self._task.cancel()
-            await asyncio.wait([self._task])
+            await asyncio.wait({self._task})
         await asyncio.to_thread(self._device.shutdown)
 
     async def _run(self) -> None:
@@ -318,18 +313,8 @@ class Batcher:
             self._outcomes.expire(request, ExpiryStage.QUEUED)
 
     def _fail_all(self, error: type[ServeError], detail: str) -> None:
-        """Admit no more requests, and give every ongoing one this outcome."""
+        """Admit no more requests, and give every ongoing one this outcome; the timer goes with the last."""
         self._admission.close()
         self._queue.clear()
-        self._deadline_timer.cancel()
         for request in list(self._admission.ongoing):
             self._outcomes.finish(request, error(detail))
-
-
-def _settle(answer: asyncio.Future[Prediction], outcome: Outcome) -> None:
-    if answer.done():  # cancelled, and its task has not run yet
-        return
-    if isinstance(outcome, ServeError):
-        answer.set_exception(outcome)
-    else:
-        answer.set_result(outcome)

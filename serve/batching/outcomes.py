@@ -90,6 +90,16 @@ class AdmittedRequest:
         return Prediction(outputs, batch_rows, Timing(self._queue_ms, self._compute_ms))
 
 
+def settle_future(answer: asyncio.Future[Prediction], outcome: Outcome) -> None:
+    """Set the outcome of a request as that of a future, unless its task was cancelled before."""
+    if answer.done():
+        return
+    if isinstance(outcome, ServeError):
+        answer.set_exception(outcome)
+    else:
+        answer.set_result(outcome)
+
+
 Slices = Sequence[Slice[AdmittedRequest]]
 
 

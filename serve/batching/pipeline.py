@@ -86,12 +86,11 @@ class Pipeline:
         self._ended_at = -math.inf
         self._is_ahead_due = False
 
-    def arrived(self, context: FittedContext) -> None:
-        """A request was queued. The task is woken only if that may change what it does."""
+    def needs_turn(self, context: FittedContext) -> bool:
+        """Whether a request that was queued now may change what the task does."""
         if len(self._flights) >= self.device.max_in_flight:
-            return
-        if not self._is_ahead_due or self.queue.fills_batch(context):
-            self.wake.set()
+            return False
+        return not self._is_ahead_due or self.queue.fills_batch(context)
 
     async def run(self) -> None:
         """Run batches until cancelled."""

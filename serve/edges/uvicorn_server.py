@@ -26,7 +26,7 @@ import uvloop
 
 from serve.api import App, create_app
 from serve.core.errors import StartupError
-from serve.edges.early_refusal_protocol import EarlyRefusalProtocol
+from serve.edges.fast_path_protocol import FastPathProtocol
 from serve.edges.sockets import bind
 from serve.replica.factory import assemble
 from serve.replica.lifecycle import StoppedBeforeReady, lifecycle_of
@@ -145,7 +145,7 @@ def _config(app: App, settings: ServerSettings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="none",
-        http=cast(Any, functools.partial(EarlyRefusalProtocol, early_refusal=app.early_refusal)),
+        http=cast(Any, functools.partial(FastPathProtocol, fast_path=app.fast_path)),
         ws="none",
         lifespan="off",
         log_config=None,

@@ -13,12 +13,12 @@ import gc
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import serve
-from serve.batching import Batcher
+from serve.batching import AdmittedRequest, Batcher, Outcome
 from serve.core import (
     Engine,
     FittedContext,
@@ -46,6 +46,8 @@ _log = logging.getLogger(__name__)
 _MIN_FULL_BATCHES = 4
 """A default timeout lasts at least this many full batches: the batch on the device, the rows ahead, the request's own
 rows, and a reserve."""
+
+_SERVING = (ServerState.READY, ServerState.LAME_DUCK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,18 +187,34 @@ class Predictor:
         Raises InvalidInput, UnknownModel, TooLarge, NotReady, Overloaded, DeadlineTooShort, Draining, DeadlineExceeded,
         EngineError.
         """
-        model = self.model(request.model)
-        if self._state not in (ServerState.READY, ServerState.LAME_DUCK):
-            raise Draining("this replica is shutting down; send the request again, another replica will take it")
-        max_rows = self.settings.batching.max_request_rows
-        table = request.table
-        if table.num_rows > max_rows:
-            raise TooLarge(f"{table.num_rows} rows in one request; at most {max_rows} are taken, send them in parts")
+        fitted, table = self._serving(request), request.table
         if table.num_rows <= SMALL_ROWS:
-            rows = model.fitted.encode(table)
+            rows = fitted.encode(table)
         else:
-            rows = await self.large_requests.run(model.fitted.encode, table)
-        return await self._batcher.submit(request, model.fitted, rows)
+            rows = await self.large_requests.run(fitted.encode, table)
+        return await self._batcher.submit(request, fitted, rows)
+
+    def admit(self, request: PredictRequest, on_outcome: Callable[[Outcome], None]) -> AdmittedRequest:
+        """As `predict`, for at most `SMALL_ROWS` rows, with a callback in place of a coroutine.
+
+        `on_outcome` is called once, later, on the event loop, unless the request is withdrawn before.
+        """
+        fitted = self._serving(request)
+        return self._batcher.admit(request, fitted, fitted.encode(request.table), on_outcome)
+
+    def withdraw(self, admitted: AdmittedRequest) -> None:
+        """The caller of `admit` has left. Nothing where the request has its outcome."""
+        self._batcher.withdraw(admitted)
+
+    def _serving(self, request: PredictRequest) -> FittedContext:
+        """What answers the request. Raises UnknownModel, NotReady, Draining, TooLarge."""
+        fitted = self.model(request.model).fitted
+        if self._state not in _SERVING:
+            raise Draining("this replica is shutting down; send the request again, another replica will take it")
+        num_rows, max_rows = request.table.num_rows, self.settings.batching.max_request_rows
+        if num_rows > max_rows:
+            raise TooLarge(f"{num_rows} rows in one request; at most {max_rows} are taken, send them in parts")
+        return fitted
 
     def snapshot(self) -> Status:
         """State, models, queue, device and costs of now; also before the start is done, and after the end."""

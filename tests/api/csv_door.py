@@ -29,6 +29,7 @@ class CsvDoor(Door):
     """Numbers only; an empty cell is a missing value."""
 
     prefixes = (_PATH,)
+    decisive_headers = frozenset()
 
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor

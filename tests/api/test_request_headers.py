@@ -109,16 +109,17 @@ async def test_a_request_that_no_idle_server_could_answer_in_time_is_a_422_and_n
     hours = itertools.count(step=3600)
     monkeypatch.setattr("serve.engine.checks.warmup.time", SimpleNamespace(perf_counter=lambda: float(next(hours))))
     predictor = make_predictor()
-    early_refusal = create_app(predictor).early_refusal
+    fast_path = create_app(predictor).fast_path
     async with serving(predictor) as client:
         headers = {"x-request-timeout-ms": "10000"}
         refused = await client.post(FRAUD, json={"records": RECORDS}, headers=headers)
         assert (refused.status_code, refused.json()["code"]) == (422, "deadline_too_short")
         assert "allow more time, or send fewer rows" in refused.json()["detail"]
         assert "retry-after" not in refused.headers
-        early = early_refusal("POST", FRAUD, [(b"x-request-timeout-ms", b"10000"), (b"content-length", b"2")])
+        early = fast_path.begin("POST", FRAUD, [(b"x-request-timeout-ms", b"10000"), (b"content-length", b"2")])
         assert early is not None
-        assert early.status_code == 422
+        assert early.refusal is not None
+        assert early.refusal.status_code == 422
         text = (await client.get("/metrics")).text
         assert 'tabpfn_refused_requests_total{model="fraud",reason="too_short"} 2.0' in text
         assert outcomes(text)["fraud", "deadline_too_short"] == 2

@@ -22,7 +22,7 @@ from serve.api import create_app
 from serve.api.door import RequestHead
 from serve.api.native.door import NativeDoor
 from serve.core import PredictRequest
-from serve.edges.early_refusal_protocol import EarlyRefusalProtocol
+from serve.edges.fast_path_protocol import FastPathProtocol
 from serve.engine.fake import FakeEngine
 from serve.replica.large_requests import SMALL_BYTES
 from serve.replica.predictor import Predictor
@@ -177,7 +177,7 @@ async def test_it_is_refused_early_in_its_own_format(make_predictor: MakePredict
 async def _listening(app: Any) -> AsyncIterator[httpx.AsyncClient]:
     """The app over a real socket, where early refusals are made."""
     port = free_port()
-    protocol = cast(Any, functools.partial(EarlyRefusalProtocol, early_refusal=app.early_refusal))
+    protocol = cast(Any, functools.partial(FastPathProtocol, fast_path=app.fast_path))
     server = uvicorn.Server(
         uvicorn.Config(app, port=port, http=protocol, lifespan="off", log_config=None, loop="none", ws="none")
     )

@@ -28,6 +28,7 @@ class NativeDoor(Door):
     """JSON, decoded and encoded once by msgspec."""
 
     prefixes = ("/v1/",)
+    decisive_headers = frozenset({b"content-type", b"content-encoding"})
 
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor

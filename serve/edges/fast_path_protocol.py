@@ -1,0 +1,130 @@
+"""uvicorn's HTTP protocol, with a fast path for predictions beside ASGI (`api/fast_path.py`).
+
+uvicorn builds a scope, a cycle and a task for each request before it calls the app. A request on the fast path does
+without: its body is collected here, and its answer is written when the batcher hands it out. Every other request is
+uvicorn's, on the same connection.
+
+What is always true:
+- Answers leave in the order of their requests. While one request is unanswered, the next ones are left to uvicorn,
+  which queues them and reads no further.
+- Flow control is left to uvicorn. A caller that reads slowly has its requests served by ASGI, which waits for it.
+- The end of a connection is left to uvicorn too: keep-alive, `Connection: close`, HTTP/1.0, and a shutdown, in which a
+  request that is still arriving gets its answer. For this, `cycle` stands where uvicorn expects the cycle of ASGI.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from starlette.responses import Response
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from serve.api.fast_path import FastPath, FastRequest
+
+
+class _Unheard:
+    """Stands for the event that wakes an ASGI app, where there is none."""
+
+    def set(self) -> None:
+        """Nobody waits."""
+
+
+class _FastCycle:
+    """The state of a request on the fast path, under the names by which uvicorn reads and sets it."""
+
+    message_event = _Unheard()
+
+    def __init__(self) -> None:
+        self.response_complete = True
+        self.disconnected = False
+        self.keep_alive = True
+
+
+class FastPathProtocol(HttpToolsProtocol):
+    """One connection; see the head of the file."""
+
+    def __init__(self, *arguments: Any, fast_path: FastPath, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._fast_path = fast_path
+        self._fast_cycle = _FastCycle()
+        self._request: FastRequest | None = None
+        """The request on the fast path that has no answer yet."""
+        self._is_arriving = False
+        """The parser is within its body."""
+        self._body: list[bytes] = []
+
+    def on_message_begin(self) -> None:
+        # uvicorn's own makes the scope of ASGI, which few requests need: `_begin_ordinary`.
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+
+    def on_headers_complete(self) -> None:
+        if self._is_free():
+            parser = self.parser
+            request = self._fast_path.begin(
+                parser.get_method().decode("ascii"), self.url.decode("latin-1"), self.headers
+            )
+            if request is not None:
+                cycle = self._fast_cycle
+                cycle.response_complete = False
+                cycle.keep_alive = parser.should_keep_alive() and parser.get_http_version() != "1.0"
+                self.cycle = cast(RequestResponseCycle, cycle)
+                self._request, self._is_arriving = request, True
+                return
+        self._begin_ordinary()
+
+    def _begin_ordinary(self) -> None:
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.headers, self.expect_100_continue = url, headers, expects
+        self.scope["headers"] = headers
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if not self._is_arriving:
+            super().on_body(body)
+        elif self._request is not None and self._request.refusal is None:
+            self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        if not self._is_arriving:
+            super().on_message_complete()
+            return
+        self._is_arriving = False
+        parts, self._body = self._body, []
+        request = self._request
+        if request is None:
+            return
+        if request.refusal is not None:
+            self._respond(request.refusal)
+        else:
+            self._fast_path.submit(request, parts[0] if len(parts) == 1 else b"".join(parts), self._respond)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        request, self._request = self._request, None
+        if request is not None:
+            self._fast_path.leave(request)
+        super().connection_lost(exc)
+
+    def _is_free(self) -> bool:
+        """No earlier request of this connection waits for its answer."""
+        has_answered = self.cycle is None or self.cycle.response_complete
+        return has_answered and not self.flow.write_paused and not self.transport.is_closing()
+
+    def _respond(self, response: Response) -> None:
+        self._request = None
+        cycle = self._fast_cycle
+        cycle.response_complete = True
+        transport = self.transport
+        if transport.is_closing():
+            return
+        parts = [STATUS_LINE[response.status_code]]
+        for name, value in (*self.server_state.default_headers, *response.raw_headers):
+            parts += (name, b": ", value, b"\r\n")
+        parts.append(b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n")
+        parts.append(cast(bytes, response.body))
+        transport.write(b"".join(parts))
+        if not cycle.keep_alive:
+            transport.close()
+        self.on_response_complete()
