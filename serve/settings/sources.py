@@ -94,7 +94,9 @@ class ServeOptions(UpOptions):
     num_replicas: int = Field(
         1, ge=1, description="Number of replicas. Each loads every model, and on GPUs each takes one of its own."
     )
-    dashboard: bool = Field(False, description="Start Ray's dashboard, on http://127.0.0.1:8265.")
+    dashboard: bool = Field(
+        False, description="Start Ray's dashboard, on http://127.0.0.1:8265, or the next free port."
+    )
 
     @classmethod
     def _variables(cls, given: dict[str, str | None]) -> dict[str, str | None]:
@@ -169,8 +171,11 @@ def read_config(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         args = content["applications"][0].get("args", {}) if "applications" in content else content
         groups = {group: dict(values or {}) for group, values in args.items() if group in ServerSettings.model_fields}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InvalidSettings(f"cannot read {path}: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise InvalidSettings(f"cannot read {path}: {error.strerror}") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        fault = " ".join(str(error).split()).replace(' in "<unicode string>",', " at")
+        raise InvalidSettings(f"{path} is not YAML in UTF-8: {fault}") from None
     except (TypeError, ValueError, AttributeError, LookupError):
         raise InvalidSettings(f"{path} does not hold settings by group, such as `engine: {{device: cpu}}`") from None
     if unknown := [key for key in args if key not in groups]:

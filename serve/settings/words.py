@@ -17,6 +17,25 @@ from serve.settings.schema import ServerSettings, every_setting
 
 _LIMITS = {Ge: "at least {0.ge}", Gt: "above {0.gt}", Le: "at most {0.le}"}
 
+_EXPECTED = {
+    "greater_than_equal": "must be at least {ge:.10g}",
+    "greater_than": "must be above {gt:.10g}",
+    "less_than_equal": "must be at most {le:.10g}",
+    "finite_number": "must be a finite number",
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "path_type": "must be a path",
+    "tuple_type": "must be a list",
+    "model_type": "must hold keys and values, such as `{{key: value}}`",
+}
+"""What a value must be, by pydantic's kind of error; the braces take the error's limits."""
+
 _PATTERNS = {
     "name": "must be 1 to 64 letters, digits, `.`, `_` or `-`, the first a letter or digit",
     "sha256": "must be 64 hexadecimal digits",
@@ -58,11 +77,15 @@ def in_words(error: ErrorDetails) -> str:
     name = ".".join(map(str, place))
     subject = f"setting {name}" if place[0] in ServerSettings.model_fields else f"option --{name.replace('_', '-')}"
     message = error["msg"].removeprefix("Value error, ")
-    if kind in ("value_error", "missing"):
+    if kind == "missing":
+        return f"{subject}: is missing"
+    if kind == "value_error":
         return f"{subject}: {message}"
     if kind == "string_pattern_mismatch":
         message = _PATTERNS.get(str(place[-1]), message)
-    message = message.replace("Input should", "must").replace("String should", "must").replace("tuple", "list")
+    elif kind in _EXPECTED:
+        message = _EXPECTED[kind].format(**error.get("ctx", {}))
+    message = message.replace("Input should", "must").replace("String should", "must")
     return f"{subject}: {message}, but is {reprlib.repr(error['input'])}"
 
 

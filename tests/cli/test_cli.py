@@ -137,7 +137,7 @@ def test_predictor_imports_without_ray() -> None:
         (["--model", "a=x", "--model-repository", "y"], "setting store: store.models and store.model_repository are"),
         (["--config", "absent.yaml"], "cannot read absent.yaml: "),
         (["--model", "fraud"], "setting store.models.0: 'fraud' is not NAME=URI or NAME=URI@sha256:HEX"),
-        (["--port", "80800"], "option --port: must be less than or equal to 65535"),
+        (["--port", "80800"], "option --port: must be at most 65535"),
         (
             ["--backend", "ours"],
             "setting engine.backend: must be 'compiled' or 'tabpfn', but is 'ours' (given by --back",
@@ -212,7 +212,7 @@ def test_a_command_line_at_fault_ends_with_one_line(
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["serve", "--num-replicas", "0"], "option --num-replicas: must be greater than or equal to 1, but is '0'"),
+        (["serve", "--num-replicas", "0"], "option --num-replicas: must be at least 1, but is '0'"),
         (["serve", "--model-repository", "/absent"], "model repository /absent is not a folder"),
         (["up", "--model-repository", "{tmp_path}"], "model repository {tmp_path} holds no model"),
         (["up", "--model-repository", "/" + "a" * 300], "/" + "a" * 300 + " cannot be read: File name too long"),

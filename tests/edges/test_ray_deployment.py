@@ -192,10 +192,10 @@ def test_serve_config_says_the_defaults() -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ({"batching": {"max_batch_rows": -3}}, r"^setting batching.max_batch_rows: must be greater .*, but is -3$"),
+        ({"batching": {"max_batch_rows": -3}}, r"^setting batching.max_batch_rows: must be at least 1, but is -3$"),
         ({"batching": {"max_batch_row": 3}}, r"^unknown setting `batching.max_batch_row`; did you mean `batching.max_"),
         ({"batchin": {}}, r"^unknown setting `batchin`; did you mean `batching`\?$"),
-        ({"engine": 7}, r"^setting engine: must be a valid dictionary .*, but is 7$"),
+        ({"engine": 7}, r"^setting engine: must hold keys and values, .*, but is 7$"),
     ],
 )
 def test_a_wrong_setting_is_one_line_for_ray_too(args: dict[str, Any], message: str) -> None:

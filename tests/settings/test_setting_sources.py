@@ -113,12 +113,21 @@ def test_an_empty_variable_takes_another_back(monkeypatch: pytest.MonkeyPatch) -
         ("TABPFN_SERVE_DEVICE", "", "TABPFN_SERVE_DEVICE in the environment is no setting"),
         ("TABPFN_SERVE_ENGINE", "{}", "TABPFN_SERVE_ENGINE in the environment is no setting"),
         ("TABPFN_SERVE_STORE_MODELS", "[", "setting store.models: the text is not JSON: "),
-        ("TABPFN_SERVE_STORE_MODELS", "{}", "setting store.models: must be a valid list"),
-        ("TABPFN_SERVE_STORE_MODELS", '[{"name": "a"}]', "setting store.models.0.uri: "),
-        ("TABPFN_SERVE_ENGINE_NUM_THREADS", "many", "setting engine.num_threads: "),
-        ("TABPFN_SERVE_NUM_REPLICAS", "0", "option --num-replicas: must be greater than or equal to 1, but is '0'"),
+        ("TABPFN_SERVE_STORE_MODELS", "{}", "setting store.models: must be a list, but is"),
+        ("TABPFN_SERVE_STORE_MODELS", '[{"name": "a"}]', "setting store.models.0.uri: is missing"),
+        (
+            "TABPFN_SERVE_ENGINE_NUM_THREADS",
+            "many",
+            "setting engine.num_threads: must be a whole number, but is 'many'",
+        ),
+        (
+            "TABPFN_SERVE_BATCHING_MAX_QUEUE_DELAY_MS",
+            "inf",
+            "setting batching.max_queue_delay_ms: must be a finite number",
+        ),
+        ("TABPFN_SERVE_NUM_REPLICAS", "0", "option --num-replicas: must be at least 1, but is '0'"),
         ("TABPFN_SERVE_PORT", "http", "option --port: "),
-        ("TABPFN_SERVE_CONFIG", "absent.yaml", "cannot read absent.yaml: "),
+        ("TABPFN_SERVE_CONFIG", "absent.yaml", "cannot read absent.yaml: No such file or directory"),
     ],
 )
 def test_what_cannot_be_understood_ends_with_one_line(
@@ -149,7 +158,15 @@ def test_what_cannot_be_understood_ends_with_one_line(
         ),
         ("{store: {models: [{name: a b, uri: /a}]}}", "setting store.models.0.name: must be 1 to 64 letters, digits"),
         ("{store: {models: [{name: a, uri: /a, sha256: x}]}}", "setting store.models.0.sha256: must be 64 hexadecimal"),
-        ("{engine: {num_threads: many}}", "setting engine.num_threads: must be a valid integer"),
+        ("{engine: {num_threads: many}}", "setting engine.num_threads: must be a whole number, but is 'many'"),
+        ("{engine: {num_threads: 1.5}}", "setting engine.num_threads: must be a whole number, but is 1.5"),
+        ("{engine: {worker_process: ja}}", "setting engine.worker_process: must be true or false, but is 'ja'"),
+        ("{engine: {parity_tolerance: x}}", "setting engine.parity_tolerance: must be a number, but is 'x'"),
+        ("{batching: {default_timeout_ms: 0}}", "setting batching.default_timeout_ms: must be above 0, but is 0"),
+        ("{batching: {max_batch_rows: 99999}}", "setting batching.max_batch_rows: must be at most 32768, but is 99999"),
+        ("{store: {model_repository: 7}}", "setting store.model_repository: must be a path, but is 7"),
+        ("{store: {models: [7]}}", "setting store.models.0: must hold keys and values, such as `{key: value}`"),
+        ("{metrics: {emf_namespace: 7}}", "setting metrics.emf_namespace: must be text, but is 7"),
         ("{engine: {device: gpu}}", "setting engine.device: 'gpu' is no device; write `cpu`, or one GPU"),
     ],
 )  # fmt: skip
@@ -164,6 +181,16 @@ def test_a_fault_in_the_file_names_its_place_the_file_and_the_nearest_name(
     assert message.startswith(reason)
     assert message.endswith(f"(given in {file})")
     assert "\n" not in message
+
+
+def test_a_file_that_is_no_yaml_says_where(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("engine:\n  device: [cpu\n")
+    with pytest.raises(
+        InvalidSettings, match=r"config.yaml is not YAML in UTF-8: .* at line 2, column 11: .*"
+    ) as refused:
+        settings(config=str(file))
+    assert "unicode string" not in str(refused.value)
 
 
 def test_a_misspelt_variable_is_told_its_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
