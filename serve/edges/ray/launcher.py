@@ -88,7 +88,6 @@ async def _serve(
         lame_duck_s=settings.api.lame_duck_s,
         last_bytes_s=LAST_BYTES_S,
     )
-    _log.info(how_to_look_inside(launch.dashboard))
     watching = asyncio.create_task(_watch(lifecycle, launch.num_replicas))
     try:
         await lifecycle.run(lambda: _announce(on_ready))
@@ -106,13 +105,13 @@ def _announce(on_ready: Callable[[], None]) -> None:
         ) from error
 
 
-def how_to_look_inside(dashboard: bool) -> str:
-    """One line: how to see the state of the application."""
+def how_to_look_inside(dashboard: str | None) -> str:
+    """One line: how to see the state of the application. `dashboard` is HOST:PORT of Ray's dashboard, where it runs."""
     if not dashboard:
         return "to look inside, start with --dashboard: `serve status`, `serve deploy` and Ray's dashboard need it"
     return (
-        "to look inside: export RAY_AUTH_MODE=token, then `serve status`; Ray's dashboard at http://127.0.0.1:8265 "
-        "asks for the token, the content of ~/.ray/auth_token"
+        f"to look inside: export RAY_AUTH_MODE=token RAY_DASHBOARD_ADDRESS=http://{dashboard}, then `serve status`; "
+        "Ray's dashboard, at that address, asks for the token, the content of ~/.ray/auth_token"
     )
 
 
@@ -155,7 +154,7 @@ def _start(settings: ServerSettings, launch: Launch, *, listens_itself: bool) ->
 def _start_ray(settings: ServerSettings, launch: Launch) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     with _starting_ray():
-        ray.init(
+        started = ray.init(
             address="local",
             num_cpus=max(len(os.sched_getaffinity(0)), launch.num_replicas),
             include_dashboard=launch.dashboard,
@@ -164,6 +163,8 @@ def _start_ray(settings: ServerSettings, launch: Launch) -> None:
             log_to_driver=False,
             configure_logging=False,
         )
+    # Ray takes the next free port where another process has 8265.
+    _log.info(how_to_look_inside(started.dashboard_url))
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # Ray's own prints a stack
     num_gpus = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
