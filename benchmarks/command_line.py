@@ -75,6 +75,14 @@ def positive(text: str) -> int:
     return number
 
 
+def existing_file(text: str) -> Path:
+    """The path of a file that is there, for `type=`."""
+    path = Path(text)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text}")
+    return path
+
+
 def read_run(path: Path) -> dict[str, Any]:
     """A run from its JSON. Raises ValueError that names the file and says what to do."""
     try:

@@ -7,13 +7,13 @@ corrects its answers to them.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 
+from benchmarks.command_line import command_parser, existing_file
 from serve.core import ColumnKind, Scalar, Task
 from serve.store import write_model
 from serve.store.folder import EMBEDDED
@@ -79,8 +79,10 @@ def record(row: pd.Series) -> dict[str, Scalar]:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, help="a checkpoint to copy into the package first")
+    parser = command_parser("training.demo", __doc__)
+    parser.add_argument(
+        "--checkpoint", type=existing_file, metavar="FILE", help="a checkpoint to copy into the package first"
+    )
     arguments = parser.parse_args()
     if arguments.checkpoint is not None:
         CHECKPOINT.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,6 @@ Simulated cards are split by time, have other seeds than the demo model, and are
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from tabpfn import TabPFNClassifier
 
+from benchmarks.command_line import command_parser, existing_file, positive
 from benchmarks.machine import envelope, write_json
 from serve.store.folder import EMBEDDED
 from training.cards import CATEGORICAL, FEATURES, TARGET, sample_context, simulate, split_by_time
@@ -39,6 +39,7 @@ from training.cards import CATEGORICAL, FEATURES, TARGET, sample_context, simula
 MAX_CONTEXT_ROWS = 1_000
 BASELINES = ("logistic regression", "random forest", "gradient boosting")
 TABPFN = "this checkpoint"
+DATA_SETS = ("breast_cancer", "wine", "diabetes", "digits", "cards")
 
 
 @dataclass(frozen=True)
@@ -181,18 +182,25 @@ def results(scores: dict[str, dict[str, list[float]]]) -> Iterator[dict[str, Any
 
 def main() -> None:
     """The command. Exits with 1 if the checkpoint falls short."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, default=EMBEDDED / "checkpoints" / "demo-v3.5.safetensors")
-    parser.add_argument("--splits", type=int, default=5, help="splits of each data set")
-    parser.add_argument("--json", type=Path, help="write the scores of all splits to this file")
-    parser.add_argument("--only", nargs="*", help="names of data sets; without this option all, and the judgement")
+    parser = command_parser("training.evaluate", __doc__)
+    embedded = EMBEDDED / "checkpoints" / "demo-v3.5.safetensors"
+    parser.add_argument(
+        "--checkpoint", type=existing_file, metavar="FILE", help="to evaluate; without this option the package's own"
+    )
+    parser.add_argument("--splits", type=positive, default=5, metavar="N", help="splits of each data set")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores of all splits to this file")
+    parser.add_argument(
+        "--only", nargs="+", choices=DATA_SETS, metavar="NAME",
+        help=f"data sets, of {', '.join(DATA_SETS)}; without this option all, and whether the checkpoint falls short",
+    )  # fmt: skip
     arguments = parser.parse_args()
+    checkpoint = (arguments.checkpoint or embedded).resolve()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    scores = evaluate(arguments.checkpoint.resolve(), arguments.splits, arguments.only)
+    scores = evaluate(checkpoint, arguments.splits, arguments.only)
     print_table(scores)
     if arguments.json:
-        config = {"checkpoint": arguments.checkpoint, "splits": arguments.splits}
+        config = {"checkpoint": checkpoint, "splits": arguments.splits}
         write_json(envelope("training-evaluate", config, list(results(scores))), arguments.json)
     if not arguments.only:
         found = shortfalls(scores)

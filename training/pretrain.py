@@ -20,7 +20,6 @@ The tables of a step depend only on the seed, the number of the step and the wor
 
 from __future__ import annotations
 
-import argparse
 import json
 import socket
 import time
@@ -33,6 +32,7 @@ import torch
 from torch import distributed, multiprocessing, nn
 from torch.nn import functional
 
+from benchmarks.command_line import command_parser, existing_file
 from serve.core.files import atomic_write
 from training.checkpoint import build_network, load_weights, save_checkpoint
 from training.prior import BASIC_WEIGHTS, FINAL_WEIGHTS, FULL_WEIGHTS, Table, sample_table
@@ -209,16 +209,20 @@ def _restore(path: Path, network: nn.Module, optimizers: list[torch.optim.Optimi
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("training.pretrain", __doc__)
     parser.add_argument("--out", type=Path, default=Path("training/out/demo-v3.5.safetensors"), help="the checkpoint")
     parser.add_argument("--steps", type=int, default=8_000, help="the last step of the schedule")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1, help="of weights and tables")
     parser.add_argument(
         "--workers", type=int, default=2, help="processes; each draws its own tables, so the result depends on it"
     )
     parser.add_argument("--threads", type=int, default=1, help="threads of torch in each process")
-    parser.add_argument("--resume", type=Path, help="the .resume.pt file of an interrupted run")
-    parser.add_argument("--start-from", type=Path, help="a checkpoint whose weights are the first weights")
+    parser.add_argument(
+        "--resume", type=existing_file, metavar="FILE", help="the .resume.pt file of an interrupted run"
+    )
+    parser.add_argument(
+        "--start-from", type=existing_file, metavar="FILE", help="a checkpoint whose weights are the first weights"
+    )
     arguments = parser.parse_args()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:

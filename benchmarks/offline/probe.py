@@ -250,6 +250,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--budget", type=float, default=150, metavar="S", help="no model starts after so many seconds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found, after every model")
     given = parser.parse_args(arguments)
+    if given.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(
+            f"torch {torch.__version__} sees no GPU on this machine: pass --device cpu --small, or run it on one"
+        )
     max_rows = min(given.max_rows, 8) if given.small else given.max_rows
     run = probe(given.device, max_rows, given.small, given.budget, given.json)
     return int(any("error" in facts for facts in run["results"]))

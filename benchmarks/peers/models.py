@@ -15,7 +15,7 @@ import itertools
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,7 +32,6 @@ Records = Sequence[Mapping[str, Any]]
 Probabilities = list[list[float]]
 Predict = Callable[[Records], Probabilities]
 PredictAll = Callable[[Sequence[Records]], list[Probabilities]]
-Kind = Literal["tabpfn-uncached", "tabpfn", "tabpfn-float32", "compiled", "gpu-like"]
 
 _WARM_UP_ROWS = (64, 8, 1)
 

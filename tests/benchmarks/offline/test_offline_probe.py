@@ -64,3 +64,11 @@ def test_a_cpu_tells_what_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     run = json.loads((tmp_path / "probe.json").read_text(encoding="utf-8"))
     assert [set(facts["rows_1"]) for facts in run["results"]] == [{"predict_ms"}] * 2
     assert run["gpu"] is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_machine_without_a_gpu_is_told_so_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "sees no GPU on this machine: pass --device cpu --small" in line
