@@ -89,7 +89,9 @@ class Metrics:
             "Share of the driver's last sample period in which the GPU computed, by all processes.",
             "device",
         )
-        self.ready = self._gauge("ready", "1 once every model is warmed up; 0 before, and from the drain on.")
+        self.ready = self._gauge(
+            "ready", "1 once every model is warmed up; 0 before, and from the lame duck or drain on."
+        )
         self.model_info = self._gauge(
             "model_info", "1 for each served model.", "model", "version", "checkpoint", "device", "backend"
         )
