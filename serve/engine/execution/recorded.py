@@ -32,6 +32,9 @@ _TRACED_S = 0.1
 """A plain call that takes more processor time is not traced: a trace would save less than a tenth of the call, and
 making it costs several calls."""
 
+_OF_ONEDNN = ("Unsupported value kind: Tensor", "unsupported input list type: Scalar")
+"""How torch says that a trace cannot hold weights that are packed for oneDNN, or a product by oneDNN's own operator."""
+
 _WARM_UPS = 3
 """Runs before a recording: cuBLAS and the allocator choose their methods in the first ones."""
 
@@ -154,8 +157,10 @@ class TracedCompute:
             try:
                 traced: Any = torch.jit.trace(self._call, tuple(inputs), check_trace=False)  # type: ignore[no-untyped-call]
             except RuntimeError as error:
-                # A trace cannot hold weights that are packed for oneDNN. Any other fault shows in the plain call, too.
+                # Products by oneDNN gain more than a trace would, so their lack of a trace is no fault. Any other fault
+                # shows in the plain call, too.
                 num_rows, reason = inputs[0].shape[1], str(error).strip().partition("\n")[0]
-                _log.warning("a forward pass of %d rows runs without a trace, which is slower: %s", num_rows, reason)
+                level = logging.DEBUG if reason.startswith(_OF_ONEDNN) else logging.WARNING
+                _log.log(level, "a forward pass of %d rows runs without a trace: %s", num_rows, reason)
                 return self._call
         return cast(Callable[..., torch.Tensor], traced)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import pytest
@@ -10,6 +11,7 @@ from pretend_cuda import Launch, pretend_cuda
 
 from serve.engine.execution import recorded as graphs
 from serve.engine.execution.recorded import RecordedCompute, TracedCompute
+from serve.engine.forward import products
 from serve.engine.forward.products import Product
 
 
@@ -56,17 +58,40 @@ def test_what_is_slow_is_not_traced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN packs nothing")
-def test_what_cannot_be_traced_is_called_plainly_and_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """A trace cannot hold weights that are packed for oneDNN."""
-    product = Product(torch.randn(512, 600))
-    assert product.packed
-    x = torch.randn(1, 3, 600)
+@pytest.mark.parametrize(("shape", "num_rows"), [((512, 600), 3), ((64, 192), 4_096)], ids=["packed", "many rows"])
+def test_products_by_onednn_are_called_plainly_without_a_warning(
+    shape: tuple[int, int], num_rows: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A trace cannot hold them, and an operator can do nothing about it."""
+    monkeypatch.setattr(graphs, "_TRACED_S", 60.0)  # on a busy machine, too, a trace is tried
+    monkeypatch.setattr(products, "has_amx", lambda: False)
+    product = Product(torch.randn(shape))
+    assert product.packed == (num_rows == 3)
+    x = torch.randn(1, num_rows, shape[1])
     traced = TracedCompute(lambda inputs: product(inputs[0]))
-    with torch.inference_mode():
+    with caplog.at_level(logging.DEBUG, graphs.__name__), torch.inference_mode():
         for given in (x, x + 1, x):
             torch.testing.assert_close(traced([given]), product(given), rtol=0, atol=0)
-    [line] = caplog.messages
-    assert line.startswith("a forward pass of 3 rows runs without a trace, which is slower: ")
+    [record] = caplog.records
+    assert record.levelno == logging.DEBUG
+    assert record.getMessage().startswith(f"a forward pass of {num_rows} rows runs without a trace: ")
+
+
+def test_what_else_cannot_be_traced_is_called_plainly_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(graphs, "_TRACED_S", 60.0)
+
+    def compute(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        if torch.jit.is_tracing():
+            raise RuntimeError("an operator of tomorrow")
+        return inputs[0] + 1
+
+    x = torch.randn(1, 3, 2)
+    traced = TracedCompute(compute)
+    for _ in range(2):
+        torch.testing.assert_close(traced([x]), x + 1, rtol=0, atol=0)
+    assert caplog.messages == ["a forward pass of 3 rows runs without a trace: an operator of tomorrow"]
 
 
 # --- CUDA graphs
