@@ -8,13 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from serve.edges.ray import environment, replica_log
+from serve.edges.ray import replica_log
 from serve.edges.ray.replica_watch import ReplicaWatch, replicas_in
+from serve.telemetry.launcher_log import LOG_PIPE, PACKAGE, REPLICA_NAME, write_to_launcher
 
 
 @pytest.fixture(autouse=True)
 def _logger() -> Iterator[None]:
-    logger = logging.getLogger(replica_log.PACKAGE)
+    logger = logging.getLogger(PACKAGE)
     handlers, level = list(logger.handlers), logger.level
     yield
     logger.handlers[:] = handlers
@@ -22,9 +23,9 @@ def _logger() -> Iterator[None]:
 
 
 def test_a_replicas_lines_come_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    logging.getLogger(replica_log.PACKAGE).setLevel(logging.INFO)
+    logging.getLogger(PACKAGE).setLevel(logging.INFO)
     with replica_log.forwarding() as variables:
-        replica_log.write_to_launcher(variables, "r1")
+        write_to_launcher({**variables, REPLICA_NAME: "r1"})
         logging.getLogger("serve.replica.predictor").info("loading model %s\nsecond line", "fraud")
         logging.getLogger("serve.replica.predictor").debug("not at this level")
         logging.getLogger("serve.replica.predictor").info("x" * 10_000)
@@ -38,7 +39,7 @@ def test_a_full_pipe_holds_up_no_replica(tmp_path: Path) -> None:
     path = tmp_path / "log"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDWR)
-    replica_log.write_to_launcher({environment.REPLICA_LOG: f"{logging.INFO}:{path}"}, "r1")
+    write_to_launcher({LOG_PIPE: f"{logging.INFO}:{path}", REPLICA_NAME: "r1"})
     for _ in range(1_000):
         logging.getLogger("serve.replica").info("y" * 4_000)
     assert os.read(reader, 30)
@@ -46,9 +47,9 @@ def test_a_full_pipe_holds_up_no_replica(tmp_path: Path) -> None:
 
 
 def test_a_launcher_that_is_gone_is_no_error(tmp_path: Path) -> None:
-    replica_log.write_to_launcher({}, "r1")
-    replica_log.write_to_launcher({environment.REPLICA_LOG: f"{logging.INFO}:{tmp_path / 'absent'}"}, "r1")
-    assert not logging.getLogger(replica_log.PACKAGE).handlers
+    write_to_launcher({})
+    write_to_launcher({LOG_PIPE: f"{logging.INFO}:{tmp_path / 'absent'}"})
+    assert not logging.getLogger(PACKAGE).handlers
 
 
 def test_a_death_and_its_replacement_are_one_line_each() -> None:

@@ -36,9 +36,10 @@ from ray.serve.handle import DeploymentHandle
 from serve.api import App, create_app
 from serve.core import ServerState
 from serve.core.errors import StartupError
-from serve.edges.ray import environment, replica_log
+from serve.edges.ray import environment
 from serve.settings import InvalidSettings, ServerSettings
 from serve.settings.sources import read_settings
+from serve.telemetry import launcher_log
 from serve.telemetry.federation import merge
 
 APP_NAME = "tabpfn-serve"
@@ -68,7 +69,8 @@ class TabPFNDeployment:
         from serve.replica.lifecycle import lifecycle_of
 
         self._name = serve.get_replica_context().replica_id.unique_id
-        replica_log.write_to_launcher(os.environ, self._name)
+        os.environ[launcher_log.REPLICA_NAME] = self._name  # the engine's worker inherits it
+        launcher_log.write_to_launcher(os.environ)
         _keep_to_loopback()
         self._predictor = assemble(_with_launchers_output(settings))
         listeners = [] if address is None else [EmbeddedServer.at(self._predictor, *address)]

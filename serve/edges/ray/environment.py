@@ -10,8 +10,6 @@ from collections.abc import Mapping, MutableMapping
 
 LONE_REPLICA = "TABPFN_LONE_REPLICA"
 """Set where the only replica listens itself, so that no other application can replace it."""
-REPLICA_LOG = "TABPFN_REPLICA_LOG"
-"""`LEVEL:PATH` of the pipe to which replicas write their log."""
 LAUNCHER_OUTPUT = "TABPFN_LAUNCHER_OUTPUT"
 """Path of the launcher's standard output."""
 

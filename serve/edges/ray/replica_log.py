@@ -1,11 +1,9 @@
 """The log of the replicas on the launcher's standard error, as `tabpfn-serve up` has it on its own.
 
 Ray writes the output of a replica to files. So the launcher opens a named pipe in a private folder and copies its
-lines, and each replica writes its log to that pipe. Ray's processes inherit the environment of the launcher, and with
-it the pipe's path and the log level; a replica that Ray starts later finds the same pipe.
-
-A line is one write of at most `PIPE_BUF` bytes, so lines of several replicas never mix. A replica never waits for the
-pipe: where it is full, or where its reader is gone, the line is dropped.
+lines. Each replica and each worker writes its log to that pipe (`telemetry/launcher_log.py`). Ray's processes inherit
+the environment of the launcher, and with it the pipe's path and the log level; a replica that Ray starts later finds
+the same pipe.
 """
 
 from __future__ import annotations
@@ -19,13 +17,9 @@ import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from serve.edges.ray import environment
+from serve.telemetry.launcher_log import LOG_PIPE, PACKAGE
 
-_MAX_LINE_BYTES = 4096
 _END = b"\0\n"
-
-PACKAGE = "serve"
-"""The logger whose records are forwarded: that of this package, not Ray's."""
 
 
 @contextlib.contextmanager
@@ -39,7 +33,7 @@ def forwarding() -> Iterator[Mapping[str, str]]:
         thread.start()
         level = logging.getLogger(PACKAGE).getEffectiveLevel()
         try:
-            yield {environment.REPLICA_LOG: f"{level}:{path}"}
+            yield {LOG_PIPE: f"{level}:{path}"}
         finally:
             os.write(pipe, _END)
             thread.join()
@@ -51,30 +45,3 @@ def _copy(pipe: int) -> None:
         for line in iter(lines.readline, _END):
             sys.stderr.write(line.decode(errors="replace"))
             sys.stderr.flush()
-
-
-def write_to_launcher(variables: Mapping[str, str], replica: str) -> None:
-    """Add the launcher's pipe to the loggers of this process, where `variables` name one."""
-    level, _, path = variables.get(environment.REPLICA_LOG, "").partition(":")
-    if not path:
-        return
-    try:
-        pipe = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
-    except OSError:
-        return  # the launcher is gone, and Ray ends this process too
-    handler = _PipeHandler(pipe)
-    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s %(name)s (replica {replica}): %(message)s"))
-    logger = logging.getLogger(PACKAGE)
-    logger.addHandler(handler)
-    logger.setLevel(int(level))
-
-
-class _PipeHandler(logging.Handler):
-    def __init__(self, pipe: int) -> None:
-        super().__init__()
-        self._pipe = pipe
-
-    def emit(self, record: logging.LogRecord) -> None:
-        for line in self.format(record).splitlines():
-            with contextlib.suppress(OSError):
-                os.write(self._pipe, line.encode(errors="replace")[: _MAX_LINE_BYTES - 1] + b"\n")

@@ -40,8 +40,9 @@ from serve.engine.worker.messages import (
 )
 from serve.engine.worker.shared_rows import SharedRows
 from serve.settings import EngineSettings
+from serve.telemetry.launcher_log import write_to_launcher
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("serve.engine.worker.server")  # this module is `__main__` where it runs
 
 _NICENESS = 5
 """How far this process yields to the one that reads requests: to a quarter of a core that both want.
@@ -63,6 +64,7 @@ def run(make_engine: MakeEngine) -> None:
     os.nice(_NICENESS)  # before there are threads, which inherit it
     fd, level, rows_fd = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    write_to_launcher(os.environ)
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, signal.SIG_IGN)
     os.set_inheritable(fd, False)  # a process that the engine starts must not hold the connection open
