@@ -49,13 +49,13 @@ def run(options: argparse.Namespace) -> None:
         StartupError: the start failed.
         DeviceLost: the engine ended while the server ran.
     """
-    told = load(ServeOptions if options.command == "serve" else UpOptions, given(options))
-    logging.getLogger().setLevel(told.log_level.upper())
-    preflight.check(told.settings)
-    if isinstance(told, ServeOptions):
-        _serve(told)
+    loaded = load(ServeOptions if options.command == "serve" else UpOptions, given(options))
+    logging.getLogger().setLevel(loaded.log_level.upper())
+    preflight.check(loaded.settings)
+    if isinstance(loaded, ServeOptions):
+        _serve(loaded)
     else:
-        _up(told)
+        _up(loaded)
 
 
 def _up(options: UpOptions) -> None:

@@ -172,7 +172,7 @@ def config() -> Any:
     return yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
 
 
-def test_serve_config_is_valid_for_ray_and_for_us() -> None:
+def test_serve_config_is_valid_for_ray_and_for_the_server() -> None:
     from ray.serve.schema import ServeDeploySchema
 
     from serve.edges.ray import deployment as app
@@ -205,7 +205,7 @@ def test_a_wrong_setting_is_one_line_for_ray_too(args: dict[str, Any], message: 
         app.build(args)
 
 
-def test_limits_of_ray_lie_outside_of_ours() -> None:
+def test_limits_of_ray_are_wider_than_those_of_the_server() -> None:
     from serve.edges.ray import deployment as app
 
     (application,) = config()["applications"]

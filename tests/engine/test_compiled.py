@@ -29,7 +29,7 @@ def answers(engine: TabPFNEngine, context: TabPFNContext) -> np.ndarray:
 
 @pytest.mark.parametrize("task", list(Task))
 @pytest.mark.parametrize("architecture", ["tabpfn_v2", "tabpfn_v2_5", "tabpfn_v2_6", "tabpfn_v3"])
-def test_every_architecture_is_answered_by_ours(
+def test_every_architecture_is_answered_by_the_compiled_backend(
     engine: TabPFNEngine, tmp_path: Path, architecture: str, task: Task
 ) -> None:
     """With the released recipes, whose fingerprints tabpfn draws anew in a batch: so it is asked row by row."""
