@@ -164,7 +164,8 @@ def _start_ray(settings: ServerSettings, launch: Launch) -> None:
             configure_logging=False,
         )
     # Ray takes the next free port where another process has 8265.
-    _log.info(how_to_look_inside(started.dashboard_url))
+    # Whoever asked for the dashboard is told at the default level.
+    _log.log(logging.WARNING if launch.dashboard else logging.INFO, how_to_look_inside(started.dashboard_url))
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # Ray's own prints a stack
     num_gpus = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
