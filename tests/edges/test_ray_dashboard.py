@@ -35,7 +35,7 @@ def test_the_launcher_names_the_address_that_the_dashboard_has_and_the_models_th
         assert line, said
         said += line
     assert re.search(r"\(replica \w+\): loading model fraud version 1", said)
-    hint = r"WARNING \S+launcher: to look inside: export RAY_AUTH_MODE=token RAY_DASHBOARD_ADDRESS=(http://\S+:(\d+)), then"
+    hint = r"WARNING \S+: to look inside: export RAY_AUTH_MODE=token RAY_DASHBOARD_ADDRESS=(http://\S+:(\d+)), then"
     found = re.search(hint, said)
     assert found, said
     assert int(found[2]) != RAYS_PORT
