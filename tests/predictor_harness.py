@@ -18,7 +18,7 @@ from serve.core import (
 )
 from serve.engine.fake import FakeEngine
 from serve.replica.predictor import Predictor
-from serve.settings import BatchingSettings, EngineSettings, ServerSettings
+from serve.settings import ApiSettings, BatchingSettings, EngineSettings, ServerSettings
 from serve.telemetry.telemetry import Telemetry
 
 RECORD = {"amount": 3.0}
@@ -45,10 +45,12 @@ def make(
     engine: FakeEngine | None = None,
     store: OneModel | None = None,
     batching: dict[str, float] | None = None,
+    api: dict[str, float] | None = None,
     **engine_settings: float,
 ) -> Predictor:
     settings = ServerSettings(
         batching=BatchingSettings.model_validate({"max_batch_rows": 8, **(batching or {})}),
+        api=ApiSettings.model_validate(api or {}),
         engine=EngineSettings.model_validate(engine_settings),
     )
     return Predictor(store or OneModel(), engine or FakeEngine(), settings, Telemetry())

@@ -23,11 +23,11 @@ from serve.edges.uvicorn_server import EmbeddedServer
 from serve.replica.factory import assemble
 from serve.settings import EngineSettings, ServerSettings
 
-MAX_FILES = 22
+MAX_FILES = 23
 MAX_WORKER_FILES = 10
 SERVE = Path(serve.__file__).parent
 
-BACKGROUND = {"observe_lag", "on_tick", "_watch"}
+BACKGROUND = {"observe_lag", "on_tick", "sweep_forever", "_watch"}
 """Functions that timers call, whether or not a request comes."""
 
 

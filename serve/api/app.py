@@ -30,8 +30,10 @@ from serve.api.operators.docs import DocsRoutes
 from serve.api.operators.health import HealthRoutes, RenderMetrics
 from serve.api.operators.status import StatusRoutes
 from serve.api.predictions import Predictions
+from serve.api.request_headers import REQUEST_ID_HEADER
 from serve.api.routes import RouteGroup
 from serve.api.statuses import CALLER_ERRORS
+from serve.core.errors import ServeError
 from serve.replica.lifecycle import ReplicaLifecycle, lifecycle_of
 from serve.replica.predictor import Predictor
 
@@ -64,6 +66,12 @@ class App(Starlette):
         predictions = Predictions(predictor, doors, routed, answers_request_id=answers_request_id)
         self.fast_path = FastPath(predictor, predictions, doors)
         self.middleware_stack = predictions  # instead of Starlette's own, which it builds at the first request
+
+    def render_unrouted(self, error: ServeError, request_id: str) -> Response:
+        """The response to an error that the server around the app found, before there was a request for the app."""
+        response = self._doors[0].render(error, request_id)
+        response.headers[REQUEST_ID_HEADER] = request_id
+        return response
 
     async def _render_routed(self, request: Request, error: Exception) -> Response:
         """The response to an error of the router or of a handler."""

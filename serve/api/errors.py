@@ -13,6 +13,30 @@ class InvalidHeader(ServeError):
     code = "invalid_header"
 
 
+class InvalidRequest(ServeError):
+    """What arrived is not a request of HTTP/1.1, or none that can be served."""
+
+    code = "invalid_request"
+
+
+class HeadersTooLarge(ServeError):
+    """Request line and headers have more bytes or headers than allowed."""
+
+    code = "headers_too_large"
+
+
+class RequestTimeout(ServeError):
+    """The request did not arrive in time."""
+
+    code = "request_timeout"
+
+
+class TooManyConnections(ServeError):
+    """The server has as many open connections as it takes."""
+
+    code = "too_many_connections"
+
+
 class InvalidJson(ServeError):
     """The body is not JSON in UTF-8."""
 

@@ -15,7 +15,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from serve.api.errors import InvalidHeader, InvalidJson, MethodNotAllowed, UnknownRoute, UnsupportedMediaType
+from serve.api.errors import (
+    HeadersTooLarge,
+    InvalidHeader,
+    InvalidJson,
+    InvalidRequest,
+    MethodNotAllowed,
+    RequestTimeout,
+    TooManyConnections,
+    UnknownRoute,
+    UnsupportedMediaType,
+)
 from serve.core.errors import (
     DeadlineExceeded,
     DeadlineTooShort,
@@ -52,9 +62,11 @@ class Status(NamedTuple):
 STATUSES: Mapping[type[ServeError], Status] = {
     InvalidHeader: Status(400, GrpcStatus.INVALID_ARGUMENT),
     InvalidJson: Status(400, GrpcStatus.INVALID_ARGUMENT),
+    InvalidRequest: Status(400, GrpcStatus.INVALID_ARGUMENT),
     UnknownModel: Status(404, GrpcStatus.NOT_FOUND),
     UnknownRoute: Status(404, GrpcStatus.UNIMPLEMENTED),
     MethodNotAllowed: Status(405, GrpcStatus.UNIMPLEMENTED),
+    RequestTimeout: Status(408, GrpcStatus.DEADLINE_EXCEEDED),
     # Not RESOURCE_EXHAUSTED: clients repeat a call with that status, and a repetition cannot help here.
     TooLarge: Status(413, GrpcStatus.INVALID_ARGUMENT),
     UnsupportedMediaType: Status(415, GrpcStatus.INVALID_ARGUMENT),
@@ -62,9 +74,11 @@ STATUSES: Mapping[type[ServeError], Status] = {
     # Not DEADLINE_EXCEEDED: no time has passed, and a repetition cannot help.
     DeadlineTooShort: Status(422, GrpcStatus.INVALID_ARGUMENT),
     Overloaded: Status(429, GrpcStatus.RESOURCE_EXHAUSTED),
+    HeadersTooLarge: Status(431, GrpcStatus.INVALID_ARGUMENT),
     EngineError: Status(500, GrpcStatus.INTERNAL),
     NotReady: Status(503, GrpcStatus.UNAVAILABLE),
     Draining: Status(503, GrpcStatus.UNAVAILABLE),
+    TooManyConnections: Status(503, GrpcStatus.UNAVAILABLE),
     DeadlineExceeded: Status(504, GrpcStatus.DEADLINE_EXCEEDED),
 }
 CALLER_ERRORS = tuple(STATUSES)
@@ -118,4 +132,4 @@ def _known_error(error: ServeError, status: Status) -> PublicError:
 def _retry_after_s(error: ServeError) -> int | None:
     if isinstance(error, Overloaded):
         return max(1, math.ceil(error.retry_after_s))
-    return 1 if isinstance(error, (NotReady, Draining)) else None
+    return 1 if isinstance(error, (NotReady, Draining, TooManyConnections)) else None

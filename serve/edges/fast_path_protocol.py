@@ -17,9 +17,10 @@ from __future__ import annotations
 from typing import Any, cast
 
 from starlette.responses import Response
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from serve.api.fast_path import FastPath, FastRequest
+from serve.edges.guarded_protocol import GuardedProtocol
 
 
 class _Unheard:
@@ -33,6 +34,8 @@ class _FastCycle:
     """The state of a request on the fast path, under the names by which uvicorn reads and sets it."""
 
     message_event = _Unheard()
+    body = b""
+    response_started = False
 
     def __init__(self) -> None:
         self.response_complete = True
@@ -40,7 +43,7 @@ class _FastCycle:
         self.keep_alive = True
 
 
-class FastPathProtocol(HttpToolsProtocol):
+class FastPathProtocol(GuardedProtocol):
     """One connection; see the head of the file."""
 
     def __init__(self, *arguments: Any, fast_path: FastPath, **options: Any) -> None:

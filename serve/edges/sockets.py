@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 
 from serve.core.errors import StartupError
+
+_INFINITE = 2**31
 
 
 def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
@@ -27,3 +30,11 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
         reason = getattr(error, "strerror", None) or error
         raise StartupError(f"cannot listen on {host} port {port}: {reason}") from None
     return sock
+
+
+def permit_open_files() -> int:
+    """Raise this process's limit of open files as far as the system permits, and return it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard if hard != resource.RLIM_INFINITY else _INFINITE

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import math
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -26,12 +26,18 @@ import uvloop
 
 from serve.api import App, create_app
 from serve.core.errors import StartupError
+from serve.edges.connection_guard import ConnectionGuard
 from serve.edges.fast_path_protocol import FastPathProtocol
-from serve.edges.sockets import bind
+from serve.edges.sockets import bind, permit_open_files
 from serve.replica.factory import assemble
-from serve.replica.lifecycle import StoppedBeforeReady, lifecycle_of
+from serve.replica.lifecycle import GRACE_S, StoppedBeforeReady, lifecycle_of
 from serve.replica.predictor import Predictor
 from serve.settings import ServerSettings
+
+_OTHER_FILES = 256
+"""Open files that are no connections: models, the worker, logs, callers that are told of the limit."""
+
+_log = logging.getLogger(__name__)
 
 
 def run(settings: ServerSettings, sock: socket.socket, on_ready: Callable[[Predictor], None]) -> None:
@@ -64,6 +70,7 @@ class EmbeddedServer:
         self._predictor = predictor
         self._take_socket = take_socket
         self._server: _Server | None = None
+        self._guard: ConnectionGuard | None = None
         self._serving: asyncio.Task[None] | None = None
 
     @classmethod
@@ -85,16 +92,26 @@ class EmbeddedServer:
     async def open(self) -> None:
         """Listen. Raises StartupError where the address cannot be had."""
         app = create_app(self._predictor)  # its lifespan is not entered: the lifecycle above starts and stops
-        server = _Server(_config(app, self._predictor.settings))
+        guard = _guard(app, self._predictor)
+        server = _Server(_config(app, guard))
+        guard.watch(cast(Any, server.server_state.connections))
         self._serving = asyncio.create_task(server.serve(sockets=[self._take_socket()]), name="uvicorn")
-        self._server = server
+        sweeping = asyncio.create_task(guard.sweep_forever(), name="connection-guard")
+        self._serving.add_done_callback(lambda _: sweeping.cancel())
+        self._server, self._guard = server, guard
         if not await _is_first(server.is_listening, self._serving):
             raise StartupError("the HTTP server ended before it listened") from self._serving.exception()
 
     async def close(self) -> None:
-        """Accept no more connections, close the idle ones, and each busy one after its answer."""
-        if self._server is not None and self._serving is not None:
+        """Accept no more connections, close the idle ones, and each busy one after its answer.
+
+        A request that has not arrived in full within the lifecycle's grace is refused with `draining`.
+        """
+        if self._server is not None and self._serving is not None and self._guard is not None:
             self._server.should_exit = True
+            if not self._guard.is_stopping:
+                self._guard.is_stopping = True
+                asyncio.get_running_loop().call_later(GRACE_S, self._guard.end_uploads)
             await _is_first(self._server.has_closed, self._serving)
 
     async def wait_empty(self) -> None:
@@ -141,17 +158,29 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _config(app: App, settings: ServerSettings) -> uvicorn.Config:
+def _guard(app: App, predictor: Predictor) -> ConnectionGuard:
+    settings = predictor.settings.api
+    permitted = max(1, permit_open_files() - _OTHER_FILES)
+    if permitted < settings.max_connections:
+        _log.warning(
+            "api.max_connections is %d, and the system permits %d (`ulimit -Hn`): that is the limit now",
+            settings.max_connections,
+            permitted,
+        )
+    limit = min(permitted, settings.max_connections)
+    return ConnectionGuard(settings, predictor.recorder, app.render_unrouted, max_connections=limit)
+
+
+def _config(app: App, guard: ConnectionGuard) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="none",
-        http=cast(Any, functools.partial(FastPathProtocol, fast_path=app.fast_path)),
+        http=cast(Any, functools.partial(FastPathProtocol, fast_path=app.fast_path, guard=guard)),
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,  # the address of the caller is used nowhere
-        timeout_keep_alive=math.ceil(settings.api.keep_alive_s),
         timeout_graceful_shutdown=None,  # the lifecycle has the time, and cuts what is left
     )

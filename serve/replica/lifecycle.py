@@ -9,7 +9,8 @@ The stop takes these steps, in this order:
 1. Lame duck, for `lame_duck_s`: readiness fails, and every request is still served. This step is for load balancers
    that learn of a stop only from the readiness check. It is skipped where `lame_duck_s` is 0.
 2. Close the listeners: no new connection is accepted, idle connections are closed, each busy one after its answer.
-3. Requests that are inside are served as before, for at most `GRACE_S`. Nearly always all are answered by then.
+3. Requests that are inside are served as before, for at most `GRACE_S`. Nearly always all are answered by then. At its
+   end uvicorn's listener refuses those that have not arrived in full, so that no stalled upload holds the stop.
 4. Drain: a request that arrives in full only now gets 503. Every admitted request is answered, within the drain
    timeout of what is served.
 5. Close what is served: the requests that the drain left get 503 too, and the engine ends.

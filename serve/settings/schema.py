@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic.fields import FieldInfo
 
 from serve.core import DEVICE_PATTERN
+from serve.settings.api_group import ApiSettings
+from serve.settings.group import Group
 from serve.settings.model_source import ModelSource
 from serve.settings.number_formats import Precision, tolerance_of
 
@@ -52,11 +54,7 @@ Models = Annotated[
 ]
 
 
-class _Group(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class EngineSettings(_Group):
+class EngineSettings(Group):
     """The device, and how it computes. Used by `serve/engine/`."""
 
     device: Device = Field(
@@ -128,7 +126,7 @@ class EngineSettings(_Group):
         return tolerance_of(self.chosen_precision, self.chosen_precision if follows else self.kv_cache_precision)
 
 
-class BatchingSettings(_Group):
+class BatchingSettings(Group):
     """Limits of batches and of the queue. Used by `serve/batching/`."""
 
     max_batch_rows: int = Field(
@@ -198,36 +196,7 @@ class BatchingSettings(_Group):
         return _MOST_ONGOING_REQUESTS if self.max_ongoing_requests is None else self.max_ongoing_requests
 
 
-class ApiSettings(_Group):
-    """HTTP limits and shutdown. Used by `serve/api/` and `serve/edges/`."""
-
-    max_body_bytes: int = Field(
-        8 * 2**20,
-        ge=1_024,
-        description="Largest request body. A larger one is refused with 413 before all of it is read.",
-    )
-    drain_timeout_s: float = Field(
-        30.0,
-        gt=0,
-        description="Longest time that a shutdown waits for admitted requests. Keep it below the time after which "
-        "your orchestrator kills the process.",
-    )
-    lame_duck_s: float = Field(
-        0.0,
-        ge=0,
-        description="How long a stopping server still serves every request while `/v2/health/ready` already answers "
-        "503. Set it where the load balancer learns of a stop only from that check: a little more than its interval "
-        "times its failure threshold. 0 stops at once.",
-    )
-    keep_alive_s: float = Field(
-        75.0,
-        gt=0,
-        description="How long an idle connection stays open. Keep it above the idle timeout of the load balancer in "
-        "front; otherwise the balancer may send a request into a connection that is being closed, and answer 502.",
-    )
-
-
-class StoreSettings(_Group):
+class StoreSettings(Group):
     """Where models come from. Used by `serve/store/`."""
 
     model_repository: AbsolutePath | None = Field(
@@ -268,7 +237,7 @@ class StoreSettings(_Group):
         return self
 
 
-class MetricsSettings(_Group):
+class MetricsSettings(Group):
     """Metrics in CloudWatch. Used by `serve/telemetry/`; `/metrics` for Prometheus needs no setting."""
 
     emf_namespace: str | None = Field(
@@ -295,7 +264,7 @@ class MetricsSettings(_Group):
     )
 
 
-class ServerSettings(_Group):
+class ServerSettings(Group):
     """Every setting of one replica; also the `args` in `serve_config.yaml`."""
 
     engine: EngineSettings = Field(default_factory=EngineSettings, description="The device, and how it computes.")

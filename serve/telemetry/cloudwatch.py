@@ -28,7 +28,9 @@ from serve.telemetry.emf import Gauges, Traffic, Write, documents
 from serve.telemetry.nvml import Gpu
 from serve.telemetry.recorder import ComputedBatch, ExpiryStage, QueueDepth, Recorder
 
-SERVER_FAULTS = frozenset({"deadline_exceeded", "draining", "engine_error", "internal_error", "not_ready"})
+SERVER_FAULTS = frozenset(
+    {"deadline_exceeded", "draining", "engine_error", "internal_error", "not_ready", "too_many_connections"}
+)
 """Outcomes that a caller received as a 5xx (a test compares with the API's table)."""
 
 _log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ that two servers in one process (tests) do not share numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -81,6 +81,10 @@ class Metrics:
             "How much later than due the event loop ran a task, sampled. It adds to the latency of every request.",
             SECONDS_BUCKETS,
         )
+        self.connections = self._gauge("connections", "Open connections of callers, idle ones included.")
+        self.ended_connections = self._counter(
+            "ended_connections", "Connections that the server ended because of their caller, by reason.", "reason"
+        )
         self.gpu_memory_used_bytes = self._gauge(
             "gpu_memory_used_bytes", "Memory of the GPU in use, by all processes.", "device"
         )
@@ -149,6 +153,12 @@ class PrometheusRecorder(Metrics, Recorder):
         self.requests.labels(model, outcome).inc()
         if outcome == "ok":
             self.request_seconds.labels(model).observe(seconds)
+
+    def watch_connections(self, count: Callable[[], int]) -> None:
+        self.connections.set_function(count)
+
+    def connection_ended(self, reason: str) -> None:
+        self.ended_connections.labels(reason).inc()
 
     def loop_lagged(self, seconds: float) -> None:
         self.event_loop_lag_seconds.observe(seconds)

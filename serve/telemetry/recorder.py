@@ -7,7 +7,7 @@ that each request and each refusal is counted once. All events of a replica come
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -110,6 +110,12 @@ class Recorder:
     def answered(self, model: str, outcome: str, seconds: float) -> None:
         """A request has its outcome: `ok` or the code of an error; `seconds` since its arrival."""
 
+    def watch_connections(self, count: Callable[[], int]) -> None:
+        """From now on, `count` may be called for the number of open connections."""
+
+    def connection_ended(self, reason: str) -> None:
+        """The server ended a connection: `reason` is the code of an error, or `unread_answer`."""
+
     def loop_lagged(self, seconds: float) -> None:
         """The event loop ran a task so much later than it was due."""
 
@@ -163,6 +169,14 @@ class RecorderGroup(Recorder):
     def answered(self, model: str, outcome: str, seconds: float) -> None:
         for recorder in self._recorders:
             recorder.answered(model, outcome, seconds)
+
+    def watch_connections(self, count: Callable[[], int]) -> None:
+        for recorder in self._recorders:
+            recorder.watch_connections(count)
+
+    def connection_ended(self, reason: str) -> None:
+        for recorder in self._recorders:
+            recorder.connection_ended(reason)
 
     def loop_lagged(self, seconds: float) -> None:
         for recorder in self._recorders:

@@ -22,6 +22,7 @@ from serve.api import create_app
 from serve.api.door import RequestHead
 from serve.api.native.door import NativeDoor
 from serve.core import PredictRequest
+from serve.edges.connection_guard import ConnectionGuard
 from serve.edges.fast_path_protocol import FastPathProtocol
 from serve.engine.fake import FakeEngine
 from serve.replica.large_requests import SMALL_BYTES
@@ -158,7 +159,7 @@ async def test_its_part_of_openapi_is_joined(client: httpx.AsyncClient) -> None:
 async def test_it_is_refused_early_in_its_own_format(make_predictor: MakePredictor, gate: Gate) -> None:
     predictor = make_predictor(FakeEngine(gate=gate), max_ongoing_requests=1)
     app = create_app(predictor, doors=[NativeDoor, CsvDoor])
-    async with app.router.lifespan_context(app), _listening(app) as client:
+    async with app.router.lifespan_context(app), _listening(app, predictor) as client:
         gate.shut()
         first = asyncio.create_task(client.post(FRAUD, json={"records": RECORDS}))
         await asyncio.to_thread(gate.wait_for_batch)
@@ -174,10 +175,11 @@ async def test_it_is_refused_early_in_its_own_format(make_predictor: MakePredict
 
 
 @asynccontextmanager
-async def _listening(app: Any) -> AsyncIterator[httpx.AsyncClient]:
+async def _listening(app: Any, predictor: Predictor) -> AsyncIterator[httpx.AsyncClient]:
     """The app over a real socket, where early refusals are made."""
     port = free_port()
-    protocol = cast(Any, functools.partial(FastPathProtocol, fast_path=app.fast_path))
+    guard = ConnectionGuard(predictor.settings.api, predictor.recorder, app.render_unrouted)
+    protocol = cast(Any, functools.partial(FastPathProtocol, fast_path=app.fast_path, guard=guard))
     server = uvicorn.Server(
         uvicorn.Config(app, port=port, http=protocol, lifespan="off", log_config=None, loop="none", ws="none")
     )

@@ -164,16 +164,22 @@ async def test_both_are_counted_alike(full: Full) -> None:
     assert await full.counts() == dict.fromkeys(once, 2)
 
 
-async def test_a_connection_goes_on_and_has_its_timer(full: Full) -> None:
+async def test_a_connection_goes_on_and_is_idle_from_its_last_answer(full: Full) -> None:
     caller = await full.connect()
     for _ in range(3):
         caller.ask()
         assert (await caller.answer()).status == 429
     assert not full.read
-    server = full.server._server
-    assert server is not None
-    timers = [connection.timeout_keep_alive_task for connection in server.server_state.connections]  # type: ignore
-    assert sum(timer is not None for timer in timers) == 1, "of the idle one, not of the one that waits"
+    guard = full.server._guard
+    assert guard is not None
+    other = await full.connect()
+    other.ask()
+    assert (await other.answer()).status == 429
+    guard.sweep(guard.keep_alive_s - 1)
+    caller.ask()
+    assert (await caller.answer()).status == 429
+    guard.sweep(2.0)
+    assert await other.at_end(), "a refusal is an answer, from which the connection is idle"
     full.release.set()
     assert (await full.first.answer()).status == 200
     caller.ask()

@@ -9,7 +9,15 @@ from typing import Any
 
 import msgspec
 
-from serve.api.errors import InvalidHeader, InvalidJson, UnsupportedMediaType
+from serve.api.errors import (
+    HeadersTooLarge,
+    InvalidHeader,
+    InvalidJson,
+    InvalidRequest,
+    RequestTimeout,
+    TooManyConnections,
+    UnsupportedMediaType,
+)
 from serve.api.native import problems, schemas
 from serve.api.openapi import json_response, schema_ref
 from serve.api.request_headers import (
@@ -56,7 +64,7 @@ _FALLBACK_EXAMPLE = {"amount": 129.95, "country": "DE"}
 
 _PREDICT_ERRORS = (
     InvalidJson, UnknownModel, TooLarge, UnsupportedMediaType, InvalidInput, DeadlineTooShort, Overloaded, EngineError,
-    NotReady, Draining, DeadlineExceeded,
+    NotReady, Draining, DeadlineExceeded, InvalidRequest, RequestTimeout, HeadersTooLarge, TooManyConnections,
 )  # fmt: skip
 
 
