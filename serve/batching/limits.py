@@ -53,8 +53,9 @@ class QueueLimits:
         most = cost.rows_within(bound_s)
         if not bulk_ahead_s:
             return most
-        rows = cost.rows_within(bound_s - bulk_ahead_s)
-        return rows if 2 * bulk_ahead_s <= bound_s and 2 * rows >= most else 0
+        left_s = bound_s - bulk_ahead_s
+        rows = cost.rows_within(left_s)
+        return rows if 2 * bulk_ahead_s <= bound_s and 2 * rows >= most and cost.predict(rows) <= left_s else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,3 +74,12 @@ def test_an_interactive_row_waits_for_one_bulk_batch_at_most(interactive_every: 
             queue.add(request)
             assert any(piece.request is request for piece in queue.cut(now))
             now += BATCH_S
+
+
+def test_not_even_one_bulk_row_goes_ahead_beside_another_where_both_exceed_the_bound() -> None:
+    """One row is always allowed on a free device. Ahead of it waits the row that is there, and both count."""
+    both = [Request(A, 1, priority=BULK), Request(A, 1, priority=BULK)]
+    queue = queue_of(*both, cost=cost_model(1, A), max_bulk_batch_s=0.014)
+    assert len(queue.cut(0.0)) == 1
+    assert queue.cut(0.0, cost_s(1) / 2) == []
+    assert len(queue.cut(0.0)) == 1

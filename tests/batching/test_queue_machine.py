@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from queue_harness import BULK, INTERACTIVE, A, B, C, Pieces, Queue, Request, cost_model, cost_s, queue_of
 
+from serve.batching.limits import BULK_COST_FACTOR
 from serve.core import Priority
 from serve.engine.fake import FakeContext
 
@@ -38,7 +39,7 @@ class QueueMachine(RuleBasedStateMachine):
     ) -> None:
         self.max_batch_rows, self.delay_s, self.bulk_wait_s = max_batch_rows, delay_s, bulk_wait_s
         self.cost = cost_model(max_batch_rows, *CONTEXTS) if measured else cost_model(max_batch_rows)
-        self.bound_s = 3 * self.cost.of(A).predict(1) if bound_s is None else bound_s
+        self.bound_s = BULK_COST_FACTOR * self.cost.of(A).predict(1) if bound_s is None else bound_s
         self.queue: Queue = queue_of(
             cost=self.cost,
             max_queue_delay_s=delay_s,
