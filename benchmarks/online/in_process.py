@@ -17,7 +17,7 @@ from serve.api.native.json_body import decode_table, encode_answer
 from serve.core import Batch, Prediction, QueryTable, Timing
 from serve.core.row_buckets import row_buckets
 from serve.engine.engine import TabPFNEngine
-from serve.replica.predictor import ServedModel
+from serve.replica.interface import ServedModel
 from serve.settings import BatchingSettings, EngineSettings, StoreSettings
 from serve.store import FolderStore
 

@@ -34,10 +34,11 @@ from serve.api.request_headers import REQUEST_ID_HEADER
 from serve.api.routes import RouteGroup
 from serve.api.statuses import CALLER_ERRORS
 from serve.core.errors import ServeError
+from serve.replica.interface import Replica
 from serve.replica.lifecycle import ReplicaLifecycle, lifecycle_of
 from serve.replica.predictor import Predictor
 
-DOORS: tuple[Callable[[Predictor], Door], ...] = (NativeDoor,)
+DOORS: tuple[Callable[[Replica], Door], ...] = (NativeDoor,)
 """Every door. The first one renders the errors at paths that no door owns."""
 
 
@@ -90,7 +91,7 @@ class App(Starlette):
 def create_app(
     predictor: Predictor,
     *,
-    doors: Sequence[Callable[[Predictor], Door]] = DOORS,
+    doors: Sequence[Callable[[Replica], Door]] = DOORS,
     answers_request_id: bool = True,
     lifecycle: ReplicaLifecycle | None = None,
     render_metrics: RenderMetrics | None = None,

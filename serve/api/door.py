@@ -24,7 +24,7 @@ from starlette.responses import Response
 
 from serve.api.routes import RouteGroup
 from serve.core import ModelReference, Prediction, PredictRequest, Priority
-from serve.replica.predictor import ServedModel
+from serve.replica.interface import ServedModel
 
 RawHeaders = list[tuple[bytes, bytes]]
 """Request headers as ASGI has them: lower-case names and values, in their order."""

@@ -29,7 +29,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -44,11 +44,10 @@ from serve.api.request_headers import (
     read_request_id,
 )
 from serve.api.statuses import CALLER_ERRORS, INTERNAL_ERROR
-from serve.batching import AdmittedRequest
 from serve.core import ModelReference, Prediction, PredictRequest, Priority
 from serve.core.errors import DeadlineTooShort, Overloaded
+from serve.replica.interface import Replica
 from serve.replica.large_requests import SMALL_BYTES, SMALL_ROWS
-from serve.replica.predictor import Predictor
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +90,7 @@ class FastRequest:
         self.refusal: Response | None = None
         self.predict_request: PredictRequest | None = None
         self.respond: Respond | None = None
-        self.admitted: AdmittedRequest | None = None
+        self.admitted: Any = None
         self.task: asyncio.Task[None] | None = None
         self.is_counted = False
 
@@ -99,10 +98,10 @@ class FastRequest:
 class FastPath:
     """The fast path of one replica. Lives on its event loop."""
 
-    def __init__(self, predictor: Predictor, predictions: Predictions, doors: Sequence[Door]) -> None:
-        self._predictor = predictor
+    def __init__(self, replica: Replica, predictions: Predictions, doors: Sequence[Door]) -> None:
+        self._replica = replica
         self._predictions = predictions
-        self._max_body_bytes = predictor.settings.api.max_body_bytes
+        self._max_body_bytes = replica.settings.api.max_body_bytes
         shared = {*_NEEDS_ASGI, *DEADLINE_AND_PRIORITY}
         self._decisive = shared.union(*(door.decisive_headers for door in doors))
         self._decisions: dict[_Key, _Decision | None] = {}
@@ -163,12 +162,12 @@ class FastPath:
         """The request, or its early refusal; None where the model or the request id is at fault."""
         door, reference, timeout_s, priority = decision
         try:
-            model = self._predictor.model(reference)
+            model = self._replica.model(reference)
             deadline = arrived_at + (model.timeout_s if timeout_s is None else timeout_s)
             named = new_request_id() if request_id is None else read_request_id(headers)
             head = RequestHead(model, reference, Headers(raw=headers), arrived_at, deadline, priority, named)
             request = FastRequest(door, head)
-            self._predictor.precheck(model, deadline, priority)
+            self._replica.precheck(model, deadline, priority)
         except (Overloaded, DeadlineTooShort) as error:
             request.refusal = self._refuse(request, error)
         except CALLER_ERRORS:
@@ -183,7 +182,7 @@ class FastPath:
             if predict_request.num_rows > SMALL_ROWS:
                 self._predict_on_task(request, predict_request)
             else:
-                request.admitted = self._predictor.admit(predict_request, partial(self._conclude, request))
+                request.admitted = self._replica.admit(predict_request, partial(self._conclude, request))
         except Exception as error:
             respond(self._refuse(request, error))
 
@@ -191,7 +190,7 @@ class FastPath:
         """The connection is lost; nothing where the request has its response."""
         if not request.is_counted:
             if request.admitted is not None:
-                self._predictor.withdraw(request.admitted)
+                self._replica.withdraw(request.admitted)
             if request.task is not None:
                 request.task.cancel()
             self._count(request, "client_disconnected")
@@ -233,7 +232,7 @@ class FastPath:
 
         async def predict() -> None:
             try:
-                outcome: Prediction | Exception = await self._predictor.predict(predict_request)
+                outcome: Prediction | Exception = await self._replica.predict(predict_request)
             except Exception as error:
                 outcome = error
             self._conclude(request, outcome)

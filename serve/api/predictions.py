@@ -10,7 +10,7 @@ here as bare ASGI, because the layers of a framework cost a fifth of what a pred
    arrival plus the caller's timeout, or plus the model's default timeout.
 2. The door checks the headers; then the body is received, within the limit.
 3. The door reads the body. A body above `SMALL_BYTES` is read on another thread, and its answer is written there.
-4. The predictor answers, while the connection is watched: a caller that disconnects cancels its own request.
+4. The replica answers, while the connection is watched: a caller that disconnects cancels its own request.
 5. The door writes the prediction, or renders the error.
 
 What is always true:
@@ -36,8 +36,8 @@ from serve.api.request_headers import REQUEST_ID, new_request_id, read_deadline_
 from serve.api.statuses import CALLER_ERRORS, INTERNAL_ERROR
 from serve.core import ModelReference
 from serve.core.errors import ServeError
+from serve.replica.interface import Replica
 from serve.replica.large_requests import SMALL_BYTES
-from serve.replica.predictor import Predictor
 
 _log = logging.getLogger(__name__)
 
@@ -57,13 +57,13 @@ class Predictions:
     """
 
     def __init__(
-        self, predictor: Predictor, doors: Sequence[Door], otherwise: ASGIApp, *, answers_request_id: bool = True
+        self, replica: Replica, doors: Sequence[Door], otherwise: ASGIApp, *, answers_request_id: bool = True
     ) -> None:
-        self._predictor = predictor
+        self._replica = replica
         self._doors = tuple(doors)
         self._otherwise = otherwise
         self._answers_request_id = answers_request_id
-        self._max_body_bytes = predictor.settings.api.max_body_bytes
+        self._max_body_bytes = replica.settings.api.max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -115,16 +115,16 @@ class Predictions:
 
     def head(self, reference: ModelReference, headers: Headers, arrived_at: float, request_id: str) -> RequestHead:
         """What the headers say. Raises NotReady, UnknownModel and InvalidInput."""
-        model = self._predictor.model(reference)
+        model = self._replica.model(reference)
         timeout_s, priority = read_deadline_and_priority(headers.raw)
         deadline = arrived_at + (model.timeout_s if timeout_s is None else timeout_s)
         return RequestHead(model, reference, headers, arrived_at, deadline, priority, request_id)
 
     async def _predict(self, door: Door, head: RequestHead, body: bytes, receive: Receive) -> Response:
         is_large = len(body) > SMALL_BYTES
-        on_thread = self._predictor.large_requests.run
+        on_thread = self._replica.large_requests.run
         request = await on_thread(door.read, head, body) if is_large else door.read(head, body)
-        prediction = await run_while_connected(self._predictor.predict(request), receive)
+        prediction = await run_while_connected(self._replica.predict(request), receive)
         total_ms = 1e3 * (time.monotonic() - head.arrived_at)
         if is_large:
             return await on_thread(door.write, head.model, request, prediction, total_ms)
@@ -133,10 +133,10 @@ class Predictions:
     def count(self, reference: ModelReference, outcome: str, arrived_at: float) -> None:
         """Report the outcome of one request for predictions. Nothing else in the server reports outcomes."""
         try:
-            label = self._predictor.model(reference).name
+            label = self._replica.model(reference).name
         except ServeError:
             label = UNKNOWN_MODEL_LABEL
-        self._predictor.recorder.answered(label, outcome, time.monotonic() - arrived_at)
+        self._replica.recorder.answered(label, outcome, time.monotonic() - arrived_at)
 
     def with_request_id(self, response: Response, request_id: str) -> Response:
         """`response`, with `x-request-id` where it is added here."""

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from serve.replica.predictor import ServedModel
+from serve.replica.interface import ServedModel
 
 Document = dict[str, Any]
 """A part of an OpenAPI document, as JSON will show it."""

@@ -11,7 +11,7 @@ from serve.batching.cost import CostModel
 from serve.batching.device import BatchWatchdog
 from serve.batching.fifo import QueuedRequest, Slice
 from serve.batching.limits import AdmissionLimits, QueueLimits
-from serve.batching.outcomes import AdmittedRequest, Outcome
+from serve.batching.outcomes import AdmittedRequest, Asked, Outcome
 from serve.batching.queue import BatchQueue
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "AdmissionLimits",
     "AdmissionPrecheck",
     "AdmittedRequest",
+    "Asked",
     "BatchQueue",
     "BatchWatchdog",
     "Batcher",

@@ -26,9 +26,11 @@ What is always true: an acquired request is released once, with its outcome. A s
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Generic, NamedTuple
 
-from serve.batching.cost import MAX_SEED_ERROR, ContextCost, CostModel
+from serve.batching.admission_inputs import ContextTimes, Costs, DeviceTime, WaitingWork
+from serve.batching.cost import MAX_SEED_ERROR, CostModel
 from serve.batching.device import BatchWatchdog
 from serve.batching.fifo import QueuedRequest, R
 from serve.batching.limits import AdmissionLimits
@@ -50,17 +52,17 @@ _DOUBT_AFTER = 10.0
 """At most a tenth of the device's time goes into asking whether a context is still as slow as it was."""
 
 
-class AdmissionController(Generic[R]):
-    """Decides which requests are admitted, and holds the ongoing ones. Used from the event loop only.
+class AdmissionCheck(ABC):
+    """Would a request be admitted now? The same answer in the process of the batcher and, on a copy, in others.
 
     Every refusal is reported to `recorder` here and nowhere else.
     """
 
     def __init__(
         self,
-        queue: BatchQueue[R],
-        cost: CostModel,
-        watchdog: BatchWatchdog,
+        queue: WaitingWork,
+        cost: Costs,
+        watchdog: DeviceTime,
         limits: AdmissionLimits,
         recorder: Recorder | None = None,
     ) -> None:
@@ -70,28 +72,32 @@ class AdmissionController(Generic[R]):
         self._limits = limits
         self._recorder = recorder or Recorder()
         self._max_backlog_s: dict[int, float] = {}
-        self._closed = False
-        self.ongoing: set[R] = set()
+
+    @property
+    @abstractmethod
+    def is_closed(self) -> bool:
+        """No more requests are admitted."""
+
+    @property
+    @abstractmethod
+    def num_requests(self) -> int:
         """Admitted requests without an outcome."""
-        self.num_rows = 0
+
+    @property
+    @abstractmethod
+    def num_rows(self) -> int:
         """Rows of those."""
 
     def set_max_backlog(self, context: FittedContext, max_backlog_s: float) -> None:
-        """Let at most so many seconds of work wait for this context. `CostModel` must hold the context."""
+        """Let at most so many seconds of work wait for this context. The costs must hold the context."""
         self._max_backlog_s[id(context)] = max_backlog_s
 
-    def acquire(self, request: R, now: float) -> None:
-        """Admit a request, which is then to be queued. Pair with `release`.
+    def check(self, request: QueuedRequest, now: float) -> None:
+        """Return if this request would be admitted now, and change nothing.
 
         Raises Draining, Overloaded, DeadlineTooShort.
         """
-        self.check(request, now)
-        self.ongoing.add(request)
-        self.num_rows += request.num_rows
-
-    def check(self, request: QueuedRequest, now: float) -> None:
-        """Raise what `acquire` would raise for this request, and change nothing."""
-        if self._closed:
+        if self.is_closed:
             raise Draining("this replica is shutting down; send the request again, another replica will take it")
         try:
             self._check_limits(request, now)
@@ -103,22 +109,13 @@ class AdmissionController(Generic[R]):
             self._recorder.refused(request.model, "too_short")
             raise
 
-    def release(self, request: R) -> None:
-        """The request has its outcome. Raises KeyError for one that is not ongoing: it was released before."""
-        self.ongoing.remove(request)
-        self.num_rows -= request.num_rows
-
-    def close(self) -> None:
-        """Admit no more requests; ongoing ones stay."""
-        self._closed = True
-
     def _check_limits(self, request: QueuedRequest, now: float) -> None:
-        if len(self.ongoing) >= self._limits.max_requests:
-            detail, reason = f"{len(self.ongoing)} requests are ongoing", "requests"
+        if self.num_requests >= self._limits.max_requests:
+            detail, reason = f"{self.num_requests} requests are ongoing", "requests"
         elif (
             self._limits.max_rows is not None
             # A request that is larger than the limit is answered when it is alone.
-            and self.ongoing
+            and self.num_requests
             and self.num_rows + request.num_rows > self._limits.max_rows
         ):
             detail, reason = f"requests of {self.num_rows} rows are ongoing", "rows"
@@ -183,7 +180,52 @@ class AdmissionController(Generic[R]):
         raise Overloaded(detail, retry_after_s=max(before_s, doubted_at - now), reason="deadline")
 
 
-def _doubted_at(cost: ContextCost, batch_rows: int, alone_s: float, time_left_s: float, is_idle: bool) -> float:
+class AdmissionController(AdmissionCheck, Generic[R]):
+    """Decides which requests are admitted, and holds the ongoing ones. Used from the event loop only."""
+
+    def __init__(
+        self,
+        queue: BatchQueue[R],
+        cost: CostModel,
+        watchdog: BatchWatchdog,
+        limits: AdmissionLimits,
+        recorder: Recorder | None = None,
+    ) -> None:
+        super().__init__(queue, cost, watchdog, limits, recorder)
+        self._closed = False
+        self._num_rows = 0
+        self.ongoing: set[R] = set()
+        """Admitted requests without an outcome."""
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
+
+    @property
+    def num_requests(self) -> int:
+        return len(self.ongoing)
+
+    @property
+    def num_rows(self) -> int:
+        return self._num_rows
+
+    def acquire(self, request: R, now: float) -> None:
+        """Admit a request, which is then to be queued. Pair with `release`. Raises what `check` raises."""
+        self.check(request, now)
+        self.ongoing.add(request)
+        self._num_rows += request.num_rows
+
+    def release(self, request: R) -> None:
+        """The request has its outcome. Raises KeyError for one that is not ongoing: it was released before."""
+        self.ongoing.remove(request)
+        self._num_rows -= request.num_rows
+
+    def close(self) -> None:
+        """Admit no more requests; ongoing ones stay."""
+        self._closed = True
+
+
+def _doubted_at(cost: ContextTimes, batch_rows: int, alone_s: float, time_left_s: float, is_idle: bool) -> float:
     """From when on a hopeless request may measure batches of `batch_rows` anew."""
     if is_idle and not cost.has_run(batch_rows) and alone_s <= MAX_SEED_ERROR * time_left_s:
         return -math.inf
@@ -202,16 +244,16 @@ class OneRow(NamedTuple):
     deadline: float
 
 
-class AdmissionPrecheck(Generic[R]):
+class AdmissionPrecheck:
     """The check for an early refusal: would a request of one row be refused now?
 
     Reading a request costs more than refusing it, and under overload most are refused. So a server that has only the
-    headers asks here first. The answer is `AdmissionController.check` for one row: a request with more rows takes no
-    less, so it would be refused too. (Where noise made the estimate of a larger row bucket the cheaper one, the single
-    row decides.) A request that passes is not admitted yet: `Batcher.submit` checks it again, with its rows.
+    headers asks here first. The answer is `AdmissionCheck.check` for one row: a request with more rows takes no less,
+    so it would be refused too. (Where noise made the estimate of a larger row bucket the cheaper one, the single row
+    decides.) A request that passes is not admitted yet: `Batcher.submit` checks it again, with its rows.
     """
 
-    def __init__(self, admission: AdmissionController[R]) -> None:
+    def __init__(self, admission: AdmissionCheck) -> None:
         self._admission = admission
 
     def check(self, model: str, context: FittedContext, deadline: float, priority: Priority, now: float) -> None:

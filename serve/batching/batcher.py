@@ -38,9 +38,10 @@ from serve.batching.deadlines import DeadlineTimer
 from serve.batching.device import BatchWatchdog, Device
 from serve.batching.fifo import count_rows
 from serve.batching.limits import AdmissionLimits, QueueLimits
-from serve.batching.outcomes import AdmittedRequest, CutBatch, Outcome, Outcomes, settle_future
+from serve.batching.outcomes import AdmittedRequest, Asked, CutBatch, Outcome, Outcomes, settle_future
 from serve.batching.pipeline import Pipeline
 from serve.batching.queue import BatchQueue
+from serve.batching.snapshot import Load
 from serve.core import Engine, FittedContext, Matrix, Prediction, PredictRequest, Priority
 from serve.core.errors import DeadlineExceeded, Draining, EngineError, ServeError
 from serve.settings import BatchingSettings
@@ -74,8 +75,10 @@ class Batcher:
             self._queue, self._cost, self._watchdog, AdmissionLimits.of(settings), recorder
         )
         self._precheck = AdmissionPrecheck(self._admission)
+        self.load = Load(self._queue, self._cost, self._watchdog, self._admission)
         self._device = Device(engine, clock)
         self._outcomes = Outcomes(self._queue, self._cost, recorder, self._release, self._lose)
+        self.withdraw = self._outcomes.withdraw
         self._deadline_timer = DeadlineTimer(clock, self._expire)
         self._batches: list[CutBatch] = []
         self._wake, self._idle = asyncio.Event(), asyncio.Event()
@@ -181,7 +184,7 @@ class Batcher:
             self.withdraw(admitted)
 
     def admit(
-        self, request: PredictRequest, context: FittedContext, rows: Matrix, on_outcome: Callable[[Outcome], None]
+        self, request: Asked, context: FittedContext, rows: Matrix, on_outcome: Callable[[Outcome], None]
     ) -> AdmittedRequest:
         """As `submit`, with a callback: `on_outcome` is called once, later, unless the request is withdrawn before.
 
@@ -200,10 +203,6 @@ class Batcher:
         if self._pipeline is None or self._pipeline.needs_turn(context):
             self._wake.set()
         return admitted
-
-    def withdraw(self, admitted: AdmittedRequest) -> None:
-        """The caller has left; nothing where the request has its outcome."""
-        self._outcomes.withdraw(admitted)
 
     def _release(self, admitted: AdmittedRequest) -> None:
         self._admission.release(admitted)

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -142,6 +142,20 @@ class Device:
         return Computed(outputs, _without_frames(error), began_at, self._ended_at, ready_at)
 
 
+class DeviceLoad(NamedTuple):
+    """The batches on the device: when the first began, its expected seconds (NaN for no batch), and those of all."""
+
+    began_at: float
+    first_s: float
+    total_s: float
+
+    def remaining_s(self, now: float) -> float:
+        """See `BatchWatchdog.remaining_s`."""
+        if self.first_s != self.first_s:
+            return 0.0
+        return abs(self.first_s - (now - self.began_at)) + self.total_s - self.first_s
+
+
 class BatchWatchdog:
     """Knows when the batch on the device began and how long it and the next should take: `begin` each, then `end` each.
 
@@ -182,9 +196,13 @@ class BatchWatchdog:
         A late batch is expected to take as long again as it is late: there is no better estimate, and callers with
         little time left are then refused while it hangs.
         """
+        return self.load().remaining_s(now)
+
+    def load(self) -> DeviceLoad:
+        """The batches on the device."""
         if not self._expected_s:
-            return 0.0
-        return abs(self._expected_s[0] - (now - self._began_at)) + sum(self._expected_s) - self._expected_s[0]
+            return DeviceLoad(self._began_at, math.nan, 0.0)
+        return DeviceLoad(self._began_at, self._expected_s[0], sum(self._expected_s))
 
     def is_hung(self, now: float) -> bool:
         """The batch has taken so much longer than expected that the device must be considered hung."""

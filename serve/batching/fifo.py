@@ -6,6 +6,7 @@ number of the FIFO says where the head was split, and a request itself does not 
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
@@ -57,6 +58,11 @@ class Slice(NamedTuple, Generic[R]):
 def count_rows(slices: Sequence[Slice[R]]) -> int:
     """Rows of a batch."""
     return sum(stop - start for _, start, stop in slices)
+
+
+def turn_of(request: QueuedRequest, limits: QueueLimits) -> float:
+    """The context whose oldest request has the lowest value has the device first."""
+    return min(request.deadline, request.arrived_at + limits.max_turn_delay_s)
 
 
 class Fifo(Generic[R]):
@@ -118,6 +124,27 @@ class Fifo(Generic[R]):
         return left
 
 
+class WaitingTimes(NamedTuple):
+    """The work of one context that waits, in seconds, and the turns of its two oldest requests (infinity for none)."""
+
+    interactive_s: float
+    bulk_s: float
+    interactive_turn: float
+    bulk_turn: float
+
+    def before(self, turn: float, *, is_own: bool, is_bulk: bool) -> float:
+        """Seconds of this work that are served before a request with this turn.
+
+        `is_own` says that the request is of the same context, `is_bulk` that it has bulk priority.
+        """
+        seconds = 0.0
+        if is_own or is_bulk or self.interactive_turn <= turn:
+            seconds += self.interactive_s
+        if is_bulk and (is_own or self.bulk_turn <= turn):
+            seconds += self.bulk_s
+        return seconds
+
+
 class ContextQueue(Generic[R]):
     """Both FIFOs of one context, and the predicted device time of each in seconds."""
 
@@ -137,6 +164,12 @@ class ContextQueue(Generic[R]):
         cost, rows, bulk_rows = self.cost, self.interactive.num_rows, self.bulk.num_rows
         self.interactive_s = cost.predict_all(rows, cost.row_budget) if rows else 0.0
         self.bulk_s = cost.predict_all(bulk_rows, limits.max_bulk_rows(cost)) if bulk_rows else 0.0
+
+    def times(self, limits: QueueLimits) -> WaitingTimes:
+        """The waiting work, and when it has its turn."""
+        interactive_turn = turn_of(self.interactive.head, limits) if self.interactive else math.inf
+        bulk_turn = turn_of(self.bulk.head, limits) if self.bulk else math.inf
+        return WaitingTimes(self.interactive_s, self.bulk_s, interactive_turn, bulk_turn)
 
     def fifo(self, priority: Priority) -> Fifo[R]:
         """The FIFO of a priority."""

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from serve.batching.cost import CostModel
 from serve.batching.fifo import Slice, count_rows
 from serve.batching.queue import BatchQueue
 from serve.batching.recovery import WrongAnswer, smaller_parts
-from serve.core import FittedContext, Matrix, Prediction, PredictRequest, Priority, Timing
+from serve.core import FittedContext, Matrix, ModelReference, Prediction, Priority, Timing
 from serve.core.errors import DeadlineExceeded, DeviceLost, EngineError, OutOfMemory, ServeError
 from serve.telemetry.recorder import ComputedBatch, EngineFault, ExpiryStage, Recorder
 
@@ -32,6 +32,30 @@ Outcome: TypeAlias = Prediction | ServeError
 """How a request ended. Each request gets an error of its own, because callers add tracebacks to it."""
 
 
+class Asked(Protocol):
+    """What the batcher reads of a request beside its rows: a `PredictRequest`, or one of another process."""
+
+    @property
+    def model(self) -> ModelReference:
+        """Whose predictions; `name` is in metrics and log lines."""
+
+    @property
+    def arrived_at(self) -> float:
+        """When the server had its headers, in seconds of `time.monotonic`."""
+
+    @property
+    def deadline(self) -> float:
+        """When its caller gives up, on the same clock."""
+
+    @property
+    def priority(self) -> Priority:
+        """Which queue its rows wait in."""
+
+    @property
+    def request_id(self) -> str:
+        """Names it in the log."""
+
+
 @dataclass(slots=True, eq=False)
 class AdmittedRequest:
     """A request in the batcher: see `fifo.QueuedRequest`. Compared and hashed by identity.
@@ -42,7 +66,7 @@ class AdmittedRequest:
         on_outcome: called once, on the event loop, unless the caller withdraws the request before. It must be quick.
     """
 
-    request: PredictRequest
+    request: Asked
     context: FittedContext
     rows: Matrix
     arrived_at: float

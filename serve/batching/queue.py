@@ -56,7 +56,7 @@ from typing import Generic
 
 from serve.batching.cost import ContextCost, CostModel
 from serve.batching.deadlines import Deadlines
-from serve.batching.fifo import ContextQueue, QueuedRequest, R, Slice
+from serve.batching.fifo import ContextQueue, QueuedRequest, R, Slice, WaitingTimes, turn_of
 from serve.batching.limits import QueueLimits
 from serve.core import FittedContext, Priority
 
@@ -219,16 +219,16 @@ class BatchQueue(Generic[R]):
 
     def seconds_before_turn(self, request: QueuedRequest) -> float:
         """The first number of `seconds_ahead`, counting only contexts whose turn comes first; O(contexts)."""
-        seconds = 0.0
-        turn = self._turn_of(request)
-        is_bulk = request.priority is Priority.BULK
-        for queue in self._contexts.values():
-            is_own = queue.cost.context is request.context
-            if queue.interactive and (is_own or is_bulk or self._turn_of(queue.interactive.head) <= turn):
-                seconds += queue.interactive_s
-            if is_bulk and queue.bulk and (is_own or self._turn_of(queue.bulk.head) <= turn):
-                seconds += queue.bulk_s
-        return seconds
+        turn, is_bulk = turn_of(request, self._limits), request.priority is Priority.BULK
+        return sum(
+            queue.times(self._limits).before(turn, is_own=queue.cost.context is request.context, is_bulk=is_bulk)
+            for queue in self._contexts.values()
+        )
+
+    def waiting_times(self, context: FittedContext) -> WaitingTimes | None:
+        """The waiting work of one context; None where it has none."""
+        queue = self._contexts.get(id(context))
+        return None if queue is None else queue.times(self._limits)
 
     def max_batch_rows(self, request: QueuedRequest, cost: ContextCost) -> int:
         """Most rows of a request in one batch; `cost` is that of its context."""
@@ -257,11 +257,11 @@ class BatchQueue(Generic[R]):
             if self._delay_s and self._ready_at(queue) > now:
                 continue
             if queue.interactive:
-                turn = self._turn_of(queue.interactive.head)
+                turn = turn_of(queue.interactive.head, self._limits)
                 if interactive is None or turn < interactive_turn:
                     interactive, interactive_turn = queue, turn
             if queue.bulk and (not bulk_ahead_s or self._limits.max_bulk_rows(queue.cost, bulk_ahead_s)):
-                turn = self._turn_of(queue.bulk.head)
+                turn = turn_of(queue.bulk.head, self._limits)
                 if bulk is None or turn < bulk_turn:
                     bulk, bulk_turn = queue, turn
                 if queue.bulk_waits_since <= due_since:
@@ -269,10 +269,6 @@ class BatchQueue(Generic[R]):
         if due is not None and not self._num_delayed:
             return due, due
         return interactive or bulk, due
-
-    def _turn_of(self, request: QueuedRequest) -> float:
-        """The context with the lowest value has the device first."""
-        return min(request.deadline, request.arrived_at + self._limits.max_turn_delay_s)
 
     def _ready_at(self, queue: ContextQueue[R]) -> float:
         arrived_at = queue.oldest_arrival

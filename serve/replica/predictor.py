@@ -14,7 +14,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 
 import serve
@@ -30,9 +29,10 @@ from serve.core import (
     ServerState,
     row_buckets,
 )
-from serve.core.errors import Draining, NotReady, TooLarge, UnknownModel
+from serve.core.errors import Draining, TooLarge
 from serve.engine.checks.parity import canary_rows, check_parity
 from serve.engine.checks.warmup import warm_up
+from serve.replica.interface import ModelTable, ServedModel
 from serve.replica.large_requests import SMALL_ROWS, LargeRequestExecutor
 from serve.replica.status import DeviceStatus, ModelStatus, QueueStatus, Status
 from serve.settings import ServerSettings
@@ -50,24 +50,6 @@ rows, and a reserve."""
 _SERVING = (ServerState.READY, ServerState.LAME_DUCK)
 
 
-@dataclass(frozen=True, slots=True)
-class ServedModel:
-    """A model that is ready to answer.
-
-    Attributes:
-        timeout_s: time from arrival to deadline of a request that states no timeout.
-    """
-
-    definition: ModelDefinition
-    fitted: FittedContext
-    timeout_s: float
-
-    @property
-    def name(self) -> str:
-        """Its name in the store."""
-        return self.definition.name
-
-
 class Predictor:
     """Owns the engine, the batcher and the served models of one replica. Lives on one event loop."""
 
@@ -80,7 +62,7 @@ class Predictor:
         self._engine = engine
         self._batcher = Batcher(engine, settings.batching, self.recorder)
         self._lag: asyncio.Task[None] | None = None
-        self._models: dict[str, ServedModel] = {}
+        self._models = ModelTable()
         self._state = ServerState.STARTING
         self._gpu: Gpu | None = None
         self._made_at = time.monotonic()
@@ -126,7 +108,7 @@ class Predictor:
             fitted, seconds = await self._batcher.run_on_device(partial(self._prepare, definition))
             model = ServedModel(definition, fitted, self._timeout_s(definition, seconds))
             self._batcher.add_context(fitted, seconds, max_backlog_s=model.timeout_s)
-            self._models[name] = model
+            self._models.add(model)
             self.recorder.model_ready(definition, self._engine.device, fitted.backend)
         # The objects of now live as long as the replica, and walking through them takes the garbage collector as long
         # as many batches (130 ms, measured). It is told to leave them alone.
@@ -139,6 +121,7 @@ class Predictor:
 
     def _enter(self, state: ServerState) -> None:
         self._state = state
+        self._models.is_complete = True
         self.recorder.state_changed(state)
 
     def _prepare(self, definition: ModelDefinition) -> tuple[FittedContext, dict[int, float]]:
@@ -161,21 +144,11 @@ class Predictor:
 
     def models(self) -> list[ServedModel]:
         """Every served model, by name. Raises NotReady before the start is done."""
-        self._require_started()
-        return [self._models[name] for name in sorted(self._models)]
+        return self._models.all()
 
     def model(self, reference: ModelReference) -> ServedModel:
         """The served model that a request names. Raises NotReady before the start is done, UnknownModel."""
-        self._require_started()
-        served = self._models.get(reference.name)
-        if served is None:
-            raise UnknownModel(f"no model named {reference.name!r}; GET /v1/models lists the served models")
-        if reference.version not in (None, served.definition.version):
-            raise UnknownModel(
-                f"model {reference.name!r} is served here in version {served.definition.version!r}, "
-                f"not {reference.version[:100]!r}"
-            )
-        return served
+        return self._models.find(reference)
 
     def precheck(self, model: ServedModel, deadline: float, priority: Priority) -> None:
         """Return if a request of one row would be admitted now. Raises Draining, Overloaded, DeadlineTooShort."""
@@ -233,7 +206,7 @@ class Predictor:
             None if self._gpu is None else _known(self._gpu.memory_used_bytes()),
             None if self._gpu is None else _known(self._gpu.utilization_ratio()),
         )
-        models = tuple(self._describe(self._models[name]) for name in sorted(self._models))
+        models = tuple(self._describe(model) for model in self._models.ready())
         uptime_s = time.monotonic() - self._made_at
         return Status(serve.__version__, self._state, self.is_ready, round(uptime_s, 3), models, queue, device)
 
@@ -249,10 +222,6 @@ class Predictor:
             cost.row_budget,
             {rows: round(1e3 * seconds, 3) for rows, seconds in cost.by_rows().items()},
         )
-
-    def _require_started(self) -> None:
-        if self._state is ServerState.STARTING:
-            raise NotReady("models are being loaded and warmed up")
 
     async def enter_lame_duck(self) -> None:
         """Be not ready from now on, and serve every request as before. Nothing happens unless the replica is ready."""

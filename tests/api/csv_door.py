@@ -20,7 +20,7 @@ from serve.api.routes import Description, prediction_route
 from serve.api.statuses import public_error
 from serve.core import ModelReference, Prediction, PredictRequest, QueryTable
 from serve.core.errors import InvalidInput
-from serve.replica.predictor import Predictor, ServedModel
+from serve.replica.interface import Replica, ServedModel
 
 _PATH = "/csv/"
 
@@ -31,8 +31,8 @@ class CsvDoor(Door):
     prefixes = (_PATH,)
     decisive_headers = frozenset()
 
-    def __init__(self, predictor: Predictor) -> None:
-        self._predictor = predictor
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
 
     def match(self, method: str, path: str, headers: RawHeaders) -> ModelReference | None:
         name = path.removeprefix(_PATH)
@@ -71,7 +71,7 @@ class CsvDoor(Door):
 
     async def help(self, _: Request) -> Response:
         """The header line of the first model."""
-        first = self._predictor.models()[0]
+        first = self._replica.models()[0]
         return PlainTextResponse(",".join(column.name for column in first.fitted.columns) + "\n")
 
 

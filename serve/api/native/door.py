@@ -18,7 +18,7 @@ from serve.api.native.problems import respond
 from serve.api.native.schemas import ModelList, describe_model, summarise
 from serve.api.routes import Description, prediction_route
 from serve.core import ModelReference, Prediction, PredictRequest
-from serve.replica.predictor import Predictor, ServedModel
+from serve.replica.interface import Replica, ServedModel
 
 _JSON = "application/json"
 _PREDICT = re.compile(r"/v1/models/([^/]+)(?:/versions/([^/]+))?/predict")
@@ -30,8 +30,8 @@ class NativeDoor(Door):
     prefixes = ("/v1/",)
     decisive_headers = frozenset({b"content-type", b"content-encoding"})
 
-    def __init__(self, predictor: Predictor) -> None:
-        self._predictor = predictor
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
 
     def match(self, method: str, path: str, headers: RawHeaders) -> ModelReference | None:
         del headers
@@ -67,15 +67,15 @@ class NativeDoor(Door):
 
     async def list_models(self, _: Request) -> Response:
         """Every served model. Raises NotReady."""
-        models = ModelList([summarise(model) for model in self._predictor.models()])
+        models = ModelList([summarise(model) for model in self._replica.models()])
         return Response(msgspec.json.encode(models), media_type=_JSON)
 
     async def describe_model(self, request: Request) -> Response:
         """One model, or one version of it. Raises NotReady, UnknownModel."""
         path = request.path_params
         description = describe_model(
-            self._predictor.model(ModelReference(path["model"], path.get("version"))),
-            max_rows=self._predictor.settings.batching.max_request_rows,
-            device=self._predictor.device,
+            self._replica.model(ModelReference(path["model"], path.get("version"))),
+            max_rows=self._replica.settings.batching.max_request_rows,
+            device=self._replica.device,
         )
         return Response(msgspec.json.encode(description), media_type=_JSON)

@@ -24,7 +24,7 @@ from serve.api.native.schemas import (
 )
 from serve.core import QUANTILES, REGRESSION_STATISTICS, Prediction, QueryTable
 from serve.core.errors import InvalidInput
-from serve.replica.predictor import ServedModel
+from serve.replica.interface import ServedModel
 
 assert len(REGRESSION_STATISTICS) == 2 + len(QUANTILES), "mean, median and one column per quantile"
 

@@ -42,7 +42,7 @@ from serve.core.errors import (
     TooLarge,
     UnknownModel,
 )
-from serve.replica.predictor import ServedModel
+from serve.replica.interface import ServedModel
 
 MODELS_PATH = "/v1/models"
 MODEL_PATH = f"{MODELS_PATH}/{{model}}"

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from serve.replica.predictor import ServedModel
+from serve.replica.interface import ServedModel
 
 RECORDS_FORM = '{"records": [{"column": value, ...}, ...]}'
 TABLE_FORM = '{"columns": ["column", ...], "data": [[value, ...], ...]}'

@@ -11,7 +11,8 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from serve.api.routes import Description, Document, RouteGroup
-from serve.replica.predictor import Predictor, ServedModel
+from serve.replica.interface import ServedModel
+from serve.replica.predictor import Predictor
 
 _JSON = "application/json"
 _TAG = "operation"

@@ -10,7 +10,8 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from serve.api.routes import Description, RouteGroup
-from serve.replica.predictor import Predictor, ServedModel
+from serve.replica.interface import ServedModel
+from serve.replica.predictor import Predictor
 
 PATH = "/v1/status"
 
