@@ -21,6 +21,7 @@ from serve.cli.parser import add_options, given
 from serve.core.errors import StartupError
 from serve.edges.ray import environment as ray_environment
 from serve.edges.ray.haproxy import HAProxy
+from serve.edges.ray.temporary_folder import short_temporary_folder
 from serve.edges.sockets import bind
 from serve.settings.sources import PREFIX, ServeOptions, UpOptions, load
 
@@ -80,16 +81,18 @@ def _serve(options: ServeOptions) -> None:
     with bind(options.host, options.port) as sock:
         host, port = sock.getsockname()[:2]  # bound again later; a busy port is reported now
     _end_quietly_on_sigterm()
-    with tempfile.TemporaryDirectory(prefix="tabpfn-serve-", ignore_cleanup_errors=True) as folder:
+    temporary = short_temporary_folder()
+    with tempfile.TemporaryDirectory(prefix="tabpfn-", dir=temporary, ignore_cleanup_errors=True) as folder:
         haproxy = HAProxy(Path(folder)) if _needs_haproxy(options.num_replicas) else None
         own = dict(ray_environment.LONE_REPLICA_ENVIRONMENT)
         if haproxy is not None:
             # Ray's own proxy answers while no replica is there. Its default port, 8500, would be shared by two servers
             # on one machine, which would then answer each other's callers.
             own = {
-                **haproxy.prepare(program, host, port),
+                **haproxy.prepare(program, host, port, settings.api.header_timeout_s),
                 "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),
             }
+        os.environ.setdefault("RAY_TMPDIR", temporary)
         ray_environment.set_environment(os.environ, math.ceil(settings.api.drain_timeout_s) + 20, own)
         # Ray reads its environment while it is imported, so not before this line.
         from serve.edges.ray import launcher

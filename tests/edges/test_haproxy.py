@@ -32,7 +32,7 @@ def run_program(folder: Path, host: str) -> tuple[str, list[str]]:
     haproxy = folder / "it's haproxy"  # a name that a shell would misread
     haproxy.write_text('#!/bin/sh\ncat "$3"\nprintf "%s\\n" "$@" >&2\n')
     haproxy.chmod(0o700)
-    environment = {**os.environ, **HAProxy(folder).prepare(str(haproxy), host, 8080)}
+    environment = {**os.environ, **HAProxy(folder).prepare(str(haproxy), host, 8080, 9.5)}
     config = Path(environment["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"])
     config.write_text(CONFIG)
     command = [environment["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", str(config), "-sf", "17"]
@@ -54,7 +54,7 @@ def test_only_the_public_listener_is_left(tmp_path: Path, host: str, address: st
 
 def test_a_configuration_without_those_listeners_is_left_alone() -> None:
     config = "global\n    maxconn 4096\nbackend http-app\n    server replica 127.0.0.1:30000\n"
-    assert with_one_listener(config, "127.0.0.1:8080") == config
+    assert with_one_listener(config, "127.0.0.1:8080", 10) == config
 
 
 async def test_closes_its_own_haproxy_and_no_other(tmp_path: Path) -> None:

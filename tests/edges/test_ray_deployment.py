@@ -30,9 +30,13 @@ SERVE = ("serve", "--port", "0", "--max-batch-rows", "16", "--emf-namespace", "T
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["own door", "behind HAProxy"])
-def haproxy(request: pytest.FixtureRequest) -> Iterator[bool]:
-    """A replica that is alone listens itself, unless the operator wants HAProxy; several share HAProxy in any case."""
+def haproxy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[bool]:
+    """A replica that is alone listens itself, unless the operator wants HAProxy; several share HAProxy in any case.
+
+    The temporary folder has a path that no unix socket may have.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("long" * 30)))
         if request.param:
             patch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
         yield bool(request.param)
@@ -112,6 +116,19 @@ def test_answer_has_one_request_id(server: Server) -> None:
     answer = httpx.get(f"{server.url}/v1/models", headers={"x-request-id": "mine"})
     assert answer.headers.get_list("x-request-id") == ["mine"]
     assert len(httpx.get(f"{server.url}/v1/models").headers.get_list("x-request-id")) == 1
+
+
+def test_a_request_id_that_is_no_text_gets_400(server: Server) -> None:
+    caller = Caller(server)
+    caller.send(b"GET /v1/models HTTP/1.1\r\nhost: test\r\nx-request-id: \xff\xfe\r\n\r\n")
+    status, body = caller.answer()
+    caller.close()
+    assert (status, json.loads(body)["code"]) == (400, "invalid_header")
+
+
+def test_head_works_where_get_does(server: Server) -> None:
+    for path in ("/docs", "/openapi.json", "/v2/health/live", "/v2/health/ready", "/ping", "/metrics", "/v1/models"):
+        assert httpx.head(server.url + path).status_code == 200, path
 
 
 def test_declared_100_mb_body_is_refused_unread(server: Server) -> None:

@@ -11,6 +11,11 @@ the file and then becomes HAProxy, so process id and arguments are as Ray expect
 Ray's one setting of the host holds for HAProxy's public listener and for the replicas behind it. So Ray is given the
 loopback, and the program writes the address that was asked for into the public listener alone.
 
+The program also guards the public listener. Headers have their time, also where they trickle. A connection on which
+nothing has arrived ends without a page. An `x-request-id` that is no text is refused here, because Ray's server fails
+on it. The pages of HAProxy's own parser stay as they are (400, and 408 within the headers): 2.8 has no setting for
+them.
+
 SIGUSR1 is HAProxy's soft stop: it closes the listening socket, lets every request finish, closes each connection after
 its answer, and exits when the last is gone. Ray alone kills HAProxy instead, with every request in flight. Processes
 are found in /proc by the path of their configuration, which lies in a private folder: never those of another server.
@@ -20,12 +25,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import sys
 from pathlib import Path
 
-from serve.edges.ray.haproxy_exec import ADDRESS, PROGRAM
+from serve.edges.ray.haproxy_exec import ADDRESS, HEADER_TIMEOUT_S, PROGRAM
 
 _CONFIG = "haproxy.cfg"
 _POLL_S = 0.05
@@ -37,7 +43,7 @@ class HAProxy:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def prepare(self, haproxy: str, host: str, port: int) -> dict[str, str]:
+    def prepare(self, haproxy: str, host: str, port: int, header_timeout_s: float) -> dict[str, str]:
         """The environment that makes Ray run `haproxy_exec.py` in HAProxy's place, and keep its files in the folder.
 
         `host` is a numeric address, of IPv4 or IPv6.
@@ -46,12 +52,14 @@ class HAProxy:
         return {
             PROGRAM: haproxy,
             ADDRESS: address,
+            HEADER_TIMEOUT_S: str(math.ceil(header_timeout_s)),
             "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(sys.executable).with_name("tabpfn-serve-haproxy")),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(self._folder / _CONFIG),
-            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(self._folder / "admin.sock"),
-            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(self._folder / "metrics.sock"),
+            # Short names: `temporary_folder.py` says how much room there is.
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(self._folder / "a"),
+            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(self._folder / "m"),
             # A socket file without a reader; by default HAProxy would log from a UDP port on all interfaces.
-            "RAY_SERVE_HAPROXY_LOG_TARGET": str(self._folder / "log.sock"),
+            "RAY_SERVE_HAPROXY_LOG_TARGET": str(self._folder / "l"),
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(self._folder),
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(self._folder / "server-state"),
         }
