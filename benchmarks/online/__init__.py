@@ -11,6 +11,7 @@ Every command goes the same way: draw the due times (`arrivals`), send each requ
 | `mixed` | interactive callers beside bulk callers, and overload |
 | `overhead` | the server beside the bare engine |
 | `gpu_like` | the server and peers in front of a simulated GPU (`gpu_like_device`, `..._engine`, `..._server`) |
+| `hostile` | ordinary callers beside callers that mean no good (`hostile_callers`) |
 | `mlperf` | the verdict of MLPerf's LoadGen |
 
 What is always true: the load is open (a slow server does not slow it down), but in `overhead` and `gpu_like`, which say

@@ -13,8 +13,8 @@ uvicorn's callbacks. It counts the requests begun and answered, and knows which 
 - *Upgrade.* No other protocol is spoken here, and RFC 9110 lets a server ignore the wish. The parser stops behind such
   a head and takes the body for another protocol. So a new parser gets the same head without `Upgrade`, then the body.
 - *Refusal.* A refusal of the connection is its last answer, behind those that are due before it. Nothing is parsed from
-  then on. The server sends no more, and discards what still arrives until the subclass closes the connection: to close
-  at once would reset it, and a reset can destroy the answer.
+  then on. The server sends no more, and slowly discards what still arrives until the subclass closes the connection: to
+  close at once would reset it, and a reset can destroy the answer.
 
 What is always true: a subclass calls `on_response_complete` once for each answered request, in their order.
 """
@@ -41,6 +41,8 @@ MAX_HEAD_BYTES = 32 * 2**10
 MAX_HEADERS = 128
 MAX_PIPELINED = 16
 _SLICE_BYTES = 4096
+_DISCARD_PAUSE_S = 0.01
+"""Between two reads whose bytes are dropped."""
 
 _log = logging.getLogger(__name__)
 
@@ -109,9 +111,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self.last_answer is not None:
-            self.num_discarded += len(data)
-            if self.num_discarded > self.guard.max_body_bytes:
-                self.transport.abort()
+            self._discard(len(data))
         elif self._held or len(data) > _SLICE_BYTES:
             self._held += data
             self._parse_held()
@@ -119,6 +119,19 @@ class BoundedProtocol(HttpToolsProtocol):
             self._parse(data)
             if self.num_begun - self.num_answered >= MAX_PIPELINED:
                 self._hold()
+
+    def _discard(self, num_bytes: int) -> None:
+        """Drop what arrives, slowly: at full speed a caller that floods would keep the event loop busy with it."""
+        self.num_discarded += num_bytes
+        if self.num_discarded > self.guard.max_body_bytes:
+            self.transport.abort()
+        elif not self.transport.is_closing():
+            self.flow.pause_reading()
+            self.loop.call_later(_DISCARD_PAUSE_S, self._discard_more)
+
+    def _discard_more(self) -> None:
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
 
     def _parse_held(self) -> None:
         data, self._held = self._held, b""

@@ -22,7 +22,8 @@ from benchmarks.online.target import describe_outcome
 
 MODULES = (
     "benchmarks.online.load", "benchmarks.online.demo", "benchmarks.online.search", "benchmarks.online.mixed",
-    "benchmarks.online.overhead", "benchmarks.online.gpu_like", "benchmarks.online.mlperf", "benchmarks.peers.__main__",
+    "benchmarks.online.overhead", "benchmarks.online.gpu_like", "benchmarks.online.hostile", "benchmarks.online.mlperf",
+    "benchmarks.peers.__main__",
 )  # fmt: skip
 RESULTS = ROOT / "benchmarks" / "results"
 
