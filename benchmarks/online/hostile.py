@@ -130,7 +130,7 @@ class Bench:
 def summarise_rounds(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """By attack: the median p99, and the median of its ratio to the p99 of the same round alone.
 
-    `cpu_share` is the processor time of the server per second; `unanswered` counts requests without a 200, of all rounds.
+    `cpu_share` is the processor time of the server per second. `unanswered` counts the requests without a 200.
     """
     alone = {each["round"]: each["latency"]["p99_ms"] for each in results if each["attack"] == ALONE}
     found: dict[str, Any] = {}
