@@ -49,6 +49,15 @@ _SERVER = System(
 )
 
 
+def server(num_fronts: int) -> System:
+    """The server with so many fronts; one is in the process of the batcher."""
+    if num_fronts == 1:
+        return _SERVER
+    command = (*_SERVER.command, "--fronts", str(num_fronts))
+    name = f"{_SERVER.name}-{num_fronts}-fronts"
+    return dataclasses.replace(_SERVER, name=name, command=command, settings=f"{num_fronts} front processes; uvicorn")
+
+
 def peer(name: str) -> System:
     """The peer as `benchmarks.peers` runs it with the compiled engine, with the simulated GPU in that engine."""
     system = SYSTEMS[f"{name}-compiled-engine"]
@@ -62,7 +71,8 @@ async def run_gpu_like(given: argparse.Namespace) -> Run:
     Raises BenchmarkError, OSError; a system that fails is an error only where no other has a result.
     """
     device = SimulatedDevice(given.fixed_ms, given.per_row_us)
-    systems = [_SERVER, *(peer(name) for name in given.peers)]
+    fronts = {server(number).name: number for number in given.fronts}
+    systems = [*map(server, fronts.values()), *(peer(name) for name in given.peers)]
     settings = {system.name: {"settings": system.settings, "versions": system.versions} for system in systems}
     run = envelope(KIND, vars(given), [], device=dataclasses.asdict(device), systems=settings, failures={})
     for system in systems:
@@ -71,7 +81,9 @@ async def run_gpu_like(given: argparse.Namespace) -> Run:
             environments.install(system.environment)
     raise_priority(given.nice)
     with tempfile.TemporaryDirectory() as folder:
-        contestants = [Contestant(system, device, given, Path(folder)) for system in systems]
+        contestants = [
+            Contestant(system, device, given, Path(folder), fronts.get(system.name, 1)) for system in systems
+        ]
         try:
             await _take_turns(contestants, given, run)
         finally:
@@ -107,10 +119,12 @@ async def _take_turns(contestants: Sequence[Contestant], given: argparse.Namespa
 class Contestant:
     """One system in front of a simulated GPU of its own. Whoever starts it must stop its `process`."""
 
-    def __init__(self, system: System, device: SimulatedDevice, given: argparse.Namespace, folder: Path) -> None:
+    def __init__(
+        self, system: System, device: SimulatedDevice, given: argparse.Namespace, folder: Path, num_fronts: int
+    ) -> None:
         port = free_port()
         self.system = system
-        self._device, self._given = device, given
+        self._device, self._given, self._num_fronts = device, given, num_fronts
         self._notes = folder / f"{system.name}.notes"
         self.process = Process(
             system.name,
@@ -146,13 +160,14 @@ class Contestant:
             raise Refused(f"no request was answered within {duration_s:g} s: measure longer (--duration)")
         spent = {pid: seconds - cpu_before.get(pid, 0.0) for pid, seconds in cpu_after.items()}
         notes = read_notes(self._notes)
+        core = self.process.pid if self._num_fronts > 1 else None
         return {
             "system": self.system.name,
-            "fronts": 1,
+            "fronts": self._num_fronts,
             "callers": num_callers,
             "rows": self._given.rows,
             **summary(ended, duration_s, self._given.rows, self._device, notes),
-            "cpu_ms_per_request": cpu_by_part(spent, int(notes["pid"][-1]), len(ended)),
+            "cpu_ms_per_request": cpu_by_part(spent, int(notes["pid"][-1]), len(ended), core),
             "callers_cpu_ms_per_request": rounded(1e3 * own_s / len(ended)),
         }
 
@@ -191,25 +206,28 @@ def summary(
     }
 
 
-def cpu_by_part(spent_s: Mapping[int, float], engine: int, num_requests: int) -> dict[str, float | None]:
-    """CPU time for a request, in ms: of the process that holds the device, and of all others, which are the front.
+def cpu_by_part(
+    spent_s: Mapping[int, float], engine: int, num_requests: int, core: int | None = None
+) -> dict[str, float | None]:
+    """CPU time for a request, in ms: of the process that holds the device, of the core, and of all others, the front.
 
-    `core` is None: no system has a process between the two. In tabpfn-serve the front's process does that work.
+    Where no process between the two is the core alone, `core` is None and the front's process does that work.
     """
-    front_s = sum(seconds for pid, seconds in spent_s.items() if pid != engine)
+    front_s = sum(seconds for pid, seconds in spent_s.items() if pid not in (engine, core))
     return {
         "front": rounded(1e3 * front_s / num_requests),
-        "core": None,
+        "core": None if core is None else rounded(1e3 * spent_s.get(core, 0.0) / num_requests),
         "engine": rounded(1e3 * spent_s.get(engine, 0.0) / num_requests),
     }
 
 
 def _line(found: Mapping[str, Any]) -> str:
     cpu = found["cpu_ms_per_request"]
+    core = "" if cpu["core"] is None else f"core {cpu['core']:.3f} ms, "
     return (
         f"{found['system']}, {found['callers']} callers: {found['rate']:.0f} requests/s, p50 {found['p50_ms']:.1f} ms, "
         f"p99 {found['p99_ms']:.1f} ms, device idle {100 * found['device_idle_share']:.0f} %, "
-        f"CPU front {cpu['front']:.3f} ms, engine {cpu['engine']:.3f} ms"
+        f"CPU front {cpu['front']:.3f} ms, {core}engine {cpu['engine']:.3f} ms"
     )
 
 
@@ -227,7 +245,7 @@ def make_parser() -> argparse.ArgumentParser:
     default = SimulatedDevice()
     parser.add_argument(
         "--fronts", nargs="+", type=at_least(1), default=[1], metavar="COUNT",
-        help="processes that read requests; the server has 1 so far",
+        help="numbers of processes that read requests, one after the other; 1 reads in the process of the batcher",
     )  # fmt: skip
     parser.add_argument(
         "--callers", nargs="+", type=at_least(1), default=[16, 64, 256], metavar="COUNT",
@@ -259,8 +277,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit status is 1 where a system failed."""
     parser = make_parser()
     given = parser.parse_args(arguments)
-    if max(given.fronts) > 1:
-        parser.error(f"--fronts {max(given.fronts)}: the server has one front so far, so give 1")
     stop_at_sigterm()
     run = run_command(parser, given, KIND, lambda: run_gpu_like(given))
     print(table(run))

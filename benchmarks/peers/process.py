@@ -69,6 +69,12 @@ class Process:
         """Where it listens, on the loopback."""
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def pid(self) -> int:
+        """The main process. It must have been started."""
+        assert self._main is not None, "this is a bug: it has not started"
+        return self._main.pid
+
     async def start(self, request: bytes) -> float:
         """Start, and wait until `request` is answered 200. Returns the seconds that this took. Raises StartFailed."""
         began = time.monotonic()

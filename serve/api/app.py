@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
-from serve.api.door import Door
+from serve.api.door import Door, render_by_owner, render_unrouted
 from serve.api.errors import from_http
 from serve.api.fast_path import FastPath
 from serve.api.middleware.request_body import BodyLimit
@@ -30,7 +30,6 @@ from serve.api.operators.docs import DocsRoutes
 from serve.api.operators.health import HealthRoutes, RenderMetrics
 from serve.api.operators.status import StatusRoutes
 from serve.api.predictions import Predictions
-from serve.api.request_headers import REQUEST_ID_HEADER
 from serve.api.routes import RouteGroup
 from serve.api.statuses import CALLER_ERRORS
 from serve.core.errors import ServeError
@@ -70,9 +69,7 @@ class App(Starlette):
 
     def render_unrouted(self, error: ServeError, request_id: str) -> Response:
         """The response to an error that the server around the app found, before there was a request for the app."""
-        response = self._doors[0].render(error, request_id)
-        response.headers[REQUEST_ID_HEADER] = request_id
-        return response
+        return render_unrouted(self._doors, error, request_id)
 
     async def _render_routed(self, request: Request, error: Exception) -> Response:
         """The response to an error of the router or of a handler."""
@@ -83,9 +80,7 @@ class App(Starlette):
         return response
 
     def _render(self, error: BaseException, scope: Scope) -> Response:
-        """The response to an error outside the flow of predictions, by the door that owns the path."""
-        owners = (door for door in self._doors if scope["path"].startswith(door.prefixes))
-        return next(owners, self._doors[0]).render(error, scope["state"]["request_id"])
+        return render_by_owner(self._doors, error, scope)
 
 
 def create_app(

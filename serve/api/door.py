@@ -16,12 +16,15 @@ What is always true:
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
+from starlette.types import Scope
 
+from serve.api.request_headers import REQUEST_ID_HEADER
 from serve.api.routes import RouteGroup
 from serve.core import ModelReference, Prediction, PredictRequest, Priority
 from serve.replica.interface import ServedModel
@@ -77,3 +80,16 @@ class Door(RouteGroup):
     @abstractmethod
     def render(self, error: BaseException, request_id: str) -> Response:
         """The response to a request that failed. `statuses.public_error` says what may be in it."""
+
+
+def render_by_owner(doors: Sequence[Door], error: BaseException, scope: Scope) -> Response:
+    """The response to an error outside the flow of predictions, by the door that owns the path, or by the first."""
+    owners = (door for door in doors if scope["path"].startswith(door.prefixes))
+    return next(owners, doors[0]).render(error, scope["state"]["request_id"])
+
+
+def render_unrouted(doors: Sequence[Door], error: BaseException, request_id: str) -> Response:
+    """The response to an error that no route has seen, by the first door."""
+    response = doors[0].render(error, request_id)
+    response.headers[REQUEST_ID_HEADER] = request_id
+    return response

@@ -16,7 +16,7 @@ from serve.settings.words import choices_of, default_of, did_you_mean, limits_of
 _UNITS = {
     "rows": "ROWS", "ms": "MILLISECONDS", "s": "SECONDS", "bytes": "BYTES", "dir": "FOLDER", "path": "FILE",
     "repository": "FOLDER", "port": "PORT", "config": "FILE", "url": "URL", "replicas": "COUNT", "threads": "COUNT",
-    "requests": "COUNT",
+    "requests": "COUNT", "fronts": "COUNT",
 }  # fmt: skip
 
 

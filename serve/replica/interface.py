@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from serve.batching import Outcome
 from serve.core import FittedContext, ModelDefinition, ModelReference, Prediction, PredictRequest, Priority
-from serve.core.errors import NotReady, UnknownModel
+from serve.core.errors import NotReady, TooLarge, UnknownModel
 from serve.replica.large_requests import LargeRequestExecutor
 from serve.settings import ServerSettings
 from serve.telemetry.recorder import Recorder
@@ -71,6 +71,13 @@ class Replica(Protocol):
 
     def withdraw(self, admitted: Any) -> None:
         """The caller of `admit` has left. Nothing where the request has its outcome."""
+
+
+def check_num_rows(num_rows: int, settings: ServerSettings) -> None:
+    """Raise TooLarge for a request with more rows than the settings allow."""
+    max_rows = settings.batching.max_request_rows
+    if num_rows > max_rows:
+        raise TooLarge(f"{num_rows} rows in one request; at most {max_rows} are taken, send them in parts")
 
 
 class ModelTable:

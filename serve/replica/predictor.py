@@ -17,10 +17,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import serve
-from serve.batching import AdmittedRequest, Batcher, Outcome
+from serve.batching import AdmittedRequest, Asked, Batcher, Outcome
+from serve.batching.snapshot import Load
 from serve.core import (
     Engine,
     FittedContext,
+    Matrix,
     ModelDefinition,
     ModelReference,
     Prediction,
@@ -29,10 +31,10 @@ from serve.core import (
     ServerState,
     row_buckets,
 )
-from serve.core.errors import Draining, TooLarge
+from serve.core.errors import Draining
 from serve.engine.checks.parity import canary_rows, check_parity
 from serve.engine.checks.warmup import warm_up
-from serve.replica.interface import ModelTable, ServedModel
+from serve.replica.interface import ModelTable, ServedModel, check_num_rows
 from serve.replica.large_requests import SMALL_ROWS, LargeRequestExecutor
 from serve.replica.status import DeviceStatus, ModelStatus, QueueStatus, Status
 from serve.settings import ServerSettings
@@ -175,6 +177,21 @@ class Predictor:
         fitted = self._serving(request)
         return self._batcher.admit(request, fitted, fitted.encode(request.table), on_outcome)
 
+    def admit_encoded(
+        self, request: Asked, model: ServedModel, rows: Matrix, on_outcome: Callable[[Outcome], None]
+    ) -> AdmittedRequest:
+        """As `admit`, for rows that a front process has encoded, of any number that `max_request_rows` allows.
+
+        Raises TooLarge, Draining, Overloaded, DeadlineTooShort, DeadlineExceeded.
+        """
+        self._check_open(len(rows))
+        return self._batcher.admit(request, model.fitted, rows, on_outcome)
+
+    @property
+    def load(self) -> Load:
+        """What decides whether a request is admitted, for copies of it."""
+        return self._batcher.load
+
     def withdraw(self, admitted: AdmittedRequest) -> None:
         """The caller of `admit` has left. Nothing where the request has its outcome."""
         self._batcher.withdraw(admitted)
@@ -182,12 +199,13 @@ class Predictor:
     def _serving(self, request: PredictRequest) -> FittedContext:
         """What answers the request. Raises UnknownModel, NotReady, Draining, TooLarge."""
         fitted = self.model(request.model).fitted
+        self._check_open(request.table.num_rows)
+        return fitted
+
+    def _check_open(self, num_rows: int) -> None:
         if self._state not in _SERVING:
             raise Draining("this replica is shutting down; send the request again, another replica will take it")
-        num_rows, max_rows = request.table.num_rows, self.settings.batching.max_request_rows
-        if num_rows > max_rows:
-            raise TooLarge(f"{num_rows} rows in one request; at most {max_rows} are taken, send them in parts")
-        return fitted
+        check_num_rows(num_rows, self.settings)
 
     def snapshot(self) -> Status:
         """State, models, queue, device and costs of now; also before the start is done, and after the end."""

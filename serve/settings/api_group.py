@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+import reprlib
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
 
 from serve.settings.group import Group
+
+
+def _read_num_fronts(value: Any) -> Any:
+    if value == "auto":
+        return value
+    try:
+        number = value if isinstance(value, int) and not isinstance(value, bool) else int(str(value))
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise ValueError(f"must be a whole number, at least 1, or auto, but is {reprlib.repr(value)}")
+    return number
+
+
+NumFronts = Annotated[int | Literal["auto"], BeforeValidator(_read_num_fronts)]
 
 
 class ApiSettings(Group):
@@ -52,4 +70,11 @@ class ApiSettings(Group):
         ge=1,
         description="Most open connections, idle ones included; the next one gets 503. Each takes an open file. Where "
         "the system permits fewer open files (`ulimit -Hn`), the limit is lower, and the log says so.",
+    )
+    num_fronts: NumFronts = Field(
+        1,
+        description="Processes that read requests and write answers. 1 does so in the replica's own process, which "
+        "suits a CPU. On a GPU that waits for that process (its CPU use near 100 %), take as many as there are cores "
+        "to spare, or `auto`: the cores less two on a GPU, 1 on a CPU. Each takes about 100 MB. They serve where the "
+        "replica listens itself: `up`, and `serve` with one replica.",
     )

@@ -6,6 +6,7 @@ A description says how to choose the value. Help, docs/settings.md and error mes
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -277,6 +278,13 @@ class ServerSettings(Group):
         default_factory=MetricsSettings,
         description="Metrics in CloudWatch. `/metrics` for Prometheus needs no setting.",
     )
+
+    @property
+    def num_fronts(self) -> int:
+        """`api.num_fronts`, or what `auto` stands for on this machine."""
+        if self.api.num_fronts != "auto":
+            return self.api.num_fronts
+        return max(1, len(os.sched_getaffinity(0)) - 2) if self.engine.device.startswith("cuda") else 1
 
 
 def every_setting() -> Iterator[tuple[str, str, FieldInfo]]:

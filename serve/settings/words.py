@@ -48,8 +48,16 @@ class InvalidSettings(ValueError):
 
 def choices_of(field: FieldInfo) -> tuple[str, ...]:
     """The values that a setting may have, where they are few and named; else none."""
+    return () if _may_be_a_number(field) else _named_values(field)
+
+
+def _named_values(field: FieldInfo) -> tuple[str, ...]:
     variants = (field.annotation, *typing.get_args(field.annotation))  # of `Literal[...] | None` too
     return next((typing.get_args(kind) for kind in variants if typing.get_origin(kind) is typing.Literal), ())
+
+
+def _may_be_a_number(field: FieldInfo) -> bool:
+    return bool({int, float} & {field.annotation, *typing.get_args(field.annotation)})
 
 
 def default_of(field: FieldInfo) -> str:
@@ -59,7 +67,9 @@ def default_of(field: FieldInfo) -> str:
 
 
 def limits_of(field: FieldInfo) -> str:
-    """The range of a number, such as `at least 1, at most 32768`, or nothing."""
+    """The range of a number, such as `at least 1, at most 32768`, or what may stand for one, or nothing."""
+    if _may_be_a_number(field) and (names := _named_values(field)):
+        return f"a whole number, or {' or '.join(names)}"
     return ", ".join(_LIMITS[type(limit)].format(limit) for limit in field.metadata if type(limit) in _LIMITS)
 
 

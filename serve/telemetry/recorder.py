@@ -110,6 +110,11 @@ class Recorder:
     def answered(self, model: str, outcome: str, seconds: float) -> None:
         """A request has its outcome: `ok` or the code of an error; `seconds` since its arrival."""
 
+    def answered_many(self, model: str, outcome: str, seconds: Sequence[float]) -> None:
+        """As `answered`, for each of these requests: those that a front process has counted."""
+        for each in seconds:
+            self.answered(model, outcome, each)
+
     def watch_connections(self, count: Callable[[], int]) -> None:
         """From now on, `count` may be called for the number of open connections."""
 
@@ -169,6 +174,10 @@ class RecorderGroup(Recorder):
     def answered(self, model: str, outcome: str, seconds: float) -> None:
         for recorder in self._recorders:
             recorder.answered(model, outcome, seconds)
+
+    def answered_many(self, model: str, outcome: str, seconds: Sequence[float]) -> None:
+        for recorder in self._recorders:
+            recorder.answered_many(model, outcome, seconds)
 
     def watch_connections(self, count: Callable[[], int]) -> None:
         for recorder in self._recorders:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 from api_harness import Gate, MakePredictor, Serving, TwoModels, client_of
+from fronts_harness import client_over_sockets
 
 from serve.api import create_app
 from serve.core import Engine
@@ -47,8 +48,12 @@ def unstarted() -> Callable[[Predictor], httpx.AsyncClient]:
     return client_of
 
 
-@pytest.fixture
-def serving() -> Serving:
+@pytest.fixture(params=["asgi", "socket", "two-fronts"])
+def serving(request: pytest.FixtureRequest) -> Serving:
+    """In process; over a socket, where small predictions take the fast path; and over two fronts."""
+    if request.param != "asgi":
+        return lambda predictor: client_over_sockets(predictor, {"socket": None, "two-fronts": 2}[request.param])
+
     @asynccontextmanager
     async def serve(predictor: Predictor) -> AsyncIterator[httpx.AsyncClient]:
         app = create_app(predictor)

@@ -71,8 +71,9 @@ def test_nobody_listens_before_the_models_are_ready() -> None:
             socket.create_connection(("127.0.0.1", port))
 
 
-def test_sigterm_under_load_answers_everyone_and_exits_with_0() -> None:
-    with running(WITHOUT_RAY, "up", "--port", "0", *FAST_START) as server:
+@pytest.mark.parametrize("fronts", [[], ["--num-fronts", "2"]], ids=["one process", "two fronts"])
+def test_sigterm_under_load_answers_everyone_and_exits_with_0(fronts: list[str]) -> None:
+    with running(WITHOUT_RAY, "up", "--port", "0", *FAST_START, *fronts) as server:
         record = json.loads(server.body)["records"][0]
         result = stop_under_load(server, json.dumps({"records": [record] * 16}).encode())
     assert [status for status, _ in result["admitted"]] == [200] * 48

@@ -1,10 +1,11 @@
-"""What applies where a setting is empty: the number format by the device, the tolerance by the number format."""
+"""What applies where a setting is empty or `auto`: by the device, the number format, the cores."""
 
 from typing import Any
 
 import pytest
 
-from serve.settings import EngineSettings
+from serve.settings import EngineSettings, InvalidSettings
+from serve.settings.sources import read_settings
 
 CPU, GPU = {"device": "cpu"}, {"device": "cuda:1"}
 
@@ -33,3 +34,22 @@ def test_precision_follows_the_device_and_tolerance_the_precision(
     assert settings.chosen_precision == precision
     assert settings.allowed_difference == tolerance
     assert EngineSettings.model_validate_json(settings.model_dump_json()) == settings, "as it is sent to the worker"
+
+
+@pytest.mark.parametrize("value", ["0", -1, "many", 2.5, True, None])
+def test_a_number_of_fronts_is_a_whole_number_or_auto(value: Any) -> None:
+    with pytest.raises(
+        InvalidSettings, match=r"setting api\.num_fronts: must be a whole number, at least 1, or auto, but is"
+    ):
+        read_settings({"api": {"num_fronts": value}})
+
+
+def test_auto_is_the_cores_less_two_on_a_gpu_and_one_front_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    auto = {"api": {"num_fronts": "auto"}}
+    on_a_gpu = {**auto, "engine": {"device": "cuda:0"}}
+    for num_cores, num_fronts in ((1, 1), (2, 1), (3, 1), (4, 2), (16, 14)):
+        cores = set(range(num_cores))
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: cores)
+        assert read_settings(auto).num_fronts == 1
+        assert read_settings(on_a_gpu).num_fronts == num_fronts
+    assert read_settings({"api": {"num_fronts": "3"}}).num_fronts == 3

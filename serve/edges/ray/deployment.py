@@ -5,7 +5,7 @@ Theory of operation
 A replica holds everything: ASGI app, batcher, engine. Ray Serve queues nothing: `max_ongoing_requests` lies far above
 the limit of admission, which refuses first. A request reaches a replica in one of two ways:
 
-- The only replica listens itself (`EmbeddedServer`). Ray's server does no work for a request
+- The only replica listens itself, or its front processes do (`listener_of`). Ray's server does no work for a request
   (docs/decisions/001-cost-of-the-front.md); Ray contributes placement, health checks and replacement.
 - Several replicas stand behind Ray's HAProxy, which routes each request to the replica with the fewest open requests.
   So does a replica of Ray's own `serve run`.
@@ -26,6 +26,7 @@ import asyncio
 import importlib
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from serve.api import App, create_app
 from serve.core import ServerState
 from serve.core.errors import StartupError
 from serve.edges.ray import environment
+from serve.edges.sockets import bind
 from serve.settings import InvalidSettings, ServerSettings
 from serve.settings.sources import read_settings
 from serve.telemetry import launcher_log
@@ -64,7 +66,7 @@ class TabPFNDeployment:
 
         Raises StartupError.
         """
-        from serve.edges.uvicorn_server import EmbeddedServer  # uvicorn, which the launcher does without
+        from serve.edges.uvicorn_server import listener_of  # uvicorn, which the launcher does without
         from serve.replica.factory import assemble
         from serve.replica.lifecycle import lifecycle_of
 
@@ -73,7 +75,7 @@ class TabPFNDeployment:
         launcher_log.write_to_launcher(os.environ)
         _keep_to_loopback()
         self._predictor = assemble(_with_launchers_output(settings))
-        listeners = [] if address is None else [EmbeddedServer.at(self._predictor, *address)]
+        listeners = [] if address is None else [listener_of(self._predictor, partial(bind, *address, shared=True))]
         # No lame duck: the launcher has it, and Ray takes a replica out of HAProxy's list before it replaces it.
         self._lifecycle = lifecycle_of(self._predictor, listeners)
         await self._lifecycle.start()

@@ -19,7 +19,7 @@ from test_online_plots import assert_readable
 from benchmarks.online import gpu_like
 from benchmarks.online.client import Exchange
 from benchmarks.online.errors import Refused, WrongAnswers
-from benchmarks.online.gpu_like import PEERS, check_answers, cpu_by_part, main, peer, summary
+from benchmarks.online.gpu_like import PEERS, check_answers, cpu_by_part, main, peer, server, summary
 from benchmarks.online.gpu_like_device import (
     GPU,
     VARIABLE,
@@ -174,13 +174,14 @@ def test_a_wrong_answer_or_none_is_no_result() -> None:
         check_answers(target, [exchange(0.0, 0.1, "{}", status=429)])
 
 
-def test_several_fronts_are_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["--fronts", "1", "2"])
-    assert stop.value.code == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "--fronts 2: the server has one front so far" in said
+def test_the_core_s_cpu_time_is_apart_where_it_has_a_process_of_its_own() -> None:
+    spent = {7: 1.0, 8: 2.0, 9: 3.0, 10: 5.0}
+    assert cpu_by_part(spent, 8, 1_000, core=7) == {"front": 8.0, "core": 1.0, "engine": 2.0}
+
+
+def test_each_number_of_fronts_is_a_system_of_its_own() -> None:
+    assert server(1) is gpu_like._SERVER
+    assert (server(3).name, server(3).command[-2:]) == ("tabpfn-serve-3-fronts", ("--fronts", "3"))
 
 
 @pytest.fixture
@@ -212,7 +213,7 @@ def test_a_run_with_the_server_and_with_a_peer_that_cannot_start(
     monkeypatch.setattr("benchmarks.peers.environments.install", lambda _: None)
     monkeypatch.setattr("benchmarks.peers.systems.python_of", lambda _: Path(sys.executable))
     to_json, to_plot = tmp_path / "run.json", tmp_path / "run.png"
-    short = "--fronts 1 --callers 1 6 --rows 2 --duration 0.6 --warmup 0.2 --nice 0 --fixed-ms 4 --peers mosec"
+    short = "--fronts 1 2 --callers 1 6 --rows 2 --duration 0.6 --warmup 0.2 --nice 0 --fixed-ms 4 --peers mosec"
     assert main([*short.split(), "--json", str(to_json), "--plot", str(to_plot)]) == 1
     run = json.loads(to_json.read_text())
     assert run["kind"] == "online-gpu-like"
@@ -221,7 +222,9 @@ def test_a_run_with_the_server_and_with_a_peer_that_cannot_start(
     assert "No module named 'mosec'" in run["failures"]["mosec"]
     assert [(found["system"], found["fronts"], found["callers"]) for found in run["results"]] == [
         ("tabpfn-serve", 1, 1),
+        ("tabpfn-serve-2-fronts", 2, 1),
         ("tabpfn-serve", 1, 6),
+        ("tabpfn-serve-2-fronts", 2, 6),
     ]
     for found in run["results"]:
         assert 0 < found["rate"] <= found["callers"] / 4.02e-3, "no request is answered before its batch ends"
@@ -230,6 +233,7 @@ def test_a_run_with_the_server_and_with_a_peer_that_cannot_start(
         assert found["mean_batch_rows"] > 0
         assert set(found["cpu_ms_per_request"]) == {"front", "core", "engine"}
         assert found["cpu_ms_per_request"]["front"] > 0
+        assert (found["cpu_ms_per_request"]["core"] is None) == (found["fronts"] == 1)
         assert found["callers_cpu_ms_per_request"] > 0
     assert to_plot.read_bytes().startswith(b"\x89PNG")
     assert_readable(draw_gpu_like(run))
