@@ -21,7 +21,7 @@ from serve.settings.sources import ServeOptions, flag, own_options
 from serve.store import FolderStore
 from serve.store.folder import EMBEDDED
 from serve.store.manifest import CheckpointEntry, Manifest, OptionsEntry
-from serve.telemetry.prometheus import PrometheusRecorder
+from serve.telemetry.prometheus import Histogram, PrometheusRecorder
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -61,7 +61,9 @@ def test_every_setting_says_how_to_choose_it() -> None:
 
 def metrics_of_the_code() -> Iterator[tuple[str, str, tuple[str, ...]]]:
     for metric in vars(PrometheusRecorder()).values():
-        if isinstance(metric, MetricWrapperBase):
+        if isinstance(metric, Histogram):
+            yield metric.name, "histogram", metric.label_names
+        elif isinstance(metric, MetricWrapperBase):
             total = "_total" if metric._type == "counter" else ""
             yield metric._name + total, metric._type, metric._labelnames
 

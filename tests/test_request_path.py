@@ -23,7 +23,7 @@ from serve.edges.uvicorn_server import EmbeddedServer
 from serve.replica.factory import assemble
 from serve.settings import EngineSettings, ServerSettings
 
-MAX_FILES = 24
+MAX_FILES = 22
 MAX_WORKER_FILES = 10
 SERVE = Path(serve.__file__).parent
 

@@ -80,9 +80,13 @@ class FastRequest:
 
     Attributes:
         refusal: the response of an early refusal; the body is of no use then.
+        is_prechecked: nothing has happened since admission was asked for one row. A request of one row whose body came
+            with its headers is so admitted by one check, not by two.
     """
 
-    __slots__ = ("admitted", "door", "head", "is_counted", "predict_request", "refusal", "respond", "task")
+    __slots__ = (
+        "admitted", "door", "head", "is_counted", "is_prechecked", "predict_request", "refusal", "respond", "task",
+    )  # fmt: skip
 
     def __init__(self, door: Door, head: RequestHead) -> None:
         self.door = door
@@ -93,6 +97,7 @@ class FastRequest:
         self.admitted: Any = None
         self.task: asyncio.Task[None] | None = None
         self.is_counted = False
+        self.is_prechecked = True
 
 
 class FastPath:
@@ -106,6 +111,8 @@ class FastPath:
         self._decisive = shared.union(*(door.decisive_headers for door in doors))
         self._decisions: dict[_Key, _Decision | None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._outcomes: dict[tuple[str, str | None, str], list[float]] = {}
+        """The seconds of each request that is to be reported, by its model, version and outcome."""
 
     def begin(self, method: str, target: str, headers: RawHeaders) -> FastRequest | None:
         """The request, or None where it takes the ordinary way."""
@@ -179,10 +186,14 @@ class FastPath:
         request.respond = respond
         try:
             predict_request = request.predict_request = request.door.read(request.head, body)
-            if predict_request.num_rows > SMALL_ROWS:
+            num_rows = predict_request.table.num_rows
+            if num_rows > SMALL_ROWS:
                 self._predict_on_task(request, predict_request)
             else:
-                request.admitted = self._replica.admit(predict_request, partial(self._conclude, request))
+                is_checked = request.is_prechecked and num_rows == 1
+                request.admitted = self._replica.admit(
+                    predict_request, partial(self._conclude, request), is_checked=is_checked
+                )
         except Exception as error:
             respond(self._refuse(request, error))
 
@@ -223,9 +234,22 @@ class FastPath:
         return self._predictions.with_request_id(request.door.render(error, request_id), request_id)
 
     def _count(self, request: FastRequest, outcome: str) -> None:
+        """Count the outcome. Those of one turn of the event loop, such as a batch's, are reported together."""
         request.is_counted = True
         request.admitted = None  # it refers to this request
-        self._predictions.count(request.head.reference, outcome, request.head.arrived_at)
+        if not self._outcomes:
+            asyncio.get_running_loop().call_soon(self._report)
+        reference = request.head.reference
+        key = (reference.name, reference.version, outcome)
+        seconds = self._outcomes.get(key)
+        if seconds is None:
+            seconds = self._outcomes[key] = []
+        seconds.append(time.monotonic() - request.head.arrived_at)
+
+    def _report(self) -> None:
+        outcomes, self._outcomes = self._outcomes, {}
+        for (name, version, outcome), seconds in outcomes.items():
+            self._predictions.count(ModelReference(name, version), outcome, seconds)
 
     def _predict_on_task(self, request: FastRequest, predict_request: PredictRequest) -> None:
         """As `submit`, for rows that are encoded on another thread."""

@@ -106,7 +106,7 @@ class Predictions:
             _log.exception("request %s failed", request_id)
             response = door.render(error, request_id)
         finally:
-            self.count(reference, outcome, arrived_at)
+            self.count(reference, outcome, [time.monotonic() - arrived_at])
         self.with_request_id(response, request_id)
         if body.refusal is None:
             await response(scope, receive, send)
@@ -130,13 +130,16 @@ class Predictions:
             return await on_thread(door.write, head.model, request, prediction, total_ms)
         return door.write(head.model, request, prediction, total_ms)
 
-    def count(self, reference: ModelReference, outcome: str, arrived_at: float) -> None:
-        """Report the outcome of one request for predictions. Nothing else in the server reports outcomes."""
+    def count(self, reference: ModelReference, outcome: str, seconds: Sequence[float]) -> None:
+        """Report requests for predictions with one outcome; for each, the seconds since its arrival.
+
+        Nothing else in the server reports outcomes.
+        """
         try:
             label = self._replica.model(reference).name
         except ServeError:
             label = UNKNOWN_MODEL_LABEL
-        self._replica.recorder.answered(label, outcome, time.monotonic() - arrived_at)
+        self._replica.recorder.answered(label, outcome, seconds)
 
     def with_request_id(self, response: Response, request_id: str) -> Response:
         """`response`, with `x-request-id` where it is added here."""

@@ -3,7 +3,7 @@
 Theory of operation
 -------------------
 A request is refused when its answer is predicted to come after its deadline. The prediction adds the remaining time of
-the batches in flight, the rows that will be served first, and the request's own rows (`BatchQueue.seconds_ahead`, in
+the batches in flight, the rows that will be served first, and the request's own rows (`BatchQueue.forecast`, in
 O(1)). Before a refusal the prediction is made once more, exactly and in O(contexts): only contexts whose turn would
 really come first count. So overload does not turn into waiting of no use, and admitted requests have a real chance.
 
@@ -95,7 +95,7 @@ class AdmissionCheck(ABC):
     def check(self, request: QueuedRequest, now: float) -> None:
         """Return if this request would be admitted now, and change nothing.
 
-        Raises Draining, Overloaded, DeadlineTooShort.
+        Raises Draining, Overloaded, DeadlineTooShort, unless `is_checked`: `check` has just passed it.
         """
         if self.is_closed:
             raise Draining("this replica is shutting down; send the request again, another replica will take it")
@@ -121,7 +121,7 @@ class AdmissionCheck(ABC):
             detail, reason = f"requests of {self.num_rows} rows are ongoing", "rows"
         else:
             return
-        ahead_s, _ = self._queue.seconds_ahead(request)
+        ahead_s = self._queue.forecast(request).before_s
         raise Overloaded(
             f"{detail}, the most that this replica takes",
             retry_after_s=self._watchdog.remaining_s(now) + ahead_s,
@@ -130,7 +130,7 @@ class AdmissionCheck(ABC):
 
     def _check_time(self, request: QueuedRequest, now: float) -> None:
         """The prediction in O(1); only a request that fails it is predicted exactly."""
-        ahead_s, own_s = self._queue.seconds_ahead(request)
+        ahead_s, own_s, company_s = self._queue.forecast(request)
         remaining_s = self._watchdog.remaining_s(now)
         max_backlog_s = self._max_backlog_s.get(id(request.context), self._limits.max_backlog_s)
         if self._limits.max_rows is None and ahead_s > max_backlog_s:
@@ -140,7 +140,7 @@ class AdmissionCheck(ABC):
                 reason="backlog",
             )
         if remaining_s or ahead_s:
-            own_s += self._queue.seconds_of_company(request)
+            own_s += company_s
         if now + _WAIT_MARGIN * (remaining_s + ahead_s) + own_s > request.deadline:
             self._check_exactly(request, now, remaining_s, own_s)
 
@@ -209,9 +209,13 @@ class AdmissionController(AdmissionCheck, Generic[R]):
     def num_rows(self) -> int:
         return self._num_rows
 
-    def acquire(self, request: R, now: float) -> None:
-        """Admit a request, which is then to be queued. Pair with `release`. Raises what `check` raises."""
-        self.check(request, now)
+    def acquire(self, request: R, now: float, *, is_checked: bool = False) -> None:
+        """Admit a request, which is then to be queued. Pair with `release`.
+
+        Raises what `check` raises, unless `is_checked`: `check` has just passed it.
+        """
+        if not is_checked:
+            self.check(request, now)
         self.ongoing.add(request)
         self._num_rows += request.num_rows
 

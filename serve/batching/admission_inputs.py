@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from serve.batching.fifo import QueuedRequest
 from serve.core import FittedContext
+
+
+class Forecast(NamedTuple):
+    """Seconds of device time that concern one request.
+
+    Attributes:
+        before_s: for the rows that would be served first.
+        own_s: for its own rows.
+        company_s: by which its batch will grow until it is cut. While an interactive request waits, other requests
+            arrive and join its batch, as many as in recent batches. Batches of bulk rows are full already.
+    """
+
+    before_s: float
+    own_s: float
+    company_s: float
 
 
 class ContextTimes(Protocol):
@@ -34,14 +49,11 @@ class WaitingWork(Protocol):
     def num_rows(self) -> int:
         """Waiting rows."""
 
-    def seconds_ahead(self, request: QueuedRequest) -> tuple[float, float]:
-        """Seconds of the rows before this request, and of its own; pessimistic."""
+    def forecast(self, request: QueuedRequest) -> Forecast:
+        """What the device would do before this request, and for it; pessimistic."""
 
     def seconds_before_turn(self, request: QueuedRequest) -> float:
-        """The exact first number of `seconds_ahead`."""
-
-    def seconds_of_company(self, request: QueuedRequest) -> float:
-        """Seconds by which its batch will grow."""
+        """`Forecast.before_s`, exactly."""
 
     def max_batch_rows(self, request: QueuedRequest, cost: Any) -> int:
         """Most of its rows in one batch."""

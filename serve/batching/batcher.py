@@ -184,19 +184,18 @@ class Batcher:
             self.withdraw(admitted)
 
     def admit(
-        self, request: Asked, context: FittedContext, rows: Matrix, on_outcome: Callable[[Outcome], None]
-    ) -> AdmittedRequest:
+        self, request: Asked, context: FittedContext, rows: Matrix, on_outcome: Callable[[Outcome], None], *,
+        is_checked: bool = False,
+    ) -> AdmittedRequest:  # fmt: skip
         """As `submit`, with a callback: `on_outcome` is called once, later, unless the request is withdrawn before.
 
-        Raises the refusals of `submit`, and DeadlineExceeded for a deadline that has passed already.
+        Raises the refusals of `submit`, unless `is_checked`: `precheck` has passed its one row just now.
         """
-        assert self._task is not None, "start before submit"
         now = self._clock()
         if request.deadline <= now:
             raise DeadlineExceeded("the deadline passed before the request was read")
         admitted = AdmittedRequest(request, context, rows, now, on_outcome)
-        self._admission.acquire(admitted, now)
-        self._recorder.admitted(admitted.model, admitted.num_rows)
+        self._admission.acquire(admitted, now, is_checked=is_checked)
         self._queue.add(admitted)
         self._idle.clear()
         self._deadline_timer.set(admitted.deadline)
@@ -249,7 +248,6 @@ class Batcher:
         while True:
             batch, cut_at = await self._next_batch()
             self._batches.append(batch)
-            self._recorder.cut(batch.slices[0].request.model, count_rows(batch.slices), len(batch.slices))
             await self._execute(batch, cut_at)
             self._batches.clear()
 

@@ -124,7 +124,6 @@ class Pipeline:
             slices = self.queue.cut(now, self.watchdog.remaining_s(now) if self._flights else None)
             if not slices:
                 return None  # bulk rows that must not go ahead: the end of the batch on the device is awaited
-            self.recorder.cut(slices[0].request.model, count_rows(slices), len(slices))
             self.batches.append(CutBatch(slices))
             self._parts.append((self.batches[-1], slices))
         return None

@@ -54,6 +54,7 @@ from __future__ import annotations
 import math
 from typing import Generic
 
+from serve.batching.admission_inputs import Forecast
 from serve.batching.cost import ContextCost, CostModel
 from serve.batching.deadlines import Deadlines
 from serve.batching.fifo import ContextQueue, QueuedRequest, R, Slice, WaitingTimes, turn_of
@@ -196,29 +197,28 @@ class BatchQueue(Generic[R]):
         self._recount(queue)
         return slices
 
-    def seconds_ahead(self, request: QueuedRequest) -> tuple[float, float]:
-        """(before, own) in seconds of device time: the rows that would be served first, and the rows of `request`.
+    def forecast(self, request: QueuedRequest) -> Forecast:
+        """What the device would do before a request that came now, and for it.
 
         In O(1), and so pessimistic: interactive contexts with later deadlines count as served first. Bulk rows do not
         count for an interactive request, which meets one bounded batch of them at most.
         """
-        before = self._interactive_s
+        queue = self._contexts.get(id(request.context))
+        cost = self._cost.of(request.context) if queue is None else queue.cost
         if request.priority is Priority.BULK:
-            before += self._bulk_s
-        return before, self._own_seconds(request)
-
-    def seconds_of_company(self, request: QueuedRequest) -> float:
-        """Seconds by which the batch of an interactive request will grow until it is cut.
-
-        While it waits, other requests arrive and join its batch, as many as in recent batches.
-        """
-        if request.priority is Priority.BULK:
-            return 0.0  # its batches are full already, of bulk rows
-        cost, num_waiting, _ = self._others(request)
-        return max(0.0, cost.typical_s - cost.predict((num_waiting + request.num_rows - 1) % cost.row_budget + 1))
+            num_waiting, waiting_s = (queue.bulk.num_rows, queue.bulk_s) if queue is not None else (0, 0.0)
+            own_s = cost.predict_all(num_waiting + request.num_rows, self._limits.max_bulk_rows(cost)) - waiting_s
+            return Forecast(self._interactive_s + self._bulk_s, own_s, 0.0)
+        num_waiting, waiting_s = (queue.interactive.num_rows, queue.interactive_s) if queue is not None else (0, 0.0)
+        num_rows, budget = num_waiting + request.num_rows, cost.row_budget
+        if num_rows <= budget:
+            all_s = last_s = cost.predict(num_rows)
+        else:
+            all_s, last_s = cost.predict_all(num_rows, budget), cost.predict((num_rows - 1) % budget + 1)
+        return Forecast(self._interactive_s, all_s - waiting_s, max(0.0, cost.typical_s - last_s))
 
     def seconds_before_turn(self, request: QueuedRequest) -> float:
-        """The first number of `seconds_ahead`, counting only contexts whose turn comes first; O(contexts)."""
+        """`Forecast.before_s`, counting only contexts whose turn comes first; O(contexts)."""
         turn, is_bulk = turn_of(request, self._limits), request.priority is Priority.BULK
         return sum(
             queue.times(self._limits).before(turn, is_own=queue.cost.context is request.context, is_bulk=is_bulk)
@@ -233,19 +233,6 @@ class BatchQueue(Generic[R]):
     def max_batch_rows(self, request: QueuedRequest, cost: ContextCost) -> int:
         """Most rows of a request in one batch; `cost` is that of its context."""
         return self._limits.max_bulk_rows(cost) if request.priority is Priority.BULK else cost.row_budget
-
-    def _own_seconds(self, request: QueuedRequest) -> float:
-        cost, num_waiting, waiting_s = self._others(request)
-        return cost.predict_all(num_waiting + request.num_rows, self.max_batch_rows(request, cost)) - waiting_s
-
-    def _others(self, request: QueuedRequest) -> tuple[ContextCost, int, float]:
-        """The cost of its context, and the rows and seconds that wait in its FIFO."""
-        queue = self._contexts.get(id(request.context))
-        if queue is None:
-            return self._cost.of(request.context), 0, 0.0
-        if request.priority is Priority.BULK:
-            return queue.cost, queue.bulk.num_rows, queue.bulk_s
-        return queue.cost, queue.interactive.num_rows, queue.interactive_s
 
     def _turn(self, now: float, bulk_ahead_s: float) -> tuple[ContextQueue[R] | None, ContextQueue[R] | None]:
         """The context with the next turn, and the one whose bulk rows are due for the longest time."""

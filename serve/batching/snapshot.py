@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from serve.batching.admission import AdmissionCheck, AdmissionController, OneRow
+from serve.batching.admission_inputs import Forecast
 from serve.batching.cost import CostModel
 from serve.batching.device import BatchWatchdog, DeviceLoad
 from serve.batching.fifo import QueuedRequest, WaitingTimes, turn_of
@@ -102,11 +103,12 @@ class Load:
         queue, cost = self._queue, self._cost.of(context)
         interactive = OneRow("", context, 1, Priority.INTERACTIVE, 0.0, math.inf)
         bulk = interactive._replace(priority=Priority.BULK)
+        _, own_s, company_s = queue.forecast(interactive)
         return _Context(
             *(queue.waiting_times(context) or _NOTHING_WAITS),
-            queue.seconds_ahead(interactive)[1],
-            queue.seconds_ahead(bulk)[1],
-            queue.seconds_of_company(interactive),
+            own_s,
+            queue.forecast(bulk).own_s,
+            company_s,
             cost.predict(1),
             cost.fastest(1, 1),
             cost.measured_at(1),
@@ -159,13 +161,13 @@ class _Copy:
     def of(self, context: FittedContext) -> _CopiedCost:
         return _CopiedCost(self._context(self._places[id(context)]))
 
-    def seconds_ahead(self, request: QueuedRequest) -> tuple[float, float]:
+    def forecast(self, request: QueuedRequest) -> Forecast:
         others = [self._context(place) for place in self._places.values()]
         own = self._context(self._places[id(request.context)])
         before = sum(each.interactive_s for each in others)
         if request.priority is Priority.BULK:
-            return before + sum(each.bulk_s for each in others), own.bulk_own_s
-        return before, own.interactive_own_s
+            return Forecast(before + sum(each.bulk_s for each in others), own.bulk_own_s, 0.0)
+        return Forecast(before, own.interactive_own_s, own.company_s)
 
     def seconds_before_turn(self, request: QueuedRequest) -> float:
         turn, is_bulk = turn_of(request, self._limits), request.priority is Priority.BULK
@@ -174,10 +176,6 @@ class _Copy:
             WaitingTimes(*self._context(place)[:4]).before(turn, is_own=place == own, is_bulk=is_bulk)
             for place in self._places.values()
         )
-
-    def seconds_of_company(self, request: QueuedRequest) -> float:
-        is_bulk = request.priority is Priority.BULK
-        return 0.0 if is_bulk else self._context(self._places[id(request.context)]).company_s
 
     def max_batch_rows(self, request: QueuedRequest, cost: Any) -> int:
         return 1

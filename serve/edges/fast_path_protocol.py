@@ -56,6 +56,11 @@ class FastPathProtocol(GuardedProtocol):
         """The parser is within its body."""
         self._body: list[bytes] = []
 
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._is_arriving and self._request is not None:
+            self._request.is_prechecked = False
+
     def on_message_begin(self) -> None:
         # uvicorn's own makes the scope of ASGI, which few requests need: `_begin_ordinary`.
         self.url = b""
@@ -122,12 +127,9 @@ class FastPathProtocol(GuardedProtocol):
         transport = self.transport
         if transport.is_closing():
             return
-        parts = [STATUS_LINE[response.status_code]]
-        for name, value in (*self.server_state.default_headers, *response.raw_headers):
-            parts += (name, b": ", value, b"\r\n")
-        parts.append(b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n")
-        parts.append(cast(bytes, response.body))
-        transport.write(b"".join(parts))
+        lines = [b"%b: %b\r\n" % header for header in (*self.server_state.default_headers, *response.raw_headers)]
+        end = b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n"
+        transport.write(b"".join([STATUS_LINE[response.status_code], *lines, end, cast(bytes, response.body)]))
         if not cycle.keep_alive:
             transport.close()
         self.on_response_complete()

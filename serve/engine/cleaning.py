@@ -17,7 +17,7 @@ from tabpfn.validation import ensure_compatible_predict_input_sklearn
 from serve.core import Matrix, ModelDefinition
 from serve.core.errors import InvalidModel
 from serve.engine.category_texts import unmet_texts
-from serve.engine.row_encoder import Coding, RawCell, feature_names
+from serve.engine.coding import Coding, RawCell, feature_names
 from serve.engine.tabpfn_estimators import Estimator
 
 _log = logging.getLogger(__name__)

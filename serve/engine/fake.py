@@ -31,7 +31,8 @@ from serve.core import (
     Task,
 )
 from serve.core.errors import InvalidModel
-from serve.engine.row_encoder import Coding, RowEncoder
+from serve.engine.coding import Coding
+from serve.engine.row_encoder import RowEncoder
 
 # Irrational steps, so that no two columns, classes or neighbouring integers get the same weight.
 _COLUMN_STEP = math.sqrt(2) - 1

@@ -24,7 +24,7 @@ from tabpfn import TabPFNClassifier, TabPFNRegressor
 from tabpfn.preprocessing.torch.steps import TorchAddFingerprintFeaturesStep
 
 from serve.core import QUANTILES, ColumnKind, Matrix, ModelDefinition, Task
-from serve.engine.row_encoder import feature_names
+from serve.engine.coding import feature_names
 
 Estimator: TypeAlias = Any
 """`TabPFNClassifier | TabPFNRegressor`; the attributes used here are not part of their typed surface."""

@@ -63,10 +63,12 @@ class Replica(Protocol):
     async def predict(self, request: PredictRequest) -> Prediction:
         """Answer the rows of one request, in their order. `Predictor.predict` lists the errors."""
 
-    def admit(self, request: PredictRequest, on_outcome: Callable[[Outcome], None]) -> Any:
+    def admit(self, request: PredictRequest, on_outcome: Callable[[Outcome], None], *, is_checked: bool = False) -> Any:
         """As `predict`, for at most `SMALL_ROWS` rows, with a callback; returns what `withdraw` takes.
 
-        `on_outcome` is called once, later, on the event loop, unless the request is withdrawn before.
+        Args:
+            on_outcome: called once, later, on the event loop, unless the request is withdrawn before.
+            is_checked: the request has one row, and `precheck` has passed it in this very call of the event loop.
         """
 
     def withdraw(self, admitted: Any) -> None:

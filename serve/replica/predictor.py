@@ -169,13 +169,12 @@ class Predictor:
             rows = await self.large_requests.run(fitted.encode, table)
         return await self._batcher.submit(request, fitted, rows)
 
-    def admit(self, request: PredictRequest, on_outcome: Callable[[Outcome], None]) -> AdmittedRequest:
-        """As `predict`, for at most `SMALL_ROWS` rows, with a callback in place of a coroutine.
-
-        `on_outcome` is called once, later, on the event loop, unless the request is withdrawn before.
-        """
+    def admit(
+        self, request: PredictRequest, on_outcome: Callable[[Outcome], None], *, is_checked: bool = False
+    ) -> AdmittedRequest:
+        """See `interface.Replica`."""
         fitted = self._serving(request)
-        return self._batcher.admit(request, fitted, fitted.encode(request.table), on_outcome)
+        return self._batcher.admit(request, fitted, fitted.encode(request.table), on_outcome, is_checked=is_checked)
 
     def admit_encoded(
         self, request: Asked, model: ServedModel, rows: Matrix, on_outcome: Callable[[Outcome], None]

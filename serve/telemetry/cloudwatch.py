@@ -20,7 +20,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from serve.core import Priority, ServerState
@@ -70,13 +70,14 @@ class CloudWatchRecorder(Recorder):
     def expired(self, model: str, stage: ExpiryStage) -> None:  # noqa: ARG002
         self._of(model).num_expired += 1
 
-    def answered(self, model: str, outcome: str, seconds: float) -> None:
+    def answered(self, model: str, outcome: str, seconds: Sequence[float]) -> None:
         traffic = self._of(model)
-        traffic.num_requests += 1
+        traffic.num_requests += len(seconds)
         if outcome == "ok":
-            traffic.answered.observe(seconds)
+            for each in seconds:
+                traffic.answered.observe(each)
         elif outcome in SERVER_FAULTS:
-            traffic.num_errors_5xx += 1
+            traffic.num_errors_5xx += len(seconds)
 
     def take(self) -> Mapping[str, Traffic]:
         """What was counted since the last call, by name of the model."""

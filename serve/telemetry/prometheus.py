@@ -6,15 +6,69 @@ that two servers in one process (tests) do not share numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from serve.core import ModelDefinition, Priority, ServerState
 from serve.telemetry.buckets import RATIO_BUCKETS, ROWS_BUCKETS, SECONDS_BUCKETS
 from serve.telemetry.nvml import Gpu
 from serve.telemetry.recorder import ComputedBatch, EngineFault, ExpiryStage, QueueDepth, Recorder
+
+
+class _Series:
+    """The values of one set of labels: how many in each bucket, and their sum."""
+
+    __slots__ = ("counts", "sum")
+
+    def __init__(self, num_buckets: int) -> None:
+        self.counts = [0] * num_buckets
+        self.sum = 0.0
+
+
+class Histogram(Collector):
+    """One histogram of one registry. It takes the values of many requests at once, with one lookup of the series.
+
+    Args:
+        buckets: upper bounds, rising, without infinity.
+        labels: names of the labels.
+    """
+
+    def __init__(
+        self, name: str, meaning: str, labels: Sequence[str], buckets: Sequence[float], registry: CollectorRegistry
+    ) -> None:
+        self.name, self.label_names = name, tuple(labels)
+        self._meaning = meaning
+        self._bounds = tuple(buckets)
+        self._names = [*map(floatToGoString, self._bounds), "+Inf"]
+        self._series: dict[tuple[str, ...], _Series] = {}
+        if not labels:
+            self._series[()] = _Series(len(self._names))
+        registry.register(self)
+
+    def observe(self, values: Iterable[float], *labels: str) -> None:
+        """Count values under these values of the labels."""
+        series = self._series.get(labels)
+        if series is None:
+            series = self._series[labels] = _Series(len(self._names))
+        counts, bounds = series.counts, self._bounds
+        for value in values:
+            counts[bisect_left(bounds, value)] += 1
+            series.sum += value
+
+    def collect(self) -> list[HistogramMetricFamily]:
+        """What Prometheus reads."""
+        family = HistogramMetricFamily(self.name, self._meaning, labels=self.label_names)
+        for labels, series in self._series.items():
+            buckets = zip(self._names, map(float, accumulate(series.counts)), strict=True)
+            family.add_metric(labels, list(buckets), series.sum)
+        return [family]
 
 
 class Metrics:
@@ -33,7 +87,7 @@ class Metrics:
         return Gauge(f"tabpfn_{name}", meaning, labels, registry=self.registry)
 
     def _histogram(self, name: str, meaning: str, buckets: Sequence[float], *labels: str) -> Histogram:
-        return Histogram(f"tabpfn_{name}", meaning, labels, buckets=buckets, registry=self.registry)
+        return Histogram(f"tabpfn_{name}", meaning, labels, buckets, self.registry)
 
     def _add_request_metrics(self) -> None:
         self.requests = self._counter(
@@ -128,14 +182,12 @@ class PrometheusRecorder(Metrics, Recorder):
         self.refused_requests.labels(model, reason).inc()
 
     def computed(self, batch: ComputedBatch) -> None:
-        queue_seconds = self.queue_seconds.labels(batch.model)
-        for seconds in batch.queue_s:
-            queue_seconds.observe(seconds)
+        self.queue_seconds.observe(batch.queue_s, batch.model)
         if batch.cost_ratio is not None:
-            self.batch_cost_ratio.labels(batch.model).observe(batch.cost_ratio)
-        self.batch_seconds.labels(batch.model).observe(batch.device_s)
-        self.batch_rows.labels(batch.model).observe(batch.num_rows)
-        self.batch_requests.labels(batch.model).observe(batch.num_requests)
+            self.batch_cost_ratio.observe([batch.cost_ratio], batch.model)
+        self.batch_seconds.observe([batch.device_s], batch.model)
+        self.batch_rows.observe([batch.num_rows], batch.model)
+        self.batch_requests.observe([batch.num_requests], batch.model)
 
     def failed(self, model: str, fault: EngineFault) -> None:
         counters = {
@@ -149,10 +201,10 @@ class PrometheusRecorder(Metrics, Recorder):
     def expired(self, model: str, stage: ExpiryStage) -> None:
         self.expired_requests.labels(model, stage.value).inc()
 
-    def answered(self, model: str, outcome: str, seconds: float) -> None:
-        self.requests.labels(model, outcome).inc()
+    def answered(self, model: str, outcome: str, seconds: Sequence[float]) -> None:
+        self.requests.labels(model, outcome).inc(len(seconds))
         if outcome == "ok":
-            self.request_seconds.labels(model).observe(seconds)
+            self.request_seconds.observe(seconds, model)
 
     def answered_many(self, model: str, outcome: str, seconds: Sequence[float]) -> None:
         self.requests.labels(model, outcome).inc(len(seconds))
@@ -168,4 +220,4 @@ class PrometheusRecorder(Metrics, Recorder):
         self.ended_connections.labels(reason).inc()
 
     def loop_lagged(self, seconds: float) -> None:
-        self.event_loop_lag_seconds.observe(seconds)
+        self.event_loop_lag_seconds.observe([seconds])

@@ -89,14 +89,8 @@ class Recorder:
     def model_ready(self, model: ModelDefinition, device: str, backend: str) -> None:
         """A model passed its checks and is served; `backend` is that of its `FittedContext`."""
 
-    def admitted(self, model: str, num_rows: int) -> None:
-        """A request was admitted and is queued."""
-
     def refused(self, model: str, reason: str) -> None:
         """A request was refused: `reason` is that of `errors.Overloaded`, or `too_short` for DeadlineTooShort."""
-
-    def cut(self, model: str, num_rows: int, num_requests: int) -> None:
-        """A batch was cut from the queue and goes to the device."""
 
     def computed(self, batch: ComputedBatch) -> None:
         """The device answered a batch."""
@@ -107,8 +101,8 @@ class Recorder:
     def expired(self, model: str, stage: ExpiryStage) -> None:
         """The deadline of an admitted request passed before its answer."""
 
-    def answered(self, model: str, outcome: str, seconds: float) -> None:
-        """A request has its outcome: `ok` or the code of an error; `seconds` since its arrival."""
+    def answered(self, model: str, outcome: str, seconds: Sequence[float]) -> None:
+        """Requests have this outcome: `ok` or the code of an error; for each, the seconds since its arrival."""
 
     def answered_many(self, model: str, outcome: str, seconds: Sequence[float]) -> None:
         """As `answered`, for each of these requests: those that a front process has counted."""
@@ -147,17 +141,9 @@ class RecorderGroup(Recorder):
         for recorder in self._recorders:
             recorder.model_ready(model, device, backend)
 
-    def admitted(self, model: str, num_rows: int) -> None:
-        for recorder in self._recorders:
-            recorder.admitted(model, num_rows)
-
     def refused(self, model: str, reason: str) -> None:
         for recorder in self._recorders:
             recorder.refused(model, reason)
-
-    def cut(self, model: str, num_rows: int, num_requests: int) -> None:
-        for recorder in self._recorders:
-            recorder.cut(model, num_rows, num_requests)
 
     def computed(self, batch: ComputedBatch) -> None:
         for recorder in self._recorders:
@@ -171,7 +157,7 @@ class RecorderGroup(Recorder):
         for recorder in self._recorders:
             recorder.expired(model, stage)
 
-    def answered(self, model: str, outcome: str, seconds: float) -> None:
+    def answered(self, model: str, outcome: str, seconds: Sequence[float]) -> None:
         for recorder in self._recorders:
             recorder.answered(model, outcome, seconds)
 

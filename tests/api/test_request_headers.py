@@ -120,6 +120,7 @@ async def test_a_request_that_no_idle_server_could_answer_in_time_is_a_422_and_n
         assert early is not None
         assert early.refusal is not None
         assert early.refusal.status_code == 422
+        await asyncio.sleep(0)  # outcomes are reported once a turn
         text = (await client.get("/metrics")).text
         assert 'tabpfn_refused_requests_total{model="fraud",reason="too_short"} 2.0' in text
         assert outcomes(text)["fraud", "deadline_too_short"] == 2

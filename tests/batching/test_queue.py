@@ -385,22 +385,22 @@ def test_clear_takes_everything_out() -> None:
 # --- what a newcomer is told ----------------------------------------------------------------------------------------
 
 
-def test_seconds_ahead_are_those_of_the_rows_that_go_first() -> None:
+def test_the_forecast_counts_the_seconds_of_the_rows_that_go_first() -> None:
     cost = cost_model(8, A, B)
     queue = queue_of(
         Request(A, 9, deadline=1.0), Request(B, 4, deadline=9.0), Request(B, 3, priority=BULK), cost=cost,
         max_bulk_batch_s=cost_s(2),
     )  # fmt: skip
     newcomer = Request(A, 1, deadline=5.0)
-    assert queue.seconds_of_company(newcomer) == 0.0, "no batch was seen yet"
+    assert queue.forecast(newcomer).company_s == 0.0, "no batch was seen yet"
     before_a, before_b = cost_s(8) + cost_s(1), cost_s(4)
-    before_s, own_s = queue.seconds_ahead(newcomer)
+    before_s, own_s, _ = queue.forecast(newcomer)
     assert before_s == pytest.approx(before_a + before_b)
     assert own_s == pytest.approx(cost_s(2) - cost_s(1)), "it joins the second batch"
     assert queue.seconds_before_turn(newcomer) == pytest.approx(before_a), "B has more time"
     bulk = Request(A, 4, deadline=math.inf, priority=BULK)
     before_bulk = cost_s(2) + cost_s(1)
-    before_s, own_s = queue.seconds_ahead(bulk)
+    before_s, own_s, _ = queue.forecast(bulk)
     assert before_s == pytest.approx(before_a + before_b + before_bulk)
     assert own_s == pytest.approx(2 * cost_s(2))
     assert queue.seconds_before_turn(bulk) == pytest.approx(before_a + before_b + before_bulk)
@@ -411,6 +411,6 @@ def test_company_is_expected_as_of_late() -> None:
     for _ in range(50):
         cost.of(A).learn(8, cost_s(8), 0.0)
     queue = queue_of(Request(A, 9), cost=cost)
-    assert queue.seconds_of_company(Request(A, 1)) == pytest.approx(cost_s(8) - cost_s(2), rel=1e-3)
-    assert queue.seconds_of_company(Request(A, 7)) == pytest.approx(0.0, abs=1e-9), "the batch is full already"
-    assert queue.seconds_of_company(Request(A, 1, priority=BULK)) == 0.0
+    assert queue.forecast(Request(A, 1)).company_s == pytest.approx(cost_s(8) - cost_s(2), rel=1e-3)
+    assert queue.forecast(Request(A, 7)).company_s == pytest.approx(0.0, abs=1e-9), "the batch is full already"
+    assert queue.forecast(Request(A, 1, priority=BULK)).company_s == 0.0

@@ -24,8 +24,9 @@ from tabpfn.preprocessing.configs import PreprocessorConfig
 
 from serve.core import Batch, Column, ColumnKind, Context, ModelDefinition, QueryTable, Scalar, Task
 from serve.core.errors import InvalidInput
+from serve.engine.cell_readers import MAX_MAGNITUDE
+from serve.engine.coding import feature_names
 from serve.engine.engine import TabPFNContext, TabPFNEngine
-from serve.engine.row_encoder import MAX_MAGNITUDE, feature_names
 from serve.engine.worker.client import make_handle
 from serve.engine.worker.server import describe_context
 from training.checkpoint import INFERENCE_CONFIG

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from serve.core import Column, ColumnKind, QueryTable
 from serve.engine.category_texts import number_aliases, shortest_text, unmet_texts
-from serve.engine.row_encoder import Coding, RowEncoder
+from serve.engine.coding import Coding
+from serve.engine.row_encoder import RowEncoder
 
 
 def met(categories: list[str], cell: Any) -> str | None:

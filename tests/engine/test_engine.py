@@ -12,8 +12,9 @@ from tabpfn import TabPFNClassifier, TabPFNRegressor
 
 from serve.core import QUANTILES, REGRESSION_STATISTICS, Batch, ColumnKind, ModelDefinition, QueryTable, Task
 from serve.core.errors import EngineError, InvalidModel, OutOfMemory, StartupError
+from serve.engine.coding import feature_names
 from serve.engine.engine import TabPFNContext, TabPFNEngine
-from serve.engine.row_encoder import RowEncoder, feature_names
+from serve.engine.row_encoder import RowEncoder
 from serve.settings import EngineSettings
 
 STRANGE = [

@@ -11,8 +11,10 @@ from models import COLUMNS, records
 
 from serve.core import Column, ColumnKind, QueryTable
 from serve.core.errors import InvalidInput
+from serve.engine.cell_readers import MAX_MAGNITUDE
+from serve.engine.coding import Coding, feature_names
 from serve.engine.engine import TabPFNContext
-from serve.engine.row_encoder import MAX_MAGNITUDE, Coding, RowEncoder, feature_names
+from serve.engine.row_encoder import RowEncoder
 
 GOOD = {"amount": 1.5, "country": "DE", "code": 12, "seen_at": "2026-03-04T05:30:00", "note": "hello"}
 CODINGS = [

@@ -76,12 +76,12 @@ def made(recorder: CloudWatchRecorder, gauges: Gauges = QUIET) -> list[Document]
 
 def serve_some(recorder: CloudWatchRecorder) -> None:
     for seconds in (0.004, 0.006, 0.006, 0.04):
-        recorder.answered("fraud", "ok", seconds)
+        recorder.answered("fraud", "ok", [seconds])
     for _ in range(2):
         recorder.refused("churn", "deadline")
-        recorder.answered("churn", "overloaded", 0.0)
-    recorder.answered("fraud", "engine_error", 0.1)
-    recorder.answered("fraud", "wrong_type", 0.1)
+        recorder.answered("churn", "overloaded", [0.0])
+    recorder.answered("fraud", "engine_error", [0.1])
+    recorder.answered("fraud", "wrong_type", [0.1])
     recorder.computed(ComputedBatch("fraud", 1, 1, 0.004, None, [0.002]))
     recorder.computed(ComputedBatch("fraud", 7, 3, 0.004, 1.0, [0.003, 0.003, 0.02]))
 
@@ -124,7 +124,7 @@ def test_only_the_interval_counts(recorder: CloudWatchRecorder) -> None:
 
 
 def test_what_is_beyond_the_buckets_has_the_highest_bound(recorder: CloudWatchRecorder) -> None:
-    recorder.answered("fraud", "ok", 60.0)
+    recorder.answered("fraud", "ok", [60.0])
     assert made(recorder)[0]["RequestP99"] == 10_000
 
 

@@ -13,7 +13,7 @@ from serve.telemetry.prometheus import PrometheusRecorder
 def text_of(num_requests: int, model: str = "fraud") -> str:
     recorder = PrometheusRecorder()
     for _ in range(num_requests):
-        recorder.answered(model, "ok", 0.01)
+        recorder.answered(model, "ok", [0.01])
     return recorder.render().decode()
 
 

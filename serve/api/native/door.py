@@ -21,7 +21,17 @@ from serve.core import ModelReference, Prediction, PredictRequest
 from serve.replica.interface import Replica, ServedModel
 
 _JSON = "application/json"
+_JSON_BYTES = _JSON.encode()
 _PREDICT = re.compile(r"/v1/models/([^/]+)(?:/versions/([^/]+))?/predict")
+
+
+class _JsonAnswer(Response):
+    """Starlette's response, made in a third of the time: its own constructor takes as long as the JSON inside."""
+
+    def __init__(self, body: bytes) -> None:
+        self.status_code, self.background = 200, None
+        self.body = body
+        self.raw_headers = [(b"content-length", b"%d" % len(body)), (b"content-type", _JSON_BYTES)]
 
 
 class NativeDoor(Door):
@@ -48,7 +58,7 @@ class NativeDoor(Door):
         return PredictRequest(head.reference, table, head.arrived_at, head.deadline, head.priority, head.request_id)
 
     def write(self, model: ServedModel, request: PredictRequest, prediction: Prediction, total_ms: float) -> Response:
-        return Response(encode_answer(model, prediction, request.request_id, total_ms), media_type=_JSON)
+        return _JsonAnswer(encode_answer(model, prediction, request.request_id, total_ms))
 
     def render(self, error: BaseException, request_id: str) -> Response:
         return respond(error, request_id)

@@ -132,8 +132,9 @@ def encode_answer(model: ServedModel, prediction: Prediction, request_id: str, t
     if not classes:
         values = [_value_prediction(row) for row in outputs.tolist()]
         return msgspec.json.encode(RegressionAnswer(name, version, values, request_id, prediction.batch_rows, timing))
-    labels = [classes[index] for index in outputs.argmax(axis=1).tolist()]
-    predictions = list(map(ClassPrediction, labels, outputs.tolist()))
+    rows = outputs.tolist()
+    labels = [classes[row.index(max(row))] for row in rows]
+    predictions = list(map(ClassPrediction, labels, rows))
     return msgspec.json.encode(
         ClassificationAnswer(name, version, list(classes), predictions, request_id, prediction.batch_rows, timing)
     )

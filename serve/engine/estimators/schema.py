@@ -20,8 +20,9 @@ from tabpfn.constants import NA_PLACEHOLDER
 from serve.core import Column, ColumnKind, Matrix, QueryTable, Scalar
 from serve.core.errors import InvalidModel
 from serve.engine import cleaning
+from serve.engine.coding import Coding, RawCell
 from serve.engine.estimators.plausible import only_taken, plausible_numbers
-from serve.engine.row_encoder import Coding, RawCell, RowEncoder
+from serve.engine.row_encoder import RowEncoder
 from serve.engine.tabpfn_estimators import Estimator
 
 _NUM_ROWS = 16

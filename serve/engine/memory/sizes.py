@@ -27,13 +27,13 @@ from tabpfn.preprocessing.configs import PreprocessorConfig
 
 from serve.core import Column, ColumnKind, Context, ModelDefinition, Task
 from serve.core.errors import InvalidModel
+from serve.engine.coding import feature_names
 from serve.engine.datetimes import DATETIME_PARTS
 from serve.engine.execution.precision import Precision
 from serve.engine.forward.v2_pass import MAX_HIDDEN_BYTES
 from serve.engine.forward.v3_stages import MAX_TOKENS
 from serve.engine.forward.votes import MAX_SCORES
 from serve.engine.memory.probes import available_bytes
-from serve.engine.row_encoder import feature_names
 
 _WITH_THINKING_ROWS = ("tabpfn_v2_5", "tabpfn_v2_6")
 _WITH_INDUCING_POINTS = ("tabpfn_v3", "tabpfn_v3_5")

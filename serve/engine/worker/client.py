@@ -39,7 +39,8 @@ import numpy as np
 
 from serve.core import REGRESSION_STATISTICS, Batch, Column, FittedContext, Matrix, ModelDefinition, QueryTable
 from serve.core.errors import DeviceLost, InvalidModel
-from serve.engine.row_encoder import RowEncoder, feature_names
+from serve.engine.coding import feature_names
+from serve.engine.row_encoder import RowEncoder
 from serve.engine.worker import wire
 from serve.engine.worker.messages import (
     Failed,

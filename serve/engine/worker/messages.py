@@ -13,7 +13,7 @@ import msgspec
 
 from serve.core import ModelDefinition, errors
 from serve.core.errors import EngineError, InvalidInput, Overloaded, ServeError
-from serve.engine.row_encoder import Coding
+from serve.engine.coding import Coding
 
 _Length: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 Shape: TypeAlias = tuple[_Length, _Length]
@@ -81,7 +81,7 @@ class Started(Message, frozen=True):
 
 
 class ColumnCoding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A `row_encoder.Coding` with its mapping as two lists of one length; both None where the mapping is None."""
+    """A `coding.Coding` with its mapping as two lists of one length; both None where the mapping is None."""
 
     values: list[str | float | None] | None
     codes: list[float] | None

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from serve.core import errors
 from serve.core.errors import EngineError, InvalidInput, Overloaded, ServeError, StartupError
-from serve.engine.row_encoder import Coding
+from serve.engine.coding import Coding
 from serve.engine.worker import wire
 from serve.engine.worker.messages import ColumnCoding, describe_coding, describe_error, restore_coding, restore_error
 
