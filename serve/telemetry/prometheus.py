@@ -206,13 +206,6 @@ class PrometheusRecorder(Metrics, Recorder):
         if outcome == "ok":
             self.request_seconds.observe(seconds, model)
 
-    def answered_many(self, model: str, outcome: str, seconds: Sequence[float]) -> None:
-        self.requests.labels(model, outcome).inc(len(seconds))
-        if outcome == "ok":
-            observe = self.request_seconds.labels(model).observe
-            for each in seconds:
-                observe(each)
-
     def watch_connections(self, count: Callable[[], int]) -> None:
         self.connections.set_function(count)
 

@@ -104,11 +104,6 @@ class Recorder:
     def answered(self, model: str, outcome: str, seconds: Sequence[float]) -> None:
         """Requests have this outcome: `ok` or the code of an error; for each, the seconds since its arrival."""
 
-    def answered_many(self, model: str, outcome: str, seconds: Sequence[float]) -> None:
-        """As `answered`, for each of these requests: those that a front process has counted."""
-        for each in seconds:
-            self.answered(model, outcome, each)
-
     def watch_connections(self, count: Callable[[], int]) -> None:
         """From now on, `count` may be called for the number of open connections."""
 
@@ -160,10 +155,6 @@ class RecorderGroup(Recorder):
     def answered(self, model: str, outcome: str, seconds: Sequence[float]) -> None:
         for recorder in self._recorders:
             recorder.answered(model, outcome, seconds)
-
-    def answered_many(self, model: str, outcome: str, seconds: Sequence[float]) -> None:
-        for recorder in self._recorders:
-            recorder.answered_many(model, outcome, seconds)
 
     def watch_connections(self, count: Callable[[], int]) -> None:
         for recorder in self._recorders:

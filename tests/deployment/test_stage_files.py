@@ -95,7 +95,7 @@ def test_gpus_compute_in_16_bit_and_cpus_in_float32(committed: Templates, stack:
 def test_every_metric_that_is_watched_is_one_that_the_server_emits(synthesised: Templates) -> None:
     gauges = Gauges([0.0], [0.0], ready=1.0, gpu_memory_bytes=1.0, gpu_utilization=[1.0])
     recorder = CloudWatchRecorder()
-    recorder.answered("fraud", "ok", 0.004)
+    recorder.answered("fraud", "ok", [0.004])
     recorder.computed(ComputedBatch("fraud", 1, 1, 0.004, None, [0.002]))
     traffic = recorder.take()
     document = next(iter(documents(traffic, gauges, namespace=METRIC_NAMESPACE, service="s", timestamp_ms=0)))

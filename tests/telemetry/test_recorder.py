@@ -32,8 +32,8 @@ def test_together_and_one_by_one(reports: list[tuple[str, list[float]]]) -> None
     together, alone, listed = PrometheusRecorder(), PrometheusRecorder(), Listed()
     group = RecorderGroup([together, listed])
     for outcome, seconds in reports:
-        group.answered_many("fraud", outcome, seconds)
+        group.answered("fraud", outcome, seconds)
         for each in seconds:
-            alone.answered("fraud", outcome, each)
+            alone.answered("fraud", outcome, [each])
     assert listed.seen == [("fraud", outcome, each) for outcome, seconds in reports for each in seconds]
     assert counted(together) == counted(alone)

@@ -247,7 +247,7 @@ class FrontLink:
         recorder = self._predictor.recorder
         self.num_connections = report.num_connections
         for model, outcome, seconds in report.answered:
-            recorder.answered_many(model, outcome, seconds)
+            recorder.answered(model, outcome, seconds)
         for model, reason, count in report.refused:
             for _ in range(count):
                 recorder.refused(model, reason)

@@ -104,7 +104,13 @@ class RemoteReplica:
                 answer.exception()  # counts as retrieved even where a cancellation came first
             self.withdraw(number)
 
-    def admit(self, request: PredictRequest, on_outcome: Callable[[Outcome], None]) -> int:
+    def admit(
+        self,
+        request: PredictRequest,
+        on_outcome: Callable[[Outcome], None],
+        *,
+        is_checked: bool = False,  # noqa: ARG002  (the core checks each request: the copy here may be old)
+    ) -> int:
         """As `predict`, for at most `SMALL_ROWS` rows, with a callback; returns the number of the request."""
         model = self._checked(request)
         rows = model.fitted.encode(request.table)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from serve.edges.fronts.messages import Report
 from serve.telemetry.recorder import Recorder
@@ -37,8 +37,8 @@ class ReportingRecorder(Recorder):
         self._due_at = math.inf
         self._timer: asyncio.TimerHandle | None = None
 
-    def answered(self, model: str, outcome: str, seconds: float) -> None:
-        self._answered[model, outcome].append(seconds)
+    def answered(self, model: str, outcome: str, seconds: Sequence[float]) -> None:
+        self._answered[model, outcome] += seconds
         self._send_within(PERIOD_S)
 
     def refused(self, model: str, reason: str) -> None:
