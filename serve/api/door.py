@@ -46,7 +46,7 @@ class RequestHead:
 
     model: ServedModel
     reference: ModelReference
-    headers: Headers
+    headers: RawHeaders
     arrived_at: float
     deadline: float
     priority: Priority

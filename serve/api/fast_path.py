@@ -172,7 +172,7 @@ class FastPath:
             model = self._replica.model(reference)
             deadline = arrived_at + (model.timeout_s if timeout_s is None else timeout_s)
             named = new_request_id() if request_id is None else read_request_id(headers)
-            head = RequestHead(model, reference, Headers(raw=headers), arrived_at, deadline, priority, named)
+            head = RequestHead(model, reference, headers, arrived_at, deadline, priority, named)
             request = FastRequest(door, head)
             self._replica.precheck(model, deadline, priority)
         except (Overloaded, DeadlineTooShort) as error:

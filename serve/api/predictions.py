@@ -118,7 +118,7 @@ class Predictions:
         model = self._replica.model(reference)
         timeout_s, priority = read_deadline_and_priority(headers.raw)
         deadline = arrived_at + (model.timeout_s if timeout_s is None else timeout_s)
-        return RequestHead(model, reference, headers, arrived_at, deadline, priority, request_id)
+        return RequestHead(model, reference, headers.raw, arrived_at, deadline, priority, request_id)
 
     async def _predict(self, door: Door, head: RequestHead, body: bytes, receive: Receive) -> Response:
         is_large = len(body) > SMALL_BYTES

@@ -65,7 +65,9 @@ class FastPathProtocol(GuardedProtocol):
         # uvicorn's own makes the scope of ASGI, which few requests need: `_begin_ordinary`.
         self.url = b""
         self.headers = []
-        self.expect_100_continue = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         if self._is_free():
@@ -83,10 +85,11 @@ class FastPathProtocol(GuardedProtocol):
         self._begin_ordinary()
 
     def _begin_ordinary(self) -> None:
-        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        url, headers = self.url, self.headers
         super().on_message_begin()
-        self.url, self.headers, self.expect_100_continue = url, headers, expects
+        self.url, self.headers = url, headers
         self.scope["headers"] = headers
+        self.expect_100_continue = any(n == b"expect" and value.lower() == b"100-continue" for n, value in headers)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
