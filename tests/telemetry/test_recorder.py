@@ -9,7 +9,7 @@ from serve.telemetry.prometheus import PrometheusRecorder
 from serve.telemetry.recorder import Recorder, RecorderGroup
 
 OUTCOMES = st.sampled_from(["ok", "overloaded"])
-SECONDS = st.lists(st.sampled_from([0.001, 0.25, 40.0]), min_size=1, max_size=4)
+SECONDS = st.lists(st.sampled_from([2**-9, 0.25, 40.0]), min_size=1, max_size=4)
 
 
 def counted(recorder: PrometheusRecorder) -> list[str]:
@@ -28,7 +28,7 @@ class Listed(Recorder):
 
 
 @given(
-    st.lists(st.tuples(OUTCOMES, st.lists(st.sampled_from([0.001, 0.25, 40.0]), min_size=1, max_size=4)), max_size=4)
+    st.lists(st.tuples(OUTCOMES, st.lists(st.sampled_from([2**-9, 0.25, 40.0]), min_size=1, max_size=4)), max_size=4)
 )
 def test_together_and_one_by_one(reports: list[tuple[str, list[float]]]) -> None:
     together, alone, listed = PrometheusRecorder(), PrometheusRecorder(), Listed()

@@ -76,6 +76,8 @@ class TabPFNDeployment:
         _keep_to_loopback()
         self._predictor = assemble(_with_launchers_output(settings))
         listeners = [] if address is None else [listener_of(self._predictor, partial(bind, *address, shared=True))]
+        if address is None and settings.api.num_fronts not in (1, "auto"):
+            _log.warning("api.num_fronts has no effect here: Ray's server reads the requests of several replicas")
         # No lame duck: the launcher has it, and Ray takes a replica out of HAProxy's list before it replaces it.
         self._lifecycle = lifecycle_of(self._predictor, listeners)
         await self._lifecycle.start()
