@@ -12,9 +12,11 @@ import subprocess
 import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from unittest import mock
 
 import httpx
 
+from serve.edges.fronts import report
 from serve.edges.fronts.front import Files, Front
 from serve.edges.fronts.listener import Fronts
 from serve.edges.sockets import bind
@@ -60,7 +62,10 @@ class FrontsOnThisLoop(Fronts):
 
 @asynccontextmanager
 async def client_over_sockets(predictor: Predictor, num_fronts: int | None) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of a started replica. `num_fronts` is None for a server in the process of the replica."""
+    """A client of a started replica. `num_fronts` is None for a server in the process of the replica.
+
+    Fronts report their counts in the next turn of the event loop, so that a test finds them in `/metrics` at once.
+    """
     sock = bind("127.0.0.1", 0)
     port = sock.getsockname()[1]
     listener: Listener
@@ -71,7 +76,8 @@ async def client_over_sockets(predictor: Predictor, num_fronts: int | None) -> A
     lifecycle = ReplicaLifecycle(predictor, [listener])
     await lifecycle.start()
     try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-            yield client
+        with mock.patch.object(report, "PERIOD_S", 0.0):
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+                yield client
     finally:
         await lifecycle.stop()
