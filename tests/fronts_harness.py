@@ -19,6 +19,7 @@ import httpx
 from serve.edges.fronts import report
 from serve.edges.fronts.front import Files, Front
 from serve.edges.fronts.listener import Fronts
+from serve.edges.http_server import HttpServer
 from serve.edges.sockets import bind
 from serve.edges.uvicorn_server import EmbeddedServer
 from serve.replica.lifecycle import Listener, ReplicaLifecycle
@@ -33,7 +34,7 @@ class _FrontOnThisLoop:
         self.returncode = 0
         self._has_ended = threading.Event()
         channel, listening_socket, board = map(os.dup, fds)
-        front = Front(Files(channel, listening_socket, board), end=self._end)
+        front = self.front = Front(Files(channel, listening_socket, board), end=self._end)
         self._task = asyncio.get_running_loop().create_task(front.serve(), name="front")
         self._task.add_done_callback(self._done)
 
@@ -55,6 +56,11 @@ class _FrontOnThisLoop:
 
 class FrontsOnThisLoop(Fronts):
     """See the head of the file."""
+
+    @property
+    def servers(self) -> list[HttpServer]:
+        """The server of each front."""
+        return [process.front.server for process in self._processes.values()]  # type: ignore[attr-defined]
 
     def _spawn(self, fds: tuple[int, ...]) -> subprocess.Popen[bytes]:
         return _FrontOnThisLoop(fds)  # type: ignore[return-value]

@@ -9,7 +9,6 @@ What is always true:
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import math
 import time
@@ -34,6 +33,7 @@ from serve.core import (
 from serve.core.errors import Draining
 from serve.engine.checks.parity import canary_rows, check_parity
 from serve.engine.checks.warmup import warm_up
+from serve.replica import garbage
 from serve.replica.interface import ModelTable, ServedModel, check_num_rows
 from serve.replica.large_requests import SMALL_ROWS, LargeRequestExecutor
 from serve.replica.status import DeviceStatus, ModelStatus, QueueStatus, Status
@@ -48,10 +48,6 @@ _log = logging.getLogger(__name__)
 _MIN_FULL_BATCHES = 4
 """A default timeout lasts at least this many full batches: the batch on the device, the rows ahead, the request's own
 rows, and a reserve."""
-
-_NEW_OBJECTS = 10_000
-"""Python looks for garbage cycles after this many new objects, about 400 requests; its default is 700. A request
-leaves none."""
 
 _SERVING = (ServerState.READY, ServerState.LAME_DUCK)
 
@@ -116,11 +112,7 @@ class Predictor:
             self._batcher.add_context(fitted, seconds, max_backlog_s=model.timeout_s)
             self._models.add(model)
             self.recorder.model_ready(definition, self._engine.device, fitted.backend)
-        # The objects of now live as long as the replica, and walking through them takes the garbage collector as long
-        # as many batches (130 ms, measured). It is told to leave them alone.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(_NEW_OBJECTS)
+        garbage.leave_alone()
         self._gpu = find_gpu(self._engine.device)
         if self._gpu is not None:
             self.recorder.watch_gpu(self._engine.device, self._gpu)

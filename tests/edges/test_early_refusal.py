@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import re
 import threading
@@ -12,15 +13,20 @@ from dataclasses import dataclass, field
 
 import httpx
 import pytest
+from fronts_harness import FrontsOnThisLoop
 from ports import free_port
 from predictor_harness import make
 
 from serve.api.door import RequestHead
 from serve.api.native.door import NativeDoor
 from serve.core import Batch, PredictRequest
+from serve.edges.connection_guard import ConnectionGuard
+from serve.edges.fronts import report
+from serve.edges.sockets import bind
 from serve.edges.uvicorn_server import EmbeddedServer
 from serve.engine.fake import FakeEngine
 from serve.replica.lifecycle import ReplicaLifecycle
+from serve.replica.predictor import Predictor
 
 BODY = json.dumps({"records": [{"amount": 3.0}]}).encode()
 PREDICT = "/v1/models/fraud/predict"
@@ -74,7 +80,7 @@ class Full:
     """A replica that takes one request and has it, and what of the requests was read."""
 
     port: int
-    server: EmbeddedServer
+    server: EmbeddedServer | FrontsOnThisLoop
     lifecycle: ReplicaLifecycle
     first: Caller
     """Whose request it has."""
@@ -98,8 +104,20 @@ class Full:
         return {name: float(value) for name, value in found}
 
 
-@pytest.fixture
-async def full(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Full]:
+def server_of(predictor: Predictor, port: int, num_fronts: int | None) -> EmbeddedServer | FrontsOnThisLoop:
+    if num_fronts is None:
+        return EmbeddedServer.at(predictor, "127.0.0.1", port)
+    return FrontsOnThisLoop(predictor, functools.partial(bind, "127.0.0.1", port), num_fronts)
+
+
+def guards_of(server: EmbeddedServer | FrontsOnThisLoop) -> list[ConnectionGuard]:
+    servers = [server] if isinstance(server, EmbeddedServer) else server.servers
+    return [each._guard for each in servers if each._guard is not None]
+
+
+@pytest.fixture(params=[None, 2], ids=["one process", "two fronts"])
+async def full(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Full]:
+    """The fronts are on the loop of the test (`fronts_harness.py`), and the admission board shows the request."""
     started, entered, release = threading.Event(), threading.Event(), threading.Event()
 
     def hold(_: Batch) -> None:
@@ -109,7 +127,8 @@ async def full(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Full]:
 
     predictor = make(FakeEngine(gate=hold), batching={"max_ongoing_requests": 1})
     port = free_port()
-    server = EmbeddedServer.at(predictor, "127.0.0.1", port)
+    monkeypatch.setattr(report, "PERIOD_S", 0.0)
+    server = server_of(predictor, port, request.param)
     lifecycle = ReplicaLifecycle(predictor, [server])
     await lifecycle.start()
     started.set()
@@ -117,6 +136,9 @@ async def full(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Full]:
     first.ask()
     replica = Full(port, server, lifecycle, first, release, callers=[first])
     await asyncio.to_thread(entered.wait, 20)
+    if isinstance(server, FrontsOnThisLoop):
+        assert server._board is not None
+        server._board.write()
     ordinary = NativeDoor.read
 
     def seen(native: NativeDoor, head: RequestHead, body: bytes) -> PredictRequest:
@@ -170,15 +192,16 @@ async def test_a_connection_goes_on_and_is_idle_from_its_last_answer(full: Full)
         caller.ask()
         assert (await caller.answer()).status == 429
     assert not full.read
-    guard = full.server._guard
-    assert guard is not None
+    guards = guards_of(full.server)
     other = await full.connect()
     other.ask()
     assert (await other.answer()).status == 429
-    guard.sweep(guard.keep_alive_s - 1)
+    for guard in guards:
+        guard.sweep(guard.keep_alive_s - 1)
     caller.ask()
     assert (await caller.answer()).status == 429
-    guard.sweep(2.0)
+    for guard in guards:
+        guard.sweep(2.0)
     assert await other.at_end(), "a refusal is an answer, from which the connection is idle"
     full.release.set()
     assert (await full.first.answer()).status == 200

@@ -27,9 +27,7 @@ class Listed(Recorder):
         self.seen += [(model, outcome, each) for each in seconds]
 
 
-@given(
-    st.lists(st.tuples(OUTCOMES, st.lists(st.sampled_from([2**-9, 0.25, 40.0]), min_size=1, max_size=4)), max_size=4)
-)
+@given(st.lists(st.tuples(OUTCOMES, SECONDS), max_size=4))
 def test_together_and_one_by_one(reports: list[tuple[str, list[float]]]) -> None:
     together, alone, listed = PrometheusRecorder(), PrometheusRecorder(), Listed()
     group = RecorderGroup([together, listed])

@@ -11,7 +11,6 @@ imports neither torch nor tabpfn nor ray.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -40,6 +39,7 @@ from serve.edges.fronts.messages import (
 )
 from serve.edges.fronts.remote_replica import RemoteReplica
 from serve.edges.http_server import HttpServer
+from serve.replica import garbage
 from serve.telemetry.event_loop import observe_lag
 from serve.telemetry.launcher_log import write_to_launcher
 
@@ -60,6 +60,9 @@ class Front:
 
     Args:
         end: ends the process at once, with a status.
+
+    Attributes:
+        server: that of this front, once it is told what to serve.
     """
 
     def __init__(self, files: Files, end: Callable[[int], object] = os._exit) -> None:
@@ -70,6 +73,7 @@ class Front:
         self._has_ended = asyncio.Event()
         self._is_ending = False
         self._replica: RemoteReplica | None = None
+        self.server: HttpServer | None = None
         self._forwarder: Forwarder | None = None
 
     async def serve(self) -> None:
@@ -84,15 +88,14 @@ class Front:
             channel.send(message_frame(message))
 
         forwarder = self._forwarder = Forwarder(forward)
-        server = HttpServer(
+        server = self.server = HttpServer(
             lambda: FrontApp(replica, forwarder),
             replica.settings.api,
             replica.recorder,
             lambda: socket.socket(fileno=self._files.listening_socket),
         )
         await server.open()
-        gc.collect()
-        gc.freeze()
+        garbage.leave_alone()
         lag = asyncio.create_task(observe_lag(replica.recorder.loop_lagged), name="event-loop-lag")
         channel.send(message_frame(Listening()))
         await self._close_asked.wait()
