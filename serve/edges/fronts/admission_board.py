@@ -2,10 +2,10 @@
 
 Theory of operation
 -------------------
-The board holds one copy of the batcher's state (`batching/snapshot.py`). The core writes it every `PERIOD_S` while
-requests are ongoing, and once more when none is. So a front never waits for the core, and what it reads is at most one
-period old, as long as the core's event loop turns. A board that is older only moves refusals: a request that a front
-lets through is checked again by the core.
+The board holds one copy of the batcher's state (`batching/snapshot.py`). The core writes it before it sends outcomes,
+every `PERIOD_S` while requests are ongoing, and once more when none is. So a front never waits for the core, and what
+it reads is at most one period old, as long as the core's event loop turns. An older board only moves refusals: a
+request that a front lets through is checked again by the core.
 
 A reader may meet a copy that is half written. The sum of its bytes (CRC-32) tells, on processors of every memory order,
 and the reader keeps the copy that it has.

@@ -188,6 +188,7 @@ class FrontLink:
         answers, self._answers = self._answers, []
         failures, self._failures = self._failures, []
         if self._channel is not None:
+            self._board.write()  # first: a caller with its answer must not be refused because of the request it had
             if answers:
                 self._channel.send(answers_frame(answers))
             if failures:
