@@ -17,7 +17,7 @@ invalid, bodies that are large, of unknown length, or held back for `100 Continu
 answers are the same on both ways, so a caller cannot tell which one a request took.
 
 What is always true:
-- each request is counted once, as `Predictions` counts it;
+- each request is counted once, by `report_outcome`;
 - what the headers decide is kept for the next request with equal headers. The key holds every header that a decision
   depends on: those that all doors share, and `Door.decisive_headers`.
 """
@@ -39,6 +39,7 @@ from serve.api.predictions import Predictions
 from serve.api.request_headers import (
     DEADLINE_AND_PRIORITY,
     REQUEST_ID,
+    add_request_id,
     new_request_id,
     read_deadline_and_priority,
     read_request_id,
@@ -46,7 +47,7 @@ from serve.api.request_headers import (
 from serve.api.statuses import CALLER_ERRORS, INTERNAL_ERROR
 from serve.core import ModelReference, Prediction, PredictRequest, Priority
 from serve.core.errors import DeadlineTooShort, Overloaded
-from serve.replica.interface import Replica
+from serve.replica.interface import Replica, report_outcome
 from serve.replica.large_requests import SMALL_BYTES, SMALL_ROWS
 
 _log = logging.getLogger(__name__)
@@ -220,7 +221,7 @@ class FastPath:
         except Exception as error:
             return self._refuse(request, error)
         self._count(request, "ok")
-        return self._predictions.with_request_id(response, head.request_id)
+        return add_request_id(response, head.request_id) if self._predictions.answers_request_id else response
 
     def _refuse(self, request: FastRequest, error: Exception) -> Response:
         """The response to an error, which is counted, and logged where it is a fault of the server."""
@@ -231,7 +232,8 @@ class FastPath:
             outcome = INTERNAL_ERROR
             _log.error("request %s failed", request_id, exc_info=error)
         self._count(request, outcome)
-        return self._predictions.with_request_id(request.door.render(error, request_id), request_id)
+        response = request.door.render(error, request_id)
+        return add_request_id(response, request_id) if self._predictions.answers_request_id else response
 
     def _count(self, request: FastRequest, outcome: str) -> None:
         """Count the outcome. Those of one turn of the event loop, such as a batch's, are reported together."""
@@ -249,7 +251,7 @@ class FastPath:
     def _report(self) -> None:
         outcomes, self._outcomes = self._outcomes, {}
         for (name, version, outcome), seconds in outcomes.items():
-            self._predictions.count(ModelReference(name, version), outcome, seconds)
+            report_outcome(self._replica, ModelReference(name, version), outcome, seconds)
 
     def _predict_on_task(self, request: FastRequest, predict_request: PredictRequest) -> None:
         """As `submit`, for rows that are encoded on another thread."""

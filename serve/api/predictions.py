@@ -14,7 +14,7 @@ here as bare ASGI, because the layers of a framework cost a fifth of what a pred
 5. The door writes the prediction, or renders the error.
 
 What is always true:
-- each request is counted once, by `count`, also one that an early refusal ends;
+- each request is counted once, by `report_outcome`, also one that an early refusal ends;
 - an unexpected exception is logged once, with the request id, and rendered as `internal_error`.
 """
 
@@ -32,17 +32,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.api.door import Door, RawHeaders, RequestHead
 from serve.api.middleware.request_body import LimitedBody, run_while_connected
-from serve.api.request_headers import REQUEST_ID, new_request_id, read_deadline_and_priority, read_request_id
+from serve.api.request_headers import add_request_id, new_request_id, read_deadline_and_priority, read_request_id
 from serve.api.statuses import CALLER_ERRORS, INTERNAL_ERROR
 from serve.core import ModelReference
-from serve.core.errors import ServeError
-from serve.replica.interface import Replica
+from serve.replica.interface import Replica, report_outcome
 from serve.replica.large_requests import SMALL_BYTES
 
 _log = logging.getLogger(__name__)
-
-UNKNOWN_MODEL_LABEL = "unknown"
-"""The metrics' `model` of a request for a model that is not served, so that callers cannot add series."""
 
 _CLIENT_CLOSED_REQUEST = 499
 
@@ -62,7 +58,7 @@ class Predictions:
         self._replica = replica
         self._doors = tuple(doors)
         self._otherwise = otherwise
-        self._answers_request_id = answers_request_id
+        self.answers_request_id = answers_request_id
         self._max_body_bytes = replica.settings.api.max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -106,8 +102,9 @@ class Predictions:
             _log.exception("request %s failed", request_id)
             response = door.render(error, request_id)
         finally:
-            self.count(reference, outcome, [time.monotonic() - arrived_at])
-        self.with_request_id(response, request_id)
+            report_outcome(self._replica, reference, outcome, [time.monotonic() - arrived_at])
+        if self.answers_request_id:
+            add_request_id(response, request_id)
         if body.refusal is None:
             await response(scope, receive, send)
         else:
@@ -129,20 +126,3 @@ class Predictions:
         if is_large:
             return await on_thread(door.write, head.model, request, prediction, total_ms)
         return door.write(head.model, request, prediction, total_ms)
-
-    def count(self, reference: ModelReference, outcome: str, seconds: Sequence[float]) -> None:
-        """Report requests for predictions with one outcome; for each, the seconds since its arrival.
-
-        Nothing else in the server reports outcomes.
-        """
-        try:
-            label = self._replica.model(reference).name
-        except ServeError:
-            label = UNKNOWN_MODEL_LABEL
-        self._replica.recorder.answered(label, outcome, seconds)
-
-    def with_request_id(self, response: Response, request_id: str) -> Response:
-        """`response`, with `x-request-id` where it is added here."""
-        if self._answers_request_id:
-            response.raw_headers.append((REQUEST_ID, request_id.encode("ascii")))
-        return response

@@ -31,10 +31,10 @@ from typing import Generic, NamedTuple
 
 from serve.batching.admission_inputs import ContextTimes, Costs, DeviceTime, WaitingWork
 from serve.batching.cost import MAX_SEED_ERROR, CostModel
-from serve.batching.device import BatchWatchdog
 from serve.batching.fifo import QueuedRequest, R
 from serve.batching.limits import AdmissionLimits
 from serve.batching.queue import BatchQueue
+from serve.batching.watchdog import BatchWatchdog
 from serve.core import FittedContext, Priority
 from serve.core.errors import DeadlineTooShort, Draining, Overloaded
 from serve.telemetry.recorder import Recorder

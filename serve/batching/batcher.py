@@ -35,13 +35,14 @@ from typing import TypeVar
 from serve.batching.admission import AdmissionController, AdmissionPrecheck
 from serve.batching.cost import ContextCost, CostModel
 from serve.batching.deadlines import DeadlineTimer
-from serve.batching.device import BatchWatchdog, Device
+from serve.batching.device import device_of
 from serve.batching.fifo import count_rows
 from serve.batching.limits import AdmissionLimits, QueueLimits
 from serve.batching.outcomes import AdmittedRequest, Asked, CutBatch, Outcome, Outcomes, settle_future
 from serve.batching.pipeline import Pipeline
 from serve.batching.queue import BatchQueue
 from serve.batching.snapshot import Load
+from serve.batching.watchdog import BatchWatchdog
 from serve.core import Engine, FittedContext, Matrix, Prediction, PredictRequest, Priority
 from serve.core.errors import DeadlineExceeded, Draining, EngineError, ServeError
 from serve.settings import BatchingSettings
@@ -76,7 +77,7 @@ class Batcher:
         )
         self._precheck = AdmissionPrecheck(self._admission)
         self.load = Load(self._queue, self._cost, self._watchdog, self._admission)
-        self._device = Device(engine, clock)
+        self._device = device_of(engine, clock)
         self._outcomes = Outcomes(self._queue, self._cost, recorder, self._release, self._lose)
         self.withdraw = self._outcomes.withdraw
         self._deadline_timer = DeadlineTimer(clock, self._expire)
@@ -230,7 +231,7 @@ class Batcher:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
-        await asyncio.to_thread(self._device.shutdown)
+        await self._device.finish()
 
     async def _run(self) -> None:
         try:

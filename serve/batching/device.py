@@ -1,4 +1,4 @@
-"""The device thread, the thread that collects, and the watch over batches that hang.
+"""Runs batches on the device: on the device thread and the thread that collects, or on the event loop.
 
 Theory of operation
 -------------------
@@ -9,6 +9,10 @@ Where the engine takes two batches, the device thread prepares and launches them
 answers in the order of the launches. A batch crosses threads once each way as before: the device thread hands it to the
 second thread itself. Other work of the device thread waits until every launched batch is collected, so a fit never runs
 beside a batch. The second thread waits for nothing but the device, so the two cannot wait for each other.
+
+An engine in another process says by a file descriptor when an answer is there (`Engine.answer_fd`). Then no thread is
+needed for batches (`LoopDevice`): each crossing of threads costs a lone request as much as all of its policy. Batches
+and the work of the device thread take turns: a launch waits while such work runs, and the work waits for the batches.
 """
 
 from __future__ import annotations
@@ -30,10 +34,6 @@ from serve.core import Batch, Engine, Launched, Matrix
 from serve.core.errors import OutOfMemory
 
 T = TypeVar("T")
-
-MIN_HUNG_S = 10.0
-"""No batch counts as hung before this. A CPU whose cores are taken, or a GPU that another process uses, can stall for
-seconds and come back. Ray needs three failed health checks in a row, which take 30 s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +88,10 @@ class Device:
         """Join the rows of one context and launch them; `land` is called on the event loop, in that order."""
         self._thread.submit(self._launch, slices, land, asyncio.get_running_loop())
 
-    def shutdown(self) -> None:
-        """Wait for the work on the threads, and end them."""
-        self._thread.shutdown()
-        self._collector.shutdown()
+    async def finish(self) -> None:
+        """Wait for the batches and the other work, and end the threads."""
+        await asyncio.to_thread(self._thread.shutdown)
+        await asyncio.to_thread(self._collector.shutdown)
 
     def _call_alone(self, fn: Callable[[], T]) -> tuple[T | None, BaseException | None]:
         if self._last_launched is not None:
@@ -113,12 +113,8 @@ class Device:
         land: Callable[[Computed], None],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        def start() -> tuple[Launched, Batch]:
-            batch = _join(slices)
-            return self._engine.launch(batch), batch
-
         started_at = self._clock()
-        launched, error = _call(start)
+        launched, error = _call(lambda: self._start(slices))
         ready_at = self._clock()
 
         def collect() -> None:
@@ -127,90 +123,123 @@ class Device:
 
         self._last_launched = self._collector.submit(collect)
 
+    def _start(self, slices: Sequence[Slice[AdmittedRequest]]) -> tuple[Launched, Batch]:
+        batch = _join(slices)
+        return self._engine.launch(batch), batch
+
     def _collect(
         self, launched: tuple[Launched, Batch] | None, error: BaseException | None, started_at: float, ready_at: float
     ) -> Computed:
-        """On the second thread: wait for the outputs of a batch, or pass on why it was not launched."""
-        outputs = None
+        """Wait for the outputs of a batch, or pass on why it was not launched."""
+        outputs, ended_at = None, None
         if launched is not None:
             running, batch = launched
             outputs, error = _call(lambda: _checked(running.collect(), batch))
             prepared_s: float | None = getattr(running, "prepared_s", None)
             if prepared_s is not None:
                 ready_at = started_at + prepared_s
-        began_at, self._ended_at = max(started_at, self._ended_at), self._clock()
+            ended_at = getattr(running, "ended_at", None)
+        began_at, self._ended_at = max(started_at, self._ended_at), self._clock() if ended_at is None else ended_at
         return Computed(outputs, _without_frames(error), began_at, self._ended_at, ready_at)
 
 
-class DeviceLoad(NamedTuple):
-    """The batches on the device: when the first began, its expected seconds (NaN for no batch), and those of all."""
+class _Flight(NamedTuple):
+    """A launched batch, or the error of its launch."""
 
-    began_at: float
-    first_s: float
-    total_s: float
-
-    def remaining_s(self, now: float) -> float:
-        """See `BatchWatchdog.remaining_s`."""
-        if self.first_s != self.first_s:
-            return 0.0
-        return abs(self.first_s - (now - self.began_at)) + self.total_s - self.first_s
+    launched: tuple[Launched, Batch] | None
+    error: BaseException | None
+    started_at: float
+    ready_at: float
+    land: Callable[[Computed], None]
 
 
-class BatchWatchdog:
-    """Knows when the batch on the device began and how long it and the next should take: `begin` each, then `end` each.
+class LoopDevice(Device):
+    """Launches and collects on the event loop, for an engine with an `answer_fd`."""
 
-    Args:
-        hung_factor: how many times its expected time a batch may take.
-    """
+    def __init__(self, engine: Engine, clock: Callable[[], float], answer_fd: int) -> None:
+        super().__init__(engine, clock)
+        self._answer_fd = answer_fd
+        self._flights: deque[_Flight] = deque()
+        self._have_landed = asyncio.Event()
+        self._have_landed.set()
+        self._num_alone = 0
+        """Pieces of other work that run, or wait to run."""
+        self._held: list[tuple[Sequence[Slice[AdmittedRequest]], Callable[[Computed], None]]] = []
+        """Launches that wait for such work."""
+        self._reader: asyncio.AbstractEventLoop | None = None
+        """The loop that watches the descriptor."""
 
-    __slots__ = ("_began_at", "_expected_s", "_hung_factor")
+    async def run(self, fn: Callable[[], T]) -> T:
+        self._num_alone += 1
+        work = asyncio.create_task(self._run_alone(fn))
+        work.add_done_callback(lambda _: self._end_alone())
+        return await asyncio.shield(work)
 
-    def __init__(self, hung_factor: float) -> None:
-        self._hung_factor = hung_factor
-        self._began_at = 0.0
-        self._expected_s: deque[float] = deque()
+    async def _run_alone(self, fn: Callable[[], T]) -> T:
+        await self._have_landed.wait()
+        self._stop_reading()  # the work reads answers itself
+        return await super().run(fn)
 
-    def begin(self, expected_s: float, now: float) -> None:
-        """A batch goes to the device, behind any other; `expected_s` is 0 where no similar batch was measured."""
-        if not self._expected_s:
-            self._began_at = now
-        self._expected_s.append(expected_s)
+    def _end_alone(self) -> None:
+        self._num_alone -= 1
+        if not self._num_alone:
+            held, self._held = self._held, []
+            for slices, land in held:
+                self.launch(slices, land)
 
-    def end(self, now: float) -> None:
-        """The oldest batch has ended, and the next begins."""
-        self._expected_s.popleft()
-        self._began_at = now
+    async def compute(self, slices: Sequence[Slice[AdmittedRequest]]) -> Computed:
+        computed: asyncio.Future[Computed] = asyncio.get_running_loop().create_future()
+        self.launch(slices, lambda end: None if computed.done() else computed.set_result(end))
+        return await computed
 
-    def clear(self) -> None:
-        """Nothing is on the device."""
-        self._expected_s.clear()
+    def launch(self, slices: Sequence[Slice[AdmittedRequest]], land: Callable[[Computed], None]) -> None:
+        if self._num_alone:
+            self._held.append((slices, land))
+            return
+        started_at = self._clock()
+        launched, error = _call(lambda: self._start(slices))
+        self._flights.append(_Flight(launched, error, started_at, self._clock(), land))
+        self._have_landed.clear()
+        loop = asyncio.get_running_loop()
+        if launched is None:
+            loop.call_soon(self._land_failed)
+        elif self._reader is None:
+            self._reader = loop
+            loop.add_reader(self._answer_fd, self._answer_is_there)
 
-    @property
-    def ends_at(self) -> float:
-        """When the batch on the device was expected to end as it began; infinity where no similar one was measured."""
-        return self._began_at + (self._expected_s[0] or math.inf)
+    def _answer_is_there(self) -> None:
+        if not self._flights or self._flights[0].launched is None:
+            self._stop_reading()  # the engine's process has hung up; `Engine.lost` says so
+            return
+        self._land()
+        self._land_failed()
 
-    def remaining_s(self, now: float) -> float:
-        """Seconds until the device is expected to be free of every batch.
+    def _land_failed(self) -> None:
+        while self._flights and self._flights[0].launched is None:
+            self._land()
 
-        A late batch is expected to take as long again as it is late: there is no better estimate, and callers with
-        little time left are then refused while it hangs.
-        """
-        if not self._expected_s:  # as `DeviceLoad.remaining_s`, without making one: every request asks
-            return 0.0
-        return abs(self._expected_s[0] - (now - self._began_at)) + sum(self._expected_s) - self._expected_s[0]
+    def _land(self) -> None:
+        launched, error, started_at, ready_at, land = self._flights.popleft()
+        computed = self._collect(launched, error, started_at, ready_at)
+        if not self._flights:
+            self._have_landed.set()
+        land(computed)
 
-    def load(self) -> DeviceLoad:
-        """The batches on the device."""
-        if not self._expected_s:
-            return DeviceLoad(self._began_at, math.nan, 0.0)
-        return DeviceLoad(self._began_at, self._expected_s[0], sum(self._expected_s))
+    def _stop_reading(self) -> None:
+        if self._reader is not None:
+            self._reader.remove_reader(self._answer_fd)
+            self._reader = None
 
-    def is_hung(self, now: float) -> bool:
-        """The batch has taken so much longer than expected that the device must be considered hung."""
-        if not self._expected_s or not self._expected_s[0]:
-            return False
-        return now - self._began_at > max(self._hung_factor * self._expected_s[0], MIN_HUNG_S)
+    async def finish(self) -> None:
+        await self._have_landed.wait()
+        self._stop_reading()
+        await super().finish()
+
+
+def device_of(engine: Engine, clock: Callable[[], float]) -> Device:
+    """The device of an engine."""
+    answer_fd = engine.answer_fd
+    return Device(engine, clock) if answer_fd is None else LoopDevice(engine, clock, answer_fd)
 
 
 def _join(slices: Sequence[Slice[AdmittedRequest]]) -> Batch:

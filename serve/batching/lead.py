@@ -18,9 +18,9 @@ and 1 % with two, which cut so early that the median latency is 5 % longer (`ben
 
 from __future__ import annotations
 
-from serve.batching.device import BatchWatchdog
 from serve.batching.fifo import R
 from serve.batching.queue import BatchQueue
+from serve.batching.watchdog import BatchWatchdog
 
 _FIRST_S = 0.001
 _NEWEST_WEIGHT = 0.2

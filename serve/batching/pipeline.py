@@ -27,11 +27,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from serve.batching.cost import CostModel
-from serve.batching.device import BatchWatchdog, Computed, Device
+from serve.batching.device import Computed, Device
 from serve.batching.fifo import count_rows
 from serve.batching.lead import Lead
 from serve.batching.outcomes import AdmittedRequest, CutBatch, Outcomes, Slices
 from serve.batching.queue import BatchQueue
+from serve.batching.watchdog import BatchWatchdog
 from serve.core import FittedContext, Priority
 from serve.telemetry.recorder import Recorder
 

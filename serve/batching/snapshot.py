@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 from serve.batching.admission import AdmissionCheck, AdmissionController, OneRow
 from serve.batching.admission_inputs import Forecast
 from serve.batching.cost import CostModel
-from serve.batching.device import BatchWatchdog, DeviceLoad
 from serve.batching.fifo import QueuedRequest, WaitingTimes, turn_of
 from serve.batching.limits import AdmissionLimits, QueueLimits
 from serve.batching.queue import BatchQueue
+from serve.batching.watchdog import BatchWatchdog, DeviceLoad
 from serve.core import FittedContext, Priority
 from serve.telemetry.recorder import Recorder
 

@@ -64,8 +64,9 @@ class Batch:
 class Launched(Protocol):
     """A batch that the device computes, or has computed.
 
-    An engine whose `launch` returns before the host has prepared the batch may add a float attribute `prepared_s`: the
-    seconds from the call of `launch` until the device could begin. It is read after `collect`.
+    An engine in another process may add two float attributes, which are read after `collect`. `prepared_s`: the seconds
+    from the call of `launch` until the device could begin. `ended_at`: when the answer was there, in seconds of
+    `time.monotonic`.
     """
 
     def collect(self) -> Matrix:
@@ -83,7 +84,7 @@ class Finished:
 
 
 class Engine(Protocol):
-    """Runs models on one device. Only the device thread calls it, one call at a time.
+    """Runs models on one device. Only the device thread calls it, one call at a time; for `answer_fd` see there.
 
     `Launched.collect` alone may be called from a second thread. `fit` and `reference` are called when no batch is in
     flight.
@@ -103,6 +104,14 @@ class Engine(Protocol):
     @property
     def max_in_flight(self) -> int:
         """Batches that may be launched and not collected: 2 where the device computes beside the host, otherwise 1."""
+
+    @property
+    def answer_fd(self) -> int | None:
+        """A file descriptor that is readable while the answer to a launched batch waits to be collected.
+
+        `launch` and `collect` then take microseconds, and are called on the event loop, never beside a call of the
+        device thread. None: they may take as long as the batch, and are called on threads.
+        """
 
     def launch(self, batch: Batch) -> Launched:
         """Prepare a batch on the host and hand it to the device, without a wait for the device where it is a GPU.

@@ -217,6 +217,10 @@ class TabPFNEngine:
     def max_in_flight(self) -> int:
         return 2 if self._is_cuda else 1
 
+    @property
+    def answer_fd(self) -> None:
+        return None
+
     def fit(self, model: ModelDefinition) -> TabPFNContext:
         """Fit the model's context. Takes seconds to minutes.
 

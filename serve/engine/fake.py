@@ -79,6 +79,7 @@ class FakeEngine:
 
     device = "cpu"
     lost = False
+    answer_fd: int | None = None
 
     def __init__(
         self,

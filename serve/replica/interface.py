@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from serve.batching import Outcome
 from serve.core import FittedContext, ModelDefinition, ModelReference, Prediction, PredictRequest, Priority
-from serve.core.errors import NotReady, TooLarge, UnknownModel
+from serve.core.errors import NotReady, ServeError, TooLarge, UnknownModel
 from serve.replica.large_requests import LargeRequestExecutor
 from serve.settings import ServerSettings
 from serve.telemetry.recorder import Recorder
+
+UNKNOWN_MODEL_LABEL = "unknown"
+"""The metrics' `model` of a request for a model that is not served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,19 @@ class Replica(Protocol):
 
     def withdraw(self, admitted: Any) -> None:
         """The caller of `admit` has left. Nothing where the request has its outcome."""
+
+
+def report_outcome(replica: Replica, reference: ModelReference, outcome: str, seconds: Sequence[float]) -> None:
+    """Report requests for predictions with one outcome; for each, the seconds since its arrival.
+
+    Nothing else in the server reports outcomes. A model that is not served has one label, so that callers cannot add
+    series.
+    """
+    try:
+        label = replica.model(reference).name
+    except ServeError:
+        label = UNKNOWN_MODEL_LABEL
+    replica.recorder.answered(label, outcome, seconds)
 
 
 def check_num_rows(num_rows: int, settings: ServerSettings) -> None:

@@ -32,22 +32,22 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
 from serve.core import REGRESSION_STATISTICS, Batch, Column, FittedContext, Matrix, ModelDefinition, QueryTable
-from serve.core.errors import DeviceLost, InvalidModel
+from serve.core.errors import DeviceLost
 from serve.engine.coding import feature_names
 from serve.engine.row_encoder import RowEncoder
 from serve.engine.worker import wire
+from serve.engine.worker.fit_call import fit_frame
 from serve.engine.worker.messages import (
     Failed,
     FailedInput,
     FailedOverload,
     Failure,
-    Fit,
     Fitted,
     Predict,
     Reference,
@@ -64,8 +64,6 @@ _END_TIMEOUT_S = 10.0
 """How long a worker may take to end before it is killed."""
 _MIN_CONTEXT_ROWS = 1_024
 """Rows that any fitted context may show. An imported estimator shows synthetic rows, more than its model may have."""
-
-_CELL_TYPES = {str, int, float, bool, type(None)}
 
 M = TypeVar("M")
 
@@ -101,7 +99,7 @@ class _Sent:
     """A batch in flight: its answer is the next one, once those sent before it have been received.
 
     Attributes:
-        prepared_s: see `Launched`.
+        prepared_s, ended_at: see `Launched`.
     """
 
     engine: WorkerEngine
@@ -110,6 +108,7 @@ class _Sent:
     launched_at: float
     sent_at: float
     prepared_s: float | None = None
+    ended_at: float | None = None
 
     def collect(self) -> Matrix:
         return self.engine._collect(self)
@@ -158,11 +157,16 @@ class WorkerEngine:
     def max_in_flight(self) -> int:
         return self._max_in_flight
 
+    @property
+    def answer_fd(self) -> int:
+        """The worker writes an answer whole, so one that can be read is there in microseconds."""
+        return self._connection.fileno()
+
     def fit(self, model: ModelDefinition) -> ContextHandle:
         context = model.context
         max_rows = max(context.num_rows, _MIN_CONTEXT_ROWS)
         max_body_bytes = 8 * max_rows * len(feature_names(context.columns))
-        fitted, rows = self._call(_fit_frame(model), wire.FITTED, max_body_bytes)
+        fitted, rows = self._call(fit_frame(model), wire.FITTED, max_body_bytes)
         try:
             return make_handle(fitted, context.columns, rows)
         except ValueError as error:
@@ -215,6 +219,8 @@ class WorkerEngine:
         # no more than has passed, whatever a hostile worker says
         prepared_s = min(answered.prepared_s, time.perf_counter() - sent.sent_at)
         sent.prepared_s = sent.sent_at - sent.launched_at + prepared_s
+        now = time.monotonic()
+        sent.ended_at = min(max(answered.ended_at, now - (time.perf_counter() - sent.sent_at)), now)
         return outputs
 
     def _call(self, frame: bytes, decoder: wire.Decoder[M | Failure], max_body_bytes: int) -> tuple[M, Matrix]:
@@ -285,24 +291,6 @@ def _start(worker: Sequence[str]) -> tuple[socket.socket, subprocess.Popen[bytes
 def _own(context: FittedContext) -> ContextHandle:
     assert isinstance(context, ContextHandle), "this is a bug: a context of another engine"
     return context
-
-
-def _fit_frame(model: ModelDefinition) -> bytes:
-    """The call that fits a model. Raises InvalidModel where a value of its context cannot cross."""
-    place = f"model {model.name!r} version {model.version!r}"
-    for name, cells in model.context.cells.items():
-        if set(map(type, cells)) - _CELL_TYPES:
-            row, cell = next((row, cell) for row, cell in enumerate(cells) if type(cell) not in _CELL_TYPES)
-            kind = type(cell).__name__
-            raise InvalidModel(
-                f"{place}: context row {row}, column {name!r}: a cell of type {kind}; a cell is a string, a number, "
-                "true, false or null"
-            )
-    try:
-        # the engine reads no example, which may hold integers beyond MessagePack's 64 bits
-        return wire.encode(Fit(replace(model, example=None)))
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidModel(f"{place}: it cannot be sent to the engine's worker process: {error}") from error
 
 
 def make_handle(fitted: Fitted, columns: tuple[Column, ...], rows: Matrix) -> ContextHandle:

@@ -112,11 +112,13 @@ class Answered(Message, frozen=True):
     Attributes:
         backend: the context's now; None as before.
         prepared_s: seconds from the call's arrival until the device had the batch, where a second one may be in flight.
+        ended_at: when the outputs were there, in seconds of `time.monotonic`.
     """
 
     shape: Shape
     backend: str | None = None
     prepared_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    ended_at: Annotated[float, msgspec.Meta(ge=0)] = 0.0
 
 
 class Failed(Message, frozen=True):

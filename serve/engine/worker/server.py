@@ -180,7 +180,8 @@ class _Service:
 
 
 def _answered(context: FittedContext, outputs: Matrix, prepared_s: float = 0.0) -> Answer:
-    return Answered((outputs.shape[0], outputs.shape[1]), context.backend, prepared_s), outputs
+    shape = (outputs.shape[0], outputs.shape[1])
+    return Answered(shape, context.backend, prepared_s, time.monotonic()), outputs
 
 
 def describe_context(number: int, context: FittedContext) -> tuple[Fitted, Matrix]:
