@@ -43,12 +43,37 @@ class _FastCycle:
         self.keep_alive = True
 
 
+class Outbox:
+    """Writes the answers of all connections of one server, those of a batch one right behind the other.
+
+    A write wakes a caller that sleeps, and the kernel does so within the write. Answers that follow each other closely
+    find their callers awake: with 256 callers one process answers about a tenth more requests.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[FastPathProtocol, bytes, bytes]] = []
+
+    def put(self, connection: FastPathProtocol, head: bytes, body: bytes) -> None:
+        """Write an answer in the next turn of the event loop."""
+        if not self._waiting:
+            connection.loop.call_soon(self._flush)
+        self._waiting.append((connection, head, body))
+
+    def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for connection, head, body in waiting:
+            connection.write_answer(head, body)
+
+
 class FastPathProtocol(GuardedProtocol):
     """One connection; see the head of the file."""
 
-    def __init__(self, *arguments: Any, fast_path: FastPath, **options: Any) -> None:
+    def __init__(self, *arguments: Any, fast_path: FastPath, outbox: Outbox, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._fast_path = fast_path
+        self._outbox = outbox
+        self._is_in_parser = False
+        """An answer that comes now is written now, so that a request behind it can take the fast path too."""
         self._fast_cycle = _FastCycle()
         self._request: FastRequest | None = None
         """The request on the fast path that has no answer yet."""
@@ -107,10 +132,12 @@ class FastPathProtocol(GuardedProtocol):
         request = self._request
         if request is None:
             return
+        self._is_in_parser = True
         if request.refusal is not None:
             self._respond(request.refusal)
         else:
             self._fast_path.submit(request, parts[0] if len(parts) == 1 else b"".join(parts), self._respond)
+        self._is_in_parser = False
 
     def connection_lost(self, exc: Exception | None) -> None:
         request, self._request = self._request, None
@@ -125,14 +152,20 @@ class FastPathProtocol(GuardedProtocol):
 
     def _respond(self, response: Response) -> None:
         self._request = None
-        cycle = self._fast_cycle
+        lines = [b"%b: %b\r\n" % header for header in (*self.server_state.default_headers, *response.raw_headers)]
+        head, body = b"".join([STATUS_LINE[response.status_code], *lines]), cast(bytes, response.body)
+        if self._is_in_parser:
+            self.write_answer(head, body)
+        else:
+            self._outbox.put(self, head, body)
+
+    def write_answer(self, head: bytes, body: bytes) -> None:
+        """Write the answer to the request on the fast path: status line with headers, and body."""
+        cycle, transport = self._fast_cycle, self.transport
         cycle.response_complete = True
-        transport = self.transport
         if transport.is_closing():
             return
-        lines = [b"%b: %b\r\n" % header for header in (*self.server_state.default_headers, *response.raw_headers)]
-        end = b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n"
-        transport.write(b"".join([STATUS_LINE[response.status_code], *lines, end, cast(bytes, response.body)]))
+        transport.write(b"".join([head, b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n", body]))
         if not cycle.keep_alive:
             transport.close()
         self.on_response_complete()

@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from serve.api.fast_path import FastPath
 from serve.core.errors import ServeError, StartupError
 from serve.edges.connection_guard import ConnectionGuard
-from serve.edges.fast_path_protocol import FastPathProtocol
+from serve.edges.fast_path_protocol import FastPathProtocol, Outbox
 from serve.edges.sockets import permit_open_files
 from serve.replica.lifecycle import GRACE_S
 from serve.settings import ApiSettings
@@ -161,7 +161,7 @@ def _config(app: ServedApp, guard: ConnectionGuard) -> uvicorn.Config:
     return uvicorn.Config(
         cast(Any, app),
         loop="none",
-        http=cast(Any, functools.partial(FastPathProtocol, fast_path=app.fast_path, guard=guard)),
+        http=cast(Any, functools.partial(FastPathProtocol, fast_path=app.fast_path, outbox=Outbox(), guard=guard)),
         ws="none",
         lifespan="off",
         log_config=None,

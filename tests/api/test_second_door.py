@@ -23,7 +23,7 @@ from serve.api.door import RequestHead
 from serve.api.native.door import NativeDoor
 from serve.core import PredictRequest
 from serve.edges.connection_guard import ConnectionGuard
-from serve.edges.fast_path_protocol import FastPathProtocol
+from serve.edges.fast_path_protocol import FastPathProtocol, Outbox
 from serve.engine.fake import FakeEngine
 from serve.replica.large_requests import SMALL_BYTES
 from serve.replica.predictor import Predictor
@@ -179,7 +179,7 @@ async def _listening(app: Any, predictor: Predictor) -> AsyncIterator[httpx.Asyn
     """The app over a real socket, where early refusals are made."""
     port = free_port()
     guard = ConnectionGuard(predictor.settings.api, predictor.recorder, app.render_unrouted)
-    protocol = cast(Any, functools.partial(FastPathProtocol, fast_path=app.fast_path, guard=guard))
+    protocol = cast(Any, functools.partial(FastPathProtocol, fast_path=app.fast_path, outbox=Outbox(), guard=guard))
     server = uvicorn.Server(
         uvicorn.Config(app, port=port, http=protocol, lifespan="off", log_config=None, loop="none", ws="none")
     )
