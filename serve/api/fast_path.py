@@ -171,7 +171,7 @@ class FastPath:
         door, reference, timeout_s, priority = decision
         try:
             model = self._replica.model(reference)
-            deadline = arrived_at + (model.timeout_s if timeout_s is None else timeout_s)
+            deadline = model.deadline(arrived_at, timeout_s)
             named = new_request_id() if request_id is None else read_request_id(headers)
             head = RequestHead(model, reference, headers, arrived_at, deadline, priority, named)
             request = FastRequest(door, head)

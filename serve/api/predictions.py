@@ -114,7 +114,7 @@ class Predictions:
         """What the headers say. Raises NotReady, UnknownModel and InvalidInput."""
         model = self._replica.model(reference)
         timeout_s, priority = read_deadline_and_priority(headers.raw)
-        deadline = arrived_at + (model.timeout_s if timeout_s is None else timeout_s)
+        deadline = model.deadline(arrived_at, timeout_s)
         return RequestHead(model, reference, headers.raw, arrived_at, deadline, priority, request_id)
 
     async def _predict(self, door: Door, head: RequestHead, body: bytes, receive: Receive) -> Response:

@@ -67,7 +67,6 @@ class Batcher:
         recorder: Recorder,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._recorder = recorder
         self._clock = clock
         self._cost = CostModel(settings.max_batch_rows)
         self._queue: BatchQueue[AdmittedRequest] = BatchQueue(self._cost, QueueLimits.of(settings))
@@ -87,7 +86,7 @@ class Batcher:
         self._pipeline: Pipeline | None = None
         if engine.max_in_flight > 1:
             self._pipeline = Pipeline(
-                self._queue, self._cost, self._watchdog, self._device, self._outcomes, recorder, clock,
+                self._queue, self._cost, self._watchdog, self._device, self._outcomes, clock,
                 self._expire_queued, self._wake, self._batches,
             )  # fmt: skip
         self._task: asyncio.Task[None] | None = None

@@ -34,7 +34,6 @@ from serve.batching.outcomes import AdmittedRequest, CutBatch, Outcomes, Slices
 from serve.batching.queue import BatchQueue
 from serve.batching.watchdog import BatchWatchdog
 from serve.core import FittedContext, Priority
-from serve.telemetry.recorder import Recorder
 
 _log = logging.getLogger(__name__)
 
@@ -72,7 +71,6 @@ class Pipeline:
     watchdog: BatchWatchdog
     device: Device
     outcomes: Outcomes
-    recorder: Recorder
     clock: Callable[[], float]
     expire: Callable[[float], None]
     wake: asyncio.Event

@@ -34,6 +34,10 @@ class ServedModel:
         """Its name in the store."""
         return self.definition.name
 
+    def deadline(self, arrived_at: float, timeout_s: float | None) -> float:
+        """When the caller of a request gives up; `timeout_s` is None where the caller states no timeout."""
+        return arrived_at + (self.timeout_s if timeout_s is None else timeout_s)
+
 
 class Replica(Protocol):
     """What doors, and the flow of requests through them, use of a replica. Lives on one event loop."""

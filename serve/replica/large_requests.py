@@ -12,6 +12,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
+from serve.core import FittedContext, Matrix, QueryTable
+
 SMALL_ROWS = 32
 SMALL_BYTES = 32 * 1024
 """A request of this size or smaller is read on the loop, in about a millisecond."""
@@ -29,6 +31,12 @@ class LargeRequestExecutor:
     async def run(self, fn: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """`fn(*args, **kwargs)` on the thread; its exceptions are raised here. Small requests do without a call."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: fn(*args, **kwargs))
+
+    async def encode(self, context: FittedContext, table: QueryTable) -> Matrix:
+        """The rows of a table as `context` encodes them: few at once, many on the thread. Raises InvalidInput."""
+        if table.num_rows <= SMALL_ROWS:
+            return context.encode(table)
+        return await self.run(context.encode, table)
 
     def close(self) -> None:
         """Start no more work. The work that waits or runs is finished; admission then refuses its requests."""

@@ -35,7 +35,7 @@ from serve.engine.checks.parity import canary_rows, check_parity
 from serve.engine.checks.warmup import warm_up
 from serve.replica import garbage
 from serve.replica.interface import ModelTable, ServedModel, check_num_rows
-from serve.replica.large_requests import SMALL_ROWS, LargeRequestExecutor
+from serve.replica.large_requests import LargeRequestExecutor
 from serve.replica.status import DeviceStatus, ModelStatus, QueueStatus, Status
 from serve.settings import ServerSettings
 from serve.store import ModelStore
@@ -159,11 +159,8 @@ class Predictor:
         Raises InvalidInput, UnknownModel, TooLarge, NotReady, Overloaded, DeadlineTooShort, Draining, DeadlineExceeded,
         EngineError.
         """
-        fitted, table = self._serving(request), request.table
-        if table.num_rows <= SMALL_ROWS:
-            rows = fitted.encode(table)
-        else:
-            rows = await self.large_requests.run(fitted.encode, table)
+        fitted = self._serving(request)
+        rows = await self.large_requests.encode(fitted, request.table)
         return await self._batcher.submit(request, fitted, rows)
 
     def admit(

@@ -28,7 +28,7 @@ from serve.edges.fronts.messages import Failures, Large, Start, Withdrawn, messa
 from serve.edges.fronts.report import ReportingRecorder
 from serve.engine.worker.messages import restore_error
 from serve.replica.interface import ModelTable, ServedModel, check_num_rows
-from serve.replica.large_requests import SMALL_ROWS, LargeRequestExecutor
+from serve.replica.large_requests import LargeRequestExecutor
 from serve.settings import ServerSettings
 
 _PLACES = {priority: place for place, priority in enumerate(Priority)}
@@ -89,11 +89,8 @@ class RemoteReplica:
 
     async def predict(self, request: PredictRequest) -> Prediction:
         """Answer the rows of one request. Raises as `Predictor.predict`."""
-        model, table = self._checked(request), request.table
-        if table.num_rows <= SMALL_ROWS:
-            rows = model.fitted.encode(table)
-        else:
-            rows = await self.large_requests.run(model.fitted.encode, table)
+        model = self._checked(request)
+        rows = await self.large_requests.encode(model.fitted, request.table)
         answer: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
         number = self._number(partial(settle_future, answer))
         try:
